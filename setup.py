@@ -1,0 +1,56 @@
+"""Build the kernels. Everything else is declared in pyproject.toml.
+
+The extension is compiled for the platform's baseline instruction set; each ISA header opens its own
+compiler target region, so that one wheel runs everywhere and never dies of an illegal instruction.
+`TOOLKIT_SANITIZE=1` builds the debug variant with bounds checks and the address and
+undefined-behaviour sanitizers.
+"""
+
+import os
+import platform
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SANITIZE = os.environ.get("TOOLKIT_SANITIZE") == "1"
+
+compile_args = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+link_args = ["-fopenmp"]
+if platform.machine() in ("x86_64", "AMD64"):
+    compile_args.append("-march=x86-64")
+if SANITIZE:
+    flags = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+    compile_args += flags
+    link_args += flags
+
+extensions = [
+    Extension(
+        "cython_kernels._kernels",
+        ["cython_kernels/_kernels.pyx"],
+        include_dirs=["cython_kernels"],
+        depends=[f"cython_kernels/{name}" for name in os.listdir("cython_kernels") if name.endswith(".h")],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+    )
+]
+
+setup(
+    packages=["toolkit", "toolkit.engine", "toolkit.conf", "cython_kernels"],
+    package_dir={"toolkit.conf": "conf"},
+    package_data={
+        "toolkit": ["py.typed", "*.json"],
+        "toolkit.conf": ["**/*.yaml", "*.yaml"],
+        "cython_kernels": ["*.pyx", "*.pxd", "*.h"],
+    },
+    ext_modules=cythonize(
+        extensions,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": SANITIZE,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": SANITIZE,
+            "freethreading_compatible": True,
+        },
+    ),
+)

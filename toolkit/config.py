@@ -1,0 +1,394 @@
+"""The schema of every command: one dataclass per group of `conf/`, one root per verb.
+
+YAML under `conf/` holds every value; these classes hold types, meanings and ranges. Hydra composes
+and checks names and types, `__post_init__` checks ranges, and a root is turned into these plain
+objects once, in `cli.py`. Nothing below it sees an OmegaConf container.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Weights(Enum):
+    """Where a model's starting weights come from."""
+
+    pretrained = "pretrained"
+    random = "random"
+
+
+class TeacherKind(Enum):
+    """Whose logits the student learns from."""
+
+    none = "none"
+    dense = "dense"
+    self = "self"
+
+
+class TaskKind(Enum):
+    """What a model predicts, and with which metric it is judged."""
+
+    question_answering = "question_answering"
+    text_classification = "text_classification"
+
+
+class EngineName(Enum):
+    """What runs the model in `bench` and in evaluation."""
+
+    sparse = "sparse"
+    onnxruntime = "onnxruntime"
+    torch = "torch"
+    openvino = "openvino"
+
+
+class Scenario(Enum):
+    """`throughput` reports items per second first, `latency` one call's time."""
+
+    throughput = "throughput"
+    latency = "latency"
+
+
+class Lengths(Enum):
+    """`fixed`: every text has `seq_len` tokens. `task`: real texts with their real lengths."""
+
+    fixed = "fixed"
+    task = "task"
+
+
+class Verb(Enum):
+    """The verbs that `train then=[…]` may go on with."""
+
+    export = "export"
+    bench = "bench"
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Architecture and starting weights.
+
+    Attributes:
+        name: Short name used in records and reports.
+        path: Hub id or local folder of a Hugging Face checkpoint; null when there is none.
+        weights: `pretrained` loads `path`; `random` builds the architecture with new weights.
+        config: Keyword arguments of the transformers configuration (with `model_type`), used by
+            `weights=random`; empty means: take the configuration found at `path`.
+    """
+
+    name: str
+    path: str | None
+    weights: Weights
+    config: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class DepthConfig:
+    """Encoder layers that are kept.
+
+    Attributes:
+        name: Short name used in records and reports.
+        num_layers: How many layers to keep, evenly spaced with first and last among them; null
+            keeps all.
+        keep: Explicit 0-based layer numbers, ascending; overrides `num_layers`.
+    """
+
+    name: str
+    num_layers: int | None
+    keep: list[int] | None
+
+    def __post_init__(self) -> None:
+        if self.num_layers is not None:
+            _check_at_least("depth.num_layers", self.num_layers, 1)
+        if self.keep is not None and (
+            not self.keep or sorted(set(self.keep)) != list(self.keep) or self.keep[0] < 0
+        ):
+            raise ValueError(
+                "depth.keep must list distinct layer numbers in ascending order, "
+                f"such as [0,6,11]; got {list(self.keep)}"
+            )
+
+
+@dataclass(kw_only=True)
+class SparsityConfig:
+    """Gradual magnitude pruning of the encoder's linear weights.
+
+    Attributes:
+        name: Short name used in records and reports.
+        initial_sparsity: Fraction of zeros at `start_epoch`, in [0, 1).
+        final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1); 0 prunes nothing.
+        start_epoch: Epoch at which pruning starts, >= 0.
+        end_epoch: Epoch at which the final sparsity is reached, >= `start_epoch`; a run shorter
+            than this is refused.
+        update_frequency: Epochs between two mask updates, > 0.
+        block_shape: [rows, columns] of the blocks that are kept or dropped together; [1, 1] is
+            unstructured, [1, 4] four consecutive weights along the input dimension.
+    """
+
+    name: str
+    initial_sparsity: float
+    final_sparsity: float
+    start_epoch: float
+    end_epoch: float
+    update_frequency: float
+    block_shape: list[int]
+
+    def __post_init__(self) -> None:
+        for field in ("initial_sparsity", "final_sparsity"):
+            value = getattr(self, field)
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"sparsity.{field} must be in [0, 1); got {value}")
+        if self.final_sparsity > 0 and self.initial_sparsity > self.final_sparsity:
+            raise ValueError(
+                "sparsity.initial_sparsity must not exceed sparsity.final_sparsity "
+                f"({self.final_sparsity}); got {self.initial_sparsity}"
+            )
+        _check_at_least("sparsity.start_epoch", self.start_epoch, 0)
+        _check_at_least("sparsity.end_epoch", self.end_epoch, self.start_epoch)
+        if self.update_frequency <= 0:
+            raise ValueError(
+                f"sparsity.update_frequency must be > 0 epochs; got {self.update_frequency}"
+            )
+        if len(self.block_shape) != 2 or min(self.block_shape) < 1:
+            raise ValueError(
+                "sparsity.block_shape must be [rows, columns], both >= 1, such as [1,4]; "
+                f"got {list(self.block_shape)}"
+            )
+
+
+@dataclass(kw_only=True)
+class TeacherConfig:
+    """Knowledge distillation.
+
+    Attributes:
+        name: Short name used in records and reports.
+        kind: `none`; `dense`: the fine-tuned checkpoint at `path`; `self`: the student's own
+            weights as they are before training starts.
+        path: Folder of the fine-tuned checkpoint, with `kind=dense`.
+        hardness: Weight of the teacher term in the loss, in [0, 1]; 1 ignores the labels.
+        temperature: Softmax temperature of both sides, > 0.
+    """
+
+    name: str
+    kind: TeacherKind
+    path: str | None
+    hardness: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.hardness <= 1.0:
+            raise ValueError(f"teacher.hardness must be in [0, 1]; got {self.hardness}")
+        if self.temperature <= 0:
+            raise ValueError(f"teacher.temperature must be > 0; got {self.temperature}")
+        if self.kind is TeacherKind.dense and self.path is None:
+            raise ValueError(
+                "teacher=dense needs teacher.path=DIR, the folder of a fine-tuned checkpoint"
+            )
+
+
+@dataclass(kw_only=True)
+class QuantizationConfig:
+    """Numeric precision of the exported model; `none` keeps float32."""
+
+    name: str
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """Data, columns and metric.
+
+    Attributes:
+        name: `squad`, `sst2`, `mrpc`, `demo`.
+        kind: What is predicted.
+        path: Hub data set id (`[id, configuration]` for a collection); null for generated data.
+        data_dir: Folder of local files that replaces the hub data set.
+        num_labels: Classes of a text classification task; 2 for the span start and end of
+            question answering.
+        max_length: Tokens of one input, special tokens included.
+        doc_stride: Tokens shared by two windows of a long context (question answering).
+        max_train_samples: Use only the first N training examples; null uses all.
+        max_eval_samples: Use only the first N evaluation examples; null uses all.
+    """
+
+    name: str
+    kind: TaskKind
+    path: list[str] | None
+    data_dir: str | None
+    num_labels: int
+    max_length: int
+    doc_stride: int
+    max_train_samples: int | None
+    max_eval_samples: int | None
+
+    def __post_init__(self) -> None:
+        _check_at_least("task.max_length", self.max_length, 8)
+        _check_at_least("task.doc_stride", self.doc_stride, 0)
+        for field in ("max_train_samples", "max_eval_samples"):
+            if getattr(self, field) is not None:
+                _check_at_least(f"task.{field}", getattr(self, field), 1)
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    """What runs the model.
+
+    Attributes:
+        name: The engine.
+        num_threads: Worker threads; 0 decides from affinity and cgroup quota.
+        isa: Instruction set of the sparse engine: auto, avx512, avx2, neon, generic.
+    """
+
+    name: EngineName
+    num_threads: int
+    isa: str
+
+    def __post_init__(self) -> None:
+        _check_at_least("engine.num_threads", self.num_threads, 0)
+        if self.isa not in ("auto", "avx512", "avx2", "neon", "generic"):
+            raise ValueError(
+                f"engine.isa must be auto, avx512, avx2, neon or generic; got {self.isa!r}"
+            )
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """ONNX export.
+
+    Attributes:
+        atol: Largest absolute difference of any output to torch's that passes as equal.
+        num_parity_examples: Real inputs compared.
+    """
+
+    atol: float
+    num_parity_examples: int
+
+    def __post_init__(self) -> None:
+        if self.atol <= 0:
+            raise ValueError(f"export.atol must be > 0; got {self.atol}")
+        _check_at_least("export.num_parity_examples", self.num_parity_examples, 1)
+
+
+@dataclass(kw_only=True)
+class BenchConfig:
+    """How a model is measured.
+
+    Attributes:
+        against: Further engines, measured in the same interleaved run.
+        batch_size: Texts per call.
+        seq_len: Tokens per text with `lengths=fixed`; the upper bound with `lengths=task`.
+        seconds: Measured time per engine.
+        min_iterations: Calls per engine, at least.
+        scenario: What the table leads with.
+        lengths: Fixed or real lengths.
+        accuracy: Also compute the task's metric through each engine.
+        profile: Also report time per fused operation of the sparse engine.
+        baseline: An earlier `record.json` to compare with.
+        max_regression: Largest fraction by which items/s may fall below the baseline's.
+    """
+
+    against: list[EngineName]
+    batch_size: int
+    seq_len: int
+    seconds: float
+    min_iterations: int
+    scenario: Scenario
+    lengths: Lengths
+    accuracy: bool
+    profile: bool
+    baseline: str | None
+    max_regression: float
+
+    def __post_init__(self) -> None:
+        _check_at_least("batch_size", self.batch_size, 1)
+        _check_at_least("seq_len", self.seq_len, 3)
+        _check_at_least("seconds", self.seconds, 0)
+        _check_at_least("min_iterations", self.min_iterations, 1)
+        if not 0.0 <= self.max_regression < 1.0:
+            raise ValueError(f"max_regression must be in [0, 1); got {self.max_regression}")
+
+
+@dataclass(kw_only=True)
+class TrainRoot:
+    """`toolkit train`: compose, train, evaluate, save.
+
+    Attributes:
+        trainer: Keyword arguments of `transformers.TrainingArguments`.
+        then: Verbs that continue on the fresh checkpoint in the same run directory.
+        resume: Continue an interrupted run of the same `output_dir`.
+        min_accuracy: Accuracy floor in percent for the task's main metric; below it the run
+            ends with exit code 3. Null sets no floor.
+    """
+
+    model: ModelConfig
+    depth: DepthConfig
+    sparsity: SparsityConfig
+    teacher: TeacherConfig
+    quantization: QuantizationConfig
+    task: TaskConfig
+    trainer: dict[str, Any]
+    engine: EngineConfig
+    export: ExportConfig
+    bench: BenchConfig
+    then: list[Verb]
+    resume: bool
+    min_accuracy: float | None
+    seed: int
+    output_dir: str
+
+
+@dataclass(kw_only=True)
+class ExportRoot:
+    """`toolkit export`: checkpoint → ONNX, with parity proven.
+
+    Attributes:
+        checkpoint: Folder written by `train`; null exports `model`, `depth` and `sparsity` with
+            untrained weights pruned at once (the what-if model of `bench`).
+    """
+
+    checkpoint: str | None
+    model: ModelConfig
+    depth: DepthConfig
+    sparsity: SparsityConfig
+    task: TaskConfig
+    engine: EngineConfig
+    export: ExportConfig
+    seed: int
+    output_dir: str | None
+
+
+@dataclass(kw_only=True)
+class BenchRoot(BenchConfig):
+    """`toolkit bench`: measure engines side by side.
+
+    Attributes:
+        onnx: ONNX file, or export folder; null measures what `model`, `depth` and `sparsity`
+            describe, with random weights.
+    """
+
+    onnx: str | None
+    model: ModelConfig
+    depth: DepthConfig
+    sparsity: SparsityConfig
+    task: TaskConfig
+    engine: EngineConfig
+    export: ExportConfig
+    seed: int
+    output_dir: str
+
+
+@dataclass(kw_only=True)
+class ReportRoot:
+    """`toolkit report PATHS…`: records → report.
+
+    Attributes:
+        paths: Folders or files below which every `record.json` is collected.
+        select: Conditions such as `f1>=87,latency_p99_ms<=10`; the fastest run that meets all
+            is named.
+    """
+
+    paths: list[str]
+    select: str | None
+    output_dir: str
+
+
+def _check_at_least(field: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{field} must be at least {least}; got {value}")

@@ -1,0 +1,114 @@
+"""What the engine runs: a BERT encoder as plain arrays, with nothing of ONNX left.
+
+Shapes: H hidden, F intermediate, V vocabulary, P positions. Every array is C-contiguous float32.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`y = weight @ x + bias`; weight (n, k) as in torch, bias (n,) (zeros where the graph has none)."""
+
+    name: str
+    weight: Float32
+    bias: Float32
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Normalisation over the features; gamma and beta (H,)."""
+
+    gamma: Float32
+    beta: Float32
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Sum of table rows, then LayerNorm, then (ELECTRA) a projection.
+
+    Attributes:
+        word: (V, E) indexed by `input_ids`.
+        position: (P, E), already rotated so that row 0 belongs to position 0 of the text when
+            `padding_id` is None.
+        token_type: (types, E), or None where the model has none. Where the graph has no
+            `token_type_ids` input its constant row is already added to `position`.
+        norm: Over E.
+        padding_id: None: token i of a row has position i. Otherwise RoBERTa's rule:
+            `position = padding_id + (number of non-padding ids up to here)` for ids that differ
+            from `padding_id`, and `padding_id` for those that equal it.
+        projection: E → H, or None.
+    """
+
+    word: Float32
+    position: Float32
+    token_type: Float32 | None
+    norm: LayerNorm
+    padding_id: int | None
+    projection: Linear | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One post-norm encoder layer.
+
+    `scale` multiplies query·key (1/√head size, whatever way the graph spells it).
+    `activation` is one of `gelu` (erf), `gelu_tanh`, `relu`.
+    """
+
+    query: Linear
+    key: Linear
+    value: Linear
+    attention_output: Linear
+    attention_norm: LayerNorm
+    intermediate: Linear
+    output: Linear
+    output_norm: LayerNorm
+    num_heads: int
+    scale: float
+    activation: str
+
+
+@dataclass(frozen=True)
+class TailNode:
+    """One node behind the encoder, run by the plain function of its operator (`tail.py`)."""
+
+    name: str
+    operator: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole model.
+
+    Attributes:
+        inputs: Names of the graph's inputs, in its order, among `input_ids`, `attention_mask`,
+            `token_type_ids`.
+        outputs: Names of the graph's outputs, in its order.
+        embeddings: The embedding layer.
+        layers: The encoder.
+        hidden: Value name under which the tail finds the last hidden state (B, T, H).
+        first_token_only: The tail uses only `hidden[:, 0]`; it is then given (B, 1, H).
+        tail: Nodes from `hidden` to the outputs, in topological order (empty if `hidden` is
+            the only output).
+        constants: Arrays the tail's nodes refer to by name.
+    """
+
+    inputs: list[str]
+    outputs: list[str]
+    embeddings: Embeddings
+    layers: list[Layer]
+    hidden: str
+    first_token_only: bool
+    tail: list[TailNode]
+    constants: dict[str, NDArray[Any]]

@@ -1,0 +1,190 @@
+"""`record.json`: what one run was, what it made and how well it did. Documented in docs/record.md.
+
+`record.schema.json` is the contract; every record is checked against it when written and when read.
+"""
+
+import json
+import os
+import secrets
+import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema  # type: ignore[import-untyped]  # ships no types
+
+from toolkit.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+SCHEMA_VERSION = 1
+SCHEMA_FILE = Path(__file__).with_name("record.schema.json")
+
+
+def new_record(verb: str, config: "DataclassInstance") -> dict[str, Any]:
+    """Start the record of a run: who, when, with what configuration, on which machine.
+
+    The verb then fills `model`, `metrics`, `speed` and `size_bytes` as far as it knows them.
+
+    Args:
+        verb: `train`, `export` or `bench`.
+        config: The verb's root dataclass of `toolkit.config`.
+
+    Returns:
+        A record that the schema accepts, with `run.finished` still None.
+    """
+    try:
+        from toolkit.environment import describe
+    except ImportError:
+        describe = dict
+
+    started = now()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": {
+            "verb": verb,
+            "id": f"{started.replace(':', '').replace('-', '')}-{secrets.token_hex(4)}",
+            "parent": None,
+            "started": started,
+            "finished": None,
+            "seed": getattr(config, "seed", None),
+        },
+        "config": plain(asdict(config)),
+        "model": {},
+        "metrics": {},
+        "speed": [],
+        "size_bytes": {},
+        "environment": plain(describe()),
+    }
+
+
+def write_record(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Check the record and write it in one step: a reader finds the old file or the whole new one.
+
+    `run.finished` is stamped if it is still None.
+
+    Args:
+        path: File to write; its folder is made if missing.
+        record: As `new_record` returns it; changed only in `run.finished`.
+
+    Raises:
+        ValueError: The record breaks the schema (an error of the caller), naming the field.
+    """
+    if record["run"]["finished"] is None:
+        record["run"]["finished"] = now()
+    if broken := schema_violation(record):
+        raise ValueError(f"the record to be written to {path} breaks the schema: {broken}")
+    write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a record and check it.
+
+    Args:
+        path: A `record.json`, or the folder that holds it.
+
+    Raises:
+        InputError: There is no such file, it is no JSON, it breaks the schema, or a newer version
+            of the toolkit wrote it.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "record.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"expected a record.json at {file}, but there is none: name the folder of a finished "
+            "run, or the file itself"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}: {error}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{file} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}; "
+            "it is damaged or was edited by hand, so run the command that wrote it again"
+        ) from None
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise InputError(
+            f"{file} has schema_version {version}, but this toolkit reads up to {SCHEMA_VERSION}: "
+            "a newer toolkit wrote it, so upgrade this one"
+        )
+    if broken := schema_violation(record):
+        raise InputError(f"{file} is not a record of this toolkit: {broken}")
+    assert isinstance(record, dict)
+    return record
+
+
+def root_id(record: dict[str, Any]) -> str:
+    """Name the run that made the model: train, export and bench of one model share it."""
+    run = record["run"]
+    return str(run["parent"] or run["id"])
+
+
+def schema_violation(record: Any) -> str | None:
+    """Describe the first field that breaks the schema, or return None if none does."""
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(record))
+    if error is None:
+        return None
+    field = error.json_path.removeprefix("$").removeprefix(".") or "the whole file"
+    message = error.message if len(error.message) < 200 else error.message[:200] + " …"
+    return f"{field}: {message}"
+
+
+def plain(value: Any) -> Any:
+    """Turn enums into their values, paths into strings and tuples into lists, all the way down."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text under a temporary name beside `path`, then rename it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file under a temporary name beside `path`, then rename it.
+
+    Raises:
+        InputError: The disk is full, or the folder cannot be written.
+    """
+    target = Path(path)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp makes the file private; give it what an ordinary open() would have given
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+@cache
+def _validator() -> jsonschema.protocols.Validator:
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return jsonschema.Draft202012Validator(schema)

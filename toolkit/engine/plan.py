@@ -1,6 +1,8 @@
 """What the engine runs: a BERT encoder as plain arrays, with nothing of ONNX left.
 
-Shapes: H hidden, F intermediate, V vocabulary, P positions. Every array is C-contiguous float32.
+Shapes: H hidden, F intermediate, V vocabulary, P positions. Every array of the encoder is float32 and
+read-only; they are views of the file's bytes where that saves a copy, so those named `weight` need
+not be C-contiguous (ONNX stores a MatMul's weight as (k, n), and packing copies it anyway).
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +16,10 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Linear:
-    """`y = weight @ x + bias`; weight (n, k) as in torch, bias (n,) (zeros where the graph has none)."""
+    """`y = weight @ x + bias`; weight (n, k) as in torch, bias (n,), zeros where the graph has none.
+
+    `weight` may be the transposed view of a C-contiguous (k, n) array.
+    """
 
     name: str
     weight: Float32
@@ -78,7 +83,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class TailNode:
-    """One node behind the encoder, run by the plain function of its operator (`tail.py`)."""
+    """One node behind the encoder, run by the plain function of its operator (`tail.py`).
+
+    `operator` is the ONNX operator, or `Linear`: a MatMul or Gemm with constant weights, found in
+    `Plan.linears` under the node's name. An empty string in `inputs` is an optional input left out.
+    """
 
     name: str
     operator: str
@@ -102,6 +111,7 @@ class Plan:
         tail: Nodes from `hidden` to the outputs, in topological order (empty if `hidden` is
             the only output).
         constants: Arrays the tail's nodes refer to by name.
+        linears: The tail's dense layers (heads, pooler), by the name of their node.
     """
 
     inputs: list[str]
@@ -112,3 +122,4 @@ class Plan:
     first_token_only: bool
     tail: list[TailNode]
     constants: dict[str, NDArray[Any]]
+    linears: dict[str, Linear] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """What the engine runs: a BERT encoder as plain arrays, with nothing of ONNX left.
 
-Shapes: H hidden, F intermediate, V vocabulary, P positions. Every array of the encoder is float32 and
-read-only; they are views of the file's bytes where that saves a copy, so those named `weight` need
-not be C-contiguous (ONNX stores a MatMul's weight as (k, n), and packing copies it anyway).
+Shapes: H hidden, F intermediate, V vocabulary, P positions. Every array of the encoder is float32
+and read-only; they are views of the file's bytes where that saves a copy, so those named `weight`
+need not be C-contiguous (ONNX stores a MatMul's weight as (k, n), and packing copies it anyway).
 """
 
 from dataclasses import dataclass, field
@@ -16,9 +16,10 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Linear:
-    """`y = weight @ x + bias`; weight (n, k) as in torch, bias (n,), zeros where the graph has none.
+    """`y = weight @ x + bias`; weight (n, k) as in torch, bias (n,).
 
-    `weight` may be the transposed view of a C-contiguous (k, n) array.
+    `weight` may be the transposed view of a C-contiguous (k, n) array; `bias` is zeros where the
+    graph has none.
     """
 
     name: str

@@ -1,0 +1,169 @@
+"""The machine a run has: CPU, the share of it this process may use, versions. Imports no torch."""
+
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+# What influences results or speed.
+PACKAGES = (
+    "toolkit", "numpy", "onnx", "onnxruntime", "openvino", "torch", "transformers", "tokenizers",
+    "datasets", "hydra-core",
+)  # fmt: skip
+
+
+def describe() -> dict[str, Any]:
+    """Describe the machine and the software, as `record.json` keeps it.
+
+    Returns:
+        `cpu` (model name), `machine`, `system`, `cores` (logical, of the machine), `affinity`
+        (logical CPUs this process may use), `cgroup_cpus` (CPU quota in CPUs, None without one),
+        `isas` (what the kernels can use here, best first), `memory_bytes`, `python`, `versions`
+        (of the packages installed), `git_revision` (None outside a checkout), `load_average`
+        (1, 5 and 15 minutes).
+    """
+    return {
+        "cpu": cpu_model(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "affinity": affinity(),
+        "cgroup_cpus": cgroup_cpus(),
+        "isas": isas(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def decide_num_threads(requested: int) -> tuple[int, str]:
+    """Decide how many threads to use, and say why.
+
+    Args:
+        requested: Number of threads wanted; 0 leaves the choice to the machine.
+
+    Returns:
+        The number, >= 1, and the reason as a sentence. With 0 it is the smaller of the CPUs this
+        process may be scheduled on and its cgroup quota, rounded up: in a container
+        `os.cpu_count()` counts the host's, and threads beyond the quota are only throttled.
+    """
+    if requested > 0:
+        return requested, f"{requested} because engine.num_threads={requested}"
+    allowed, quota = affinity(), cgroup_cpus()
+    if quota is not None and math.ceil(quota) < allowed:
+        return math.ceil(quota), (
+            f"{math.ceil(quota)} because the cgroup quota is {quota:g} CPUs "
+            f"(of {allowed} in the affinity mask)"
+        )
+    return allowed, (
+        f"{allowed} because the affinity mask holds {allowed} of {os.cpu_count()} CPUs "
+        f"and the cgroup quota is {'unlimited' if quota is None else f'{quota:g} CPUs'}"
+    )
+
+
+def affinity() -> int:
+    """Count the logical CPUs this process may be scheduled on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinity
+
+
+def cgroup_cpus(root: Path = Path("/")) -> float | None:
+    """Read the CPU quota of this process's cgroup, version 1 or 2, and of the groups above it.
+
+    Args:
+        root: Where `proc` and `sys` are found.
+
+    Returns:
+        The smallest quota in CPUs (quota over period), > 0; None if nothing limits it.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None  # not Linux
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            quotas += _quotas(root / "sys/fs/cgroup", path, _quota_v2)
+        elif "cpu" in controllers.split(","):
+            quotas += _quotas(root / "sys/fs/cgroup/cpu", path, _quota_v1)
+    return min(quotas, default=None)
+
+
+def isas() -> list[str]:
+    """List the instruction sets that the kernels can use on this CPU, best first."""
+    try:
+        from cython_kernels._kernels import available_isas
+    except ImportError:
+        return []
+    return list(available_isas())
+
+
+def cpu_model() -> str:
+    """Name the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()  # Arm kernels print no model name
+
+
+def versions() -> dict[str, str]:
+    """Look up the versions of the packages that are installed, without importing them."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Name the commit of the checkout this package runs from, `-dirty` if files differ from it."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None  # installed from a wheel; a repository further up is somebody else's
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        run = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip() or None
+
+
+def _quotas(mount: Path, path: str, read: Callable[[Path], float | None]) -> list[float]:
+    """Collect the quotas of a group and of all above it; inside a container its path may be the
+    host's and not exist below the mount, whose own files then hold the limit."""
+    group = mount / path.lstrip("/")
+    folders = [group, *group.parents]
+    return [quota for folder in folders[: folders.index(mount) + 1] if (quota := read(folder))]
+
+
+def _quota_v2(folder: Path) -> float | None:
+    # "max 100000" or "<quota> <period>", both in microseconds
+    try:
+        quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    # microseconds; a quota of -1 means unlimited
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        period = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return quota / period if quota > 0 else None

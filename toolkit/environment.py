@@ -42,6 +42,20 @@ def describe() -> dict[str, Any]:
     }
 
 
+def summary() -> str:
+    """Describe the machine in a few lines of text, as `toolkit info` prints it."""
+    found = describe()
+    _, reason = decide_num_threads(0)
+    lines = [
+        f"CPU       {found['cpu']} ({found['machine']}, {found['cores']} logical cores)",
+        f"ISA       {', '.join(found['isas'])}",
+        f"threads   {reason}",
+        f"python    {found['python']}",
+        *(f"{package:<14}{number}" for package, number in found["versions"].items()),
+    ]
+    return "\n".join(lines)
+
+
 def decide_num_threads(requested: int) -> tuple[int, str]:
     """Decide how many threads to use, and say why.
 

@@ -1,0 +1,172 @@
+"""Command-line arguments on their way to Hydra, and Hydra's complaints on their way back.
+
+Every name that is wrong is answered with the nearest valid ones, in one sentence.
+"""
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from toolkit.errors import UsageError
+
+# Hydra's flags that take the next argument as their value.
+VALUE_FLAGS = {
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
+    "--config-dir", "-cd", "--experimental-rerun",
+}  # fmt: skip
+
+
+def rewrite(verb: str, args: Sequence[str]) -> list[str]:
+    """Translate a verb's arguments to what Hydra understands.
+
+    - `report`: positional paths become `paths=[…]`, and `select=` takes its `>=` literally.
+    - `train`: any argument of TrainingArguments may be given, so `trainer.KEY=` also adds keys.
+    - `output_dir=DIR` moves the run directory, below which a sweep numbers its jobs; an export
+      without it is written beside its checkpoint.
+    """
+    if verb == "report":
+        args = _gather_paths(args)
+        args = [
+            f"select={_quote(arg[7:])}" if re.match("select=[^'\"]*[<>=]", arg) else arg
+            for arg in args
+        ]
+    if verb == "train":
+        args = [f"++{arg}" if arg.startswith("trainer.") else arg for arg in args]
+    rewritten: list[str] = []
+    for arg in args:
+        key, _, value = arg.partition("=")
+        if key == "output_dir":
+            rewritten += [f"hydra.run.dir={value}", f"hydra.sweep.dir={value}"]
+            continue
+        rewritten.append(arg)
+        if verb == "export" and key == "checkpoint" and not _has_key("output_dir", args):
+            checkpoint = Path(value.strip("'\""))
+            if checkpoint.is_dir():
+                rewritten.append(
+                    f"hydra.run.dir={_quote(str(checkpoint.resolve().parent / 'export'))}"
+                )
+    return rewritten
+
+
+def nearest(word: str, valid: Collection[str]) -> str:
+    """Say which of the valid names come closest, or all of them if none is close."""
+    last = word.rpartition(".")[2]
+    for cutoff in (0.75, 0.5):  # similarity in [0, 1]; the nearest only, if there are such
+        close = difflib.get_close_matches(word, valid, n=3, cutoff=cutoff)
+        ends = difflib.get_close_matches(
+            last, {name.rpartition(".")[2] for name in valid}, n=3, cutoff=cutoff
+        )
+        close += [name for name in valid if name.rpartition(".")[2] in ends and name not in close]
+        if close:
+            return f"did you mean {' or '.join(repr(name) for name in close[:3])}?"
+    return f"valid are {', '.join(sorted(name for name in valid if '.' not in name))}"
+
+
+def schema_keys(root: type, prefix: str = "") -> list[str]:
+    """List the dotted names of all fields below a root dataclass."""
+    keys = []
+    for name, annotation in typing.get_type_hints(root).items():
+        keys.append(prefix + name)
+        if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+            keys += schema_keys(annotation, f"{prefix}{name}.")
+    return keys
+
+
+def convert(verb: str, root: type, config: DictConfig) -> Any:
+    """Turn a composed configuration into the root dataclass, every value checked.
+
+    Raises:
+        UsageError: A key is no field, a value is missing, of a wrong type or out of its range.
+    """
+    try:
+        typed = OmegaConf.structured(root)
+        # Merged again as plain values, because `+key=value` had opened the schema.
+        plain = OmegaConf.to_container(config, resolve=False)
+        return OmegaConf.to_object(OmegaConf.merge(typed, plain))
+    except MissingMandatoryValue as error:
+        raise UsageError(f"{verb} needs {error.full_key}: give {error.full_key}=VALUE") from None
+    except (ValueError, OmegaConfBaseException) as error:  # ValueError: a range in config.py
+        raise UsageError(explain(verb, root, (), error)) from None
+
+
+def explain(verb: str, root: type, args: Sequence[str], error: BaseException) -> str:
+    """Turn an error of Hydra's into one sentence that names what is nearest to the wrong name.
+
+    Args:
+        verb: The command.
+        root: Its root dataclass.
+        args: Its command line, to find what the error leaves unnamed.
+        error: What Hydra or OmegaConf raised.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"'{option}' is no option of {group}; {nearest(option, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read {error.override!r}: expected key=value, the value "
+            "in quotes if it holds blanks or brackets (\"key='a b'\")"
+        )
+    text = _sentence(error)
+    if listed := re.search(r"Ambiguous value for argument '(.+?)=(.+?)';", text):
+        return (
+            f"{listed[1]} takes one value, got {listed[2]}: add -m to run once for each, "
+            f"or write {listed[1]}=[{listed[2]}] if a list is meant"
+        )
+    if text.startswith("Config group override must be a string"):
+        numbers = [arg for arg in args if re.fullmatch(r"\w+=(\d\S*|null|true|false)", arg, re.I)]
+        return f"a group takes the name of one of its options; got {' or '.join(numbers)}"
+    unknown = re.search(r"Could not override '([^']+)'|group '([^']+)' does not exist", text)
+    key = next(filter(None, unknown.groups())) if unknown else getattr(error, "full_key", None)
+    keys = schema_keys(root) + ["recipe"] * (verb == "train")  # the one group that is no field
+    if key and key.partition("@")[0] not in keys:
+        if key.startswith("model.config."):  # open, because each architecture has keys of its own
+            return f"model.config has no key '{key[13:]}' here; write +{key}=VALUE to add it"
+        return f"{verb} has no key '{key}'; {nearest(key, keys)}"
+    return text
+
+
+def _sentence(error: BaseException) -> str:
+    """Join an error's message and its cause's, without the lines that only name Python types."""
+    lines = []
+    for part in (error, error.__cause__):
+        lines += str(part or "").strip().splitlines()
+    kept = [
+        line.strip().rstrip(".")
+        for line in lines
+        if not re.match(r"\s*(object_type|reference_type|full_key|provider|Config search)\b", line)
+    ]
+    text = "; ".join(dict.fromkeys(line for line in kept if line)) or type(error).__name__
+    return re.sub(r"^Error merging override (.*?); ", r"\1: ", text)
+
+
+def _gather_paths(args: Sequence[str]) -> list[str]:
+    """Move what is no flag, no flag's value and no override into one `paths=[…]`.
+
+    A sweep's folders may be named by their overrides: what exists is a path, `=` or not.
+    """
+    paths, others, is_value = [], [], False
+    for arg in args:
+        if not is_value and not arg.startswith("-") and ("=" not in arg or Path(arg).exists()):
+            paths.append(arg)
+        else:
+            others.append(arg)
+        is_value = arg in VALUE_FLAGS
+    return [*others, f"paths=[{','.join(map(_quote, paths))}]"] if paths else others
+
+
+def _quote(text: str) -> str:
+    """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
+    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
+
+
+def _has_key(key: str, args: Sequence[str]) -> bool:
+    return any(arg.startswith(f"{key}=") for arg in args)

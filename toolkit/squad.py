@@ -1,0 +1,287 @@
+"""SQuAD v1.1: the official file, windows over long contexts, answers, and the official score.
+
+An example is a dict: `id`, `question`, `context` (str) and `answers`, a list of dicts `text` (str)
+and `answer_start` (int, characters). T: tokens of a window.
+"""
+
+import json
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from toolkit.errors import InputError, UsageError
+
+FILES = {"train": "train-v1.1.json", "eval": "dev-v1.1.json"}
+N_BEST_SIZE = 20  # best starts and best ends combined with each other, as in HF's run_qa
+MAX_ANSWER_LENGTH = 30  # tokens, as in HF's run_qa
+# `[CLS] question [SEP] context [SEP]`, as BERT and `<s> question </s></s> context </s>`
+CLS_POSITION = 0
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def read_examples(folder: Path, split: str) -> list[dict[str, Any]]:
+    """Read the official JSON file of one split.
+
+    Raises:
+        InputError: It is missing, is no JSON (naming the line), or lacks a field (naming where).
+    """
+    path = folder / FILES[split]
+    text = read_text(path, f"task=squad with task.data_dir={folder}")
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); "
+            "download the file again"
+        ) from None
+    examples = []
+    place = "data"
+    try:
+        for a, article in enumerate(document["data"]):
+            for p, paragraph in enumerate(article["paragraphs"]):
+                for q, question in enumerate(paragraph["qas"]):
+                    place = f"data[{a}].paragraphs[{p}].qas[{q}]"
+                    examples.append(
+                        {
+                            "id": str(question["id"]),
+                            "question": str(question["question"]),
+                            "context": str(paragraph["context"]),
+                            "answers": [
+                                {
+                                    "text": str(answer["text"]),
+                                    "answer_start": int(answer["answer_start"]),
+                                }
+                                for answer in question["answers"]
+                            ],
+                        }
+                    )
+                    if not examples[-1]["answers"]:
+                        raise KeyError("answers")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: not the SQuAD v1.1 layout: after {place}, {type(error).__name__} {error}; "
+            "every question needs id, question and at least one answer with text and answer_start"
+        ) from None
+    return examples
+
+
+def from_hub(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a row of the hub data set `rajpurkar/squad` into an example."""
+    answers = row["answers"]
+    return {
+        "id": row["id"],
+        "question": row["question"],
+        "context": row["context"],
+        "answers": [
+            {"text": text, "answer_start": start}
+            for text, start in zip(answers["text"], answers["answer_start"], strict=True)
+        ],
+    }
+
+
+def encode(
+    examples: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    max_length: int,
+    doc_stride: int,
+    training: bool,
+) -> list[dict[str, Any]]:
+    """Cut question and context into windows of at most `max_length` tokens.
+
+    Only the context is truncated; two neighbouring windows share `doc_stride` tokens of it.
+
+    Args:
+        examples: As `read_examples` returns them.
+        tokenizer: Left as it is.
+        max_length: Tokens of a window, the question and special tokens included.
+        doc_stride: Shared tokens of two windows.
+        training: Add `start_positions` and `end_positions`: first and last token of the first
+            answer, or of `[CLS]` where the window does not hold all of it. Otherwise add
+            `offsets`: per token the (first, past-the-end) characters of the context, None for
+            tokens outside it.
+
+    Returns:
+        All windows, those of one example together and in order, each with its `example_index`.
+
+    Raises:
+        UsageError: A question leaves no room for the stride within `max_length`.
+    """
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: settings below stay here
+    tokenizer.no_padding()
+    features = []
+    try:
+        tokenizer.enable_truncation(max_length, stride=doc_stride, strategy="only_second")
+        # leading blanks of a question would count as tokens that are never cut off
+        encodings = tokenizer.encode_batch(
+            [(example["question"].lstrip(), example["context"]) for example in examples]
+        )
+    except BaseException as error:  # tokenizers panics with a BaseException of its own
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
+        raise UsageError(
+            f"task.max_length={max_length} leaves no room for a context window beside the longest "
+            f"question with task.doc_stride={doc_stride} ({error}): raise the first or lower the "
+            "second"
+        ) from None
+    for index, (example, first) in enumerate(zip(examples, encodings, strict=True)):
+        for window in [first, *first.overflowing]:
+            offsets = _context_offsets(window)
+            feature: dict[str, Any] = {
+                "input_ids": window.ids,
+                "attention_mask": window.attention_mask,
+                "token_type_ids": window.type_ids,
+                "example_index": index,
+            }
+            if training:
+                start, end = _answer_tokens(offsets, example["answers"][0])
+                feature |= {"start_positions": start, "end_positions": end}
+            else:
+                feature["offsets"] = offsets
+            features.append(feature)
+    return features
+
+
+def best_answers(
+    examples: Sequence[Mapping[str, Any]],
+    features: Sequence[Mapping[str, Any]],
+    outputs: Sequence[NDArray[Any]],
+) -> list[str]:
+    """Choose each question's answer among all of its windows.
+
+    Args:
+        examples: B questions.
+        features: Their windows, from `encode(…, training=False)`.
+        outputs: Per window start and end logits (2, at least T).
+
+    Returns:
+        B texts, each the span with the highest sum of start and end logit; "empty" where no
+        window allows one.
+
+    Source: postprocess_qa_predictions of transformers' examples/pytorch/question-answering.
+    """
+    best: dict[int, tuple[float, str]] = defaultdict(lambda: (-np.inf, "empty"))
+    for feature, logits in zip(features, outputs, strict=True):
+        index = feature["example_index"]
+        span = best_span(feature["offsets"], logits[0], logits[1])
+        if span is not None and span[0] > best[index][0]:
+            score, start, end = span
+            best[index] = (score, examples[index]["context"][start:end])
+    return [best[index][1] for index in range(len(examples))]
+
+
+def best_span(
+    offsets: Sequence[tuple[int, int] | None],
+    start_logits: NDArray[Any],
+    end_logits: NDArray[Any],
+) -> tuple[float, int, int] | None:
+    """Find the best span of one window.
+
+    Args:
+        offsets: T entries of `encode`.
+        start_logits: (at least T,)
+        end_logits: (at least T,)
+
+    Returns:
+        Score, first character and past-the-end character in the context; None if there is none.
+    """
+    starts = _largest(start_logits[: len(offsets)])
+    ends = _largest(end_logits[: len(offsets)])
+    in_context = np.array([offset is not None for offset in offsets])
+    length = ends[None, :] - starts[:, None] + 1  # (starts, ends), in tokens
+    allowed = (length >= 1) & (length <= MAX_ANSWER_LENGTH)
+    allowed &= in_context[starts][:, None] & in_context[ends][None, :]
+    if not allowed.any():
+        return None
+    scores = start_logits[starts][:, None] + end_logits[ends][None, :]
+    row, column = np.unravel_index(np.argmax(np.where(allowed, scores, -np.inf)), scores.shape)
+    first, last = offsets[starts[row]], offsets[ends[column]]
+    assert first is not None
+    assert last is not None
+    return float(scores[row, column]), first[0], last[1]
+
+
+def score(examples: Sequence[Mapping[str, Any]], predictions: Sequence[str]) -> dict[str, float]:
+    """Compute exact match and F1 as the official script does.
+
+    Args:
+        examples: Every question of the data set.
+        predictions: One text per example.
+
+    Returns:
+        `exact_match` and `f1`, means over all questions, in percent.
+
+    Source: evaluate-v1.1.py of https://rajpurkar.github.io/SQuAD-explorer/
+    """
+    exact = f1 = 0.0
+    for example, prediction in zip(examples, predictions, strict=True):
+        golds = [answer["text"] for answer in example["answers"]]
+        exact += max(normalize(prediction) == normalize(gold) for gold in golds)
+        f1 += max(f1_score(prediction, gold) for gold in golds)
+    return {"exact_match": 100.0 * exact / len(examples), "f1": 100.0 * f1 / len(examples)}
+
+
+def f1_score(prediction: str, gold: str) -> float:
+    """Compute the harmonic mean of token precision and recall, in [0, 1]."""
+    predicted, expected = normalize(prediction).split(), normalize(gold).split()
+    common = sum((Counter(predicted) & Counter(expected)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(predicted), common / len(expected)
+    return 2 * precision * recall / (precision + recall)
+
+
+def normalize(answer: str) -> str:
+    """Lower the case, then drop punctuation, articles and superfluous blanks, in this order."""
+    text = answer.lower().translate(NO_PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def read_text(path: Path, wanted_by: str) -> str:
+    """Read a UTF-8 file.
+
+    Args:
+        path: The file.
+        wanted_by: Who expects it, for the error's sentence.
+
+    Raises:
+        InputError: It is missing, unreadable or no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{wanted_by} expects the file {path}, but there is none") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+
+
+def _context_offsets(window: Encoding) -> list[tuple[int, int] | None]:
+    return [
+        offset if sequence == 1 else None
+        for offset, sequence in zip(window.offsets, window.sequence_ids, strict=True)
+    ]
+
+
+def _answer_tokens(
+    offsets: Sequence[tuple[int, int] | None], answer: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Return the first and last token of the answer, or `[CLS]` twice where it is not all here."""
+    first, last = answer["answer_start"], answer["answer_start"] + len(answer["text"])
+    context = [token for token, offset in enumerate(offsets) if offset is not None]
+    spans = [offset for offset in offsets if offset is not None]
+    if not spans or spans[0][0] > first or spans[-1][1] < last:
+        return CLS_POSITION, CLS_POSITION
+    start = max(i for i, span in enumerate(spans) if span[0] <= first)
+    end = min(i for i, span in enumerate(spans) if span[1] >= last)
+    return context[start], context[end]
+
+
+def _largest(logits: NDArray[Any]) -> NDArray[np.intp]:
+    """Return the positions of the `N_BEST_SIZE` largest logits, best first."""
+    return np.argsort(logits)[-1 : -N_BEST_SIZE - 1 : -1]

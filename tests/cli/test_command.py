@@ -1,0 +1,172 @@
+"""The command itself, as a process: help, flags, exit codes, signals, folders."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+VERBS = ["train", "export", "bench", "report"]
+
+
+def test_help_and_version_say_what_there_is(toolkit: Any) -> None:
+    out = toolkit("--help").stdout
+    for verb in (*VERBS, "info"):
+        assert f"\n  {verb} " in out
+    version = toolkit("--version")
+    assert (version.returncode, version.stdout[:8]) == (0, "toolkit ")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["info"], ["bench", "--cfg", "job"]])
+def test_start_up_imports_no_framework(args: list[str]) -> None:
+    code = (
+        "import sys, toolkit.cli\n"
+        f"sys.argv[1:] = {args!r}\n"
+        "try: toolkit.cli.main()\n"
+        "except SystemExit as exit: assert not exit.code, exit.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'onnxruntime', 'matplotlib', 'numpy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    if args == ["info"]:  # asks the compiled kernels, which use NumPy
+        code = code.replace(", 'numpy'", "")
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_info_decides_threads_and_says_why(toolkit: Any) -> None:
+    out = toolkit("info").stdout
+    assert "because the" in out
+    assert "generic" in out
+    assert "hydra-core" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        ([], 2, "a verb is missing"),
+        (["trian"], 2, "'trian' is no verb of toolkit; did you mean 'train'?"),
+        (["train", "modle=x"], 2, "train has no key 'modle'; did you mean 'model'?"),
+        (["train", "seed=abc"], 2, "seed=abc: Value 'abc' of type 'str'"),
+        (["train", "sparsity.final_sparsity=2"], 2, "must be in [0, 1); got 2.0"),
+        (["train", "+x=1"], 2, "train has no key 'x'"),
+        (["train", "--cgf", "job"], 2, "unrecognized arguments: --cgf"),
+        (["train", "output_dir=/proc/none"], 1, "/proc/none"),
+        (["report", "missing"], 1, "missing"),
+        (["export", "checkpoint=missing"], 1, "missing"),
+        (["bench", "onnx=missing.onnx"], 1, "missing.onnx"),
+    ],
+)
+def test_exit_codes_and_one_sentence(toolkit: Any, args: list[str], code: int, says: str) -> None:
+    run = toolkit(*args)
+    assert run.returncode == code, run.stderr
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr
+    if "unrecognized" not in says:  # argparse prints its usage first
+        assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+
+
+def test_the_traceback_is_there_when_asked_for(toolkit: Any) -> None:
+    run = toolkit("export", "checkpoint=missing", HYDRA_FULL_ERROR="1")
+    assert run.returncode == 1
+    assert "Traceback" in run.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_hydras_flags_work_after_every_verb(toolkit: Any, verb: str) -> None:
+    paths = ["a"] if verb == "report" else []
+    shown = toolkit(verb, *paths, "--cfg", "job", "--resolve")
+    assert shown.returncode == 0, shown.stderr
+    assert yaml.safe_load(shown.stdout)["output_dir"].startswith(f"outputs/{verb}/")
+    help_ = toolkit(verb, "--help")
+    assert help_.stdout.startswith(f"usage: toolkit {verb}")
+    defaults = toolkit(verb, "--info", "defaults")
+    assert f"{verb}_schema" in defaults.stdout
+    packaged = toolkit(verb, *paths, "--cfg", "job", "-p", "output_dir")
+    assert packaged.returncode == 0
+
+
+def test_a_users_own_options_join_by_searchpath(toolkit: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "sparsity"
+    folder.mkdir(parents=True)
+    (folder / "half.yaml").write_text(
+        "defaults: [dense, _self_]\nname: half\nfinal_sparsity: 0.5\n"
+    )
+    args = ["train", "--cfg", "job", "-p", "sparsity.final_sparsity"]
+    run = toolkit(*args, "sparsity=half", f"hydra.searchpath=[file://{tmp_path}/mine]")
+    assert run.stdout.strip() == "0.5", run.stderr
+    wrong = toolkit(*args, "sparsity=hafl", f"hydra.searchpath=[file://{tmp_path}/mine]")
+    assert wrong.returncode == 2
+    assert "did you mean 'half'?" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("toolkit tr", {"train", "export", "bench", "report", "info"}),
+        ("toolkit train mod", {"model=", "model."}),
+        ("toolkit train sparsity=prune9", {"sparsity=prune90", "sparsity=prune97_block4"}),
+        ("toolkit bench batch", {"batch_size="}),
+    ],
+)
+def test_shell_completion(toolkit: Any, line: str, words: set[str]) -> None:
+    run = toolkit("-sc", "query=bash", COMP_LINE=line)
+    assert words <= set(run.stdout.split()), run.stderr
+
+
+def test_shell_completion_installs_for_this_command(toolkit: Any) -> None:
+    assert toolkit("-sc", "install=bash").stdout.rstrip().endswith("toolkit")
+
+
+def test_the_run_directory_holds_configuration_and_log(toolkit: Any, tmp_path: Path) -> None:
+    toolkit("report", "missing", "output_dir=here")
+    saved = yaml.safe_load((tmp_path / "here/.hydra/config.yaml").read_text())
+    assert saved["paths"] == ["missing"]
+    assert not (tmp_path / "outputs").exists()
+    toolkit("report", "missing")
+    assert len(list(tmp_path.glob("outputs/report/*/*/.hydra/config.yaml"))) == 1
+
+
+def test_a_sweep_goes_on_behind_a_failing_job(toolkit: Any, tmp_path: Path) -> None:
+    run = toolkit("export", "-m", "checkpoint=one,two", "output_dir=sweep")
+    assert run.returncode == 1
+    assert "error: job 0 (checkpoint=one): " in run.stderr
+    assert "error: job 1 (checkpoint=two): " in run.stderr
+    assert "Traceback" not in run.stderr
+    for number in (0, 1):
+        assert (tmp_path / f"sweep/{number}/.hydra/config.yaml").is_file()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_run_with_their_code(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    command = [Path(sys.executable).with_name("toolkit"), "train", "output_dir=run"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/.hydra/overrides.yaml").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+
+
+def test_it_runs_as_a_module_as_torchrun_does(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "toolkit.cli", "bench", "--cfg", "job", "-p", "seed"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+    assert json.loads(run.stdout) == 42

@@ -1,0 +1,45 @@
+"""The kernels as Python sees them: packed weights, the encoder, and each kernel alone for its tests.
+
+Shapes: B texts, T positions, H hidden, F intermediate, N rows and K columns of a weight.
+"""
+
+from cython.parallel cimport parallel, prange, threadid
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+import numpy as np
+
+from cython_kernels.kernels cimport (
+    BUNDLE,
+    MAX_KBLOCK,
+    TILE,
+    available_kernels,
+    block_t,
+    kernels_t,
+    linear_t,
+    run_t,
+)
+
+TILE_TOKENS = TILE
+MAX_K = MAX_KBLOCK
+
+cdef kernels_t TABLES[3]
+cdef int NUM_TABLES = available_kernels(TABLES)
+
+include "packing.pxi"
+include "encoder.pxi"
+include "single.pxi"
+
+
+def available_isas() -> list[str]:
+    """Name the instruction sets this CPU runs, best first; the last is always `generic`."""
+    return [TABLES[i].isa.decode() for i in range(NUM_TABLES)]
+
+
+cdef const kernels_t *find_kernels(str isa) except NULL:
+    cdef int i
+    for i in range(NUM_TABLES):
+        if TABLES[i].isa.decode() == isa:
+            return &TABLES[i]
+    raise ValueError(f"isa {isa!r} is not supported on this CPU (available: {', '.join(available_isas())})")

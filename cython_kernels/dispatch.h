@@ -1,0 +1,33 @@
+/* The only place that asks the CPU. __builtin_cpu_supports also checks that the operating system saves the
+ * registers, so a listed ISA never dies of an illegal instruction. */
+#ifndef TOOLKIT_DISPATCH_H
+#define TOOLKIT_DISPATCH_H
+
+#include "isa_generic.h"
+#if defined(__x86_64__)
+#include "isa_avx2.h"
+#include "isa_avx512.h"
+#elif defined(__aarch64__)
+#include "isa_neon.h"
+#endif
+
+/* Fill `tables` with what this CPU runs, best first; return how many (at least 1, at most 3). */
+static int available_kernels(kernels_t tables[3]) {
+    int n = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
+        tables[n] = portable_avx512;
+        tables[n++].table = table_pairs_avx512;
+    }
+    if (avx2) tables[n++] = portable_avx2;
+#elif defined(__aarch64__)
+    tables[n++] = portable_neon;
+#endif
+    tables[n++] = portable_generic;
+    return n;
+}
+
+#endif

@@ -1,0 +1,551 @@
+# The encoder: groups of whole texts go depth-first through all layers, so that activations stay in cache.
+#
+# A team is the threads that share one group. With many texts every thread is a team of its own and no barrier
+# is met; with few texts all threads form one team that splits every step's rows, heads or tiles. Threads are
+# started here and nowhere else.
+
+from posix.stdlib cimport posix_memalign
+
+
+cdef extern from "threads.h" nogil:
+    void team_barrier()
+    double now_s()
+
+
+ctypedef void (*activation_fn)(float *x, size_t count) noexcept nogil
+
+# What `Encoder.run(profile=True)` times, in the order a layer runs them.
+STEPS = ("embeddings", "qkv", "attention", "attention_output", "attention_norm", "intermediate", "activation",
+         "output", "output_norm", "scatter")
+cdef enum:
+    EMBEDDINGS, QKV, ATTENTION, ATTENTION_OUTPUT, ATTENTION_NORM, INTERMEDIATE, ACTIVATION, OUTPUT, OUTPUT_NORM, SCATTER
+    NUM_STEPS
+
+cdef struct norm_t:
+    const float *gamma
+    const float *beta
+    float epsilon
+
+cdef struct layer_t:
+    linear_t qkv
+    linear_t attention_output
+    linear_t intermediate
+    linear_t output
+    norm_t attention_norm
+    norm_t output_norm
+    activation_fn activation
+    int num_heads
+    int head_size
+
+cdef struct embeddings_t:
+    const float *word
+    const float *position
+    const float *type
+    int features
+    norm_t norm
+    linear_t projection # rows == 0: none
+
+# Texts that one team takes through the encoder together, each on whole tiles of its own.
+cdef struct group_t:
+    int num_texts
+    int num_tiles
+    int *first_tile  # per text
+    int *tiles       # per text
+    int *keys        # per text: its first `keys` lanes are attended to
+    int32_t *ids     # per lane; -1 where there is no token
+    int32_t *positions
+    int32_t *types
+    float **rows     # per lane: where its hidden state goes, or NULL
+
+cdef struct workspace_t:
+    float *memory
+    size_t size
+    float *x
+    float *qkv
+    float *context
+    float *z
+    float *inner
+    float *scores # per member
+
+
+cdef class Encoder:
+    """Embeddings and encoder layers, packed; `run` takes token ids to hidden states.
+
+    Args:
+        isa: Instruction set of every kernel.
+        embeddings: dict with `word` (V, E), `position` (P, E), `token_type` (types, E) or None, `gamma`,
+            `beta` (E,), `epsilon`, `projection` (PackedLinear or None); arrays float32, C-contiguous.
+        layers: dicts with `qkv`, `attention_output`, `intermediate`, `output` (PackedLinear), their norms
+            `attention_norm`, `output_norm` (gamma, beta, epsilon), `num_heads` and `activation`. The query
+            rows of `qkv` carry scale·log2(e), see `attention` in kernels.h.
+        num_threads: Threads of a call.
+        group_tiles: Tiles that a group has at most, unless a single text is longer.
+    """
+
+    cdef readonly str isa
+    cdef readonly int num_threads, group_tiles, hidden, num_layers
+    cdef object owners # keeps every array alive that a pointer below refers to
+    cdef const kernels_t *kernels
+    cdef embeddings_t embeddings
+    cdef layer_t *layers
+    cdef int qkv_rows, inner_rows, vocabulary, num_positions, num_types
+    cdef workspace_t *workspaces
+
+    def __cinit__(self):
+        self.layers = NULL
+        self.workspaces = NULL
+
+    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int group_tiles):
+        self.kernels = find_kernels(isa)
+        self.isa, self.num_threads, self.group_tiles = isa, num_threads, group_tiles
+        self.num_layers = len(layers)
+        self.owners = (embeddings, layers)
+        self.layers = <layer_t *>calloc(max(1, self.num_layers), sizeof(layer_t))
+        self.workspaces = <workspace_t *>calloc(num_threads, sizeof(workspace_t))
+        if self.layers == NULL or self.workspaces == NULL:
+            raise MemoryError
+        cdef embeddings_t *e = &self.embeddings
+        word = embeddings["word"]
+        self.vocabulary, e.features = word.shape
+        e.word, e.position, e.type = address(word), address(embeddings["position"]), address(embeddings["token_type"])
+        self.num_positions = embeddings["position"].shape[0]
+        self.num_types = 0 if embeddings["token_type"] is None else embeddings["token_type"].shape[0]
+        e.norm = norm(embeddings["norm"])
+        self.hidden = e.features
+        cdef PackedLinear projection = embeddings["projection"]
+        if projection is not None:
+            e.projection = projection.linear
+            self.hidden = projection.rows
+        cdef int i
+        for i in range(self.num_layers):
+            self.add_layer(&self.layers[i], layers[i])
+
+    cdef int add_layer(self, layer_t *layer, dict parts) except -1:
+        cdef PackedLinear qkv = parts["qkv"], attention_output = parts["attention_output"]
+        cdef PackedLinear intermediate = parts["intermediate"], output = parts["output"]
+        layer.qkv, layer.attention_output = qkv.linear, attention_output.linear
+        layer.intermediate, layer.output = intermediate.linear, output.linear
+        layer.attention_norm, layer.output_norm = norm(parts["attention_norm"]), norm(parts["output_norm"])
+        layer.num_heads = parts["num_heads"]
+        layer.head_size = qkv.rows // 3 // layer.num_heads
+        if parts["activation"] == "gelu":
+            layer.activation = self.kernels.gelu
+        elif parts["activation"] == "gelu_tanh":
+            layer.activation = self.kernels.gelu_tanh
+        else:
+            layer.activation = self.kernels.relu
+        # a chunk of the feed-forward layer is one k-block of `output` and must be whole panels of `intermediate`
+        assert output.kblock % intermediate.panel_rows == 0 or intermediate.linear.num_panels == 1
+        assert attention_output.k * 3 == qkv.rows and output.k == intermediate.rows
+        assert qkv.k == attention_output.rows == output.rows == intermediate.k == self.hidden
+        self.qkv_rows = max(self.qkv_rows, qkv.rows)
+        self.inner_rows = max(self.inner_rows, intermediate.rows)
+        return 0
+
+    def __dealloc__(self):
+        cdef int i
+        if self.workspaces != NULL:
+            for i in range(self.num_threads):
+                free(self.workspaces[i].memory)
+        free(self.workspaces)
+        free(self.layers)
+
+    def run(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
+            const int32_t[:, ::1] positions, bint first_token_only, bint profile=False):
+        """Return hidden states (B, T, H) float32, zero where `mask` is 0 — or (B, 1, H), of position 0.
+
+        With `profile`, return also seconds (num_layers, steps) summed over threads and the number of teams.
+
+        Not reentrant: one call at a time per object.
+
+        Raises:
+            ValueError: An id, type or position outside its table, or a text without any token.
+        """
+        cdef int batch = <int>ids.shape[0], length = <int>ids.shape[1]
+        self.check(ids, mask, types, positions)
+        hidden = (np.empty if first_token_only else np.zeros)((batch, 1 if first_token_only else length, self.hidden),
+                                                              np.float32)
+        if batch == 0 or length == 0:
+            return hidden
+        schedule = Schedule(mask, self.num_threads, self.group_tiles, first_token_only)
+        cdef list groups = schedule.groups
+        cdef int num_groups = len(groups), teams = 1 if schedule.is_team else self.num_threads
+        cdef group_t *c_groups = <group_t *>calloc(num_groups, sizeof(group_t))
+        cdef float[:, :, ::1] out = hidden
+        cdef double[:, ::1] seconds = np.zeros((self.num_threads, (self.num_layers + 1) * NUM_STEPS))
+        cdef int i, most_tiles = 0, most_keys = 0, member, team = self.num_threads
+        keep = []
+        try:
+            if c_groups == NULL:
+                raise MemoryError
+            for i in range(num_groups):
+                keep.append(fill_group(&c_groups[i], groups[i], ids, types, positions, out, first_token_only))
+                most_tiles = max(most_tiles, c_groups[i].num_tiles)
+                most_keys = max(most_keys, groups[i].most_keys)
+            for i in range(teams):
+                self.reserve(&self.workspaces[i], most_tiles, most_keys, 1 if teams > 1 else team)
+            with nogil:
+                if teams > 1:
+                    for i in prange(num_groups, num_threads=team, schedule="dynamic", chunksize=1):
+                        run_group(self, &c_groups[i], &self.workspaces[threadid()], most_keys, 0, 1,
+                                  &seconds[threadid(), 0], profile)
+                elif team == 1:
+                    for i in range(num_groups):
+                        run_group(self, &c_groups[i], &self.workspaces[0], most_keys, 0, 1, &seconds[0, 0], profile)
+                else:
+                    # one iteration per thread: each is a member of the only team
+                    for member in prange(team, num_threads=team, schedule="static", chunksize=1):
+                        for i in range(num_groups):
+                            run_group(self, &c_groups[i], &self.workspaces[0], most_keys, member, team,
+                                      &seconds[member, 0], profile)
+        finally:
+            free(c_groups)
+        if profile:
+            return hidden, np.asarray(seconds).sum(0).reshape(self.num_layers + 1, NUM_STEPS), team
+        return hidden
+
+    cdef int check(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
+                   const int32_t[:, ::1] positions) except -1:
+        """Refuse what would read outside a table."""
+        cdef int b, t, n = <int>ids.shape[0], length = <int>ids.shape[1]
+        cdef bint used
+        for name, array in (("attention_mask", mask), ("token_type_ids", types), ("positions", positions)):
+            if array.shape[0] != n or array.shape[1] != length:
+                raise ValueError(f"{name} must have the shape of input_ids, {(n, length)}; "
+                                 f"got {(array.shape[0], array.shape[1])}")
+        for b in range(n):
+            used = False
+            for t in range(length):
+                used = used or mask[b, t] != 0
+                if not 0 <= ids[b, t] < self.vocabulary:
+                    raise ValueError(f"input_ids[{b}, {t}] must be in 0…{self.vocabulary - 1}; got {ids[b, t]}")
+                if self.num_types and not 0 <= types[b, t] < self.num_types:
+                    raise ValueError(f"token_type_ids[{b}, {t}] must be in 0…{self.num_types - 1}; got {types[b, t]}")
+                if not 0 <= positions[b, t] < self.num_positions:
+                    raise ValueError(f"the text of row {b} is too long: token {t} needs position {positions[b, t]}, "
+                                     f"the model has {self.num_positions}")
+            if length and not used:
+                raise ValueError(f"attention_mask[{b}] must have at least one 1; got a row of zeros")
+        return 0
+
+    cdef int reserve(self, workspace_t *w, int tiles, int keys, int members) except -1:
+        """Make room for `tiles` tiles; kept and reused by later calls."""
+        cdef size_t wide = max(self.hidden, self.embeddings.features) * TILE * <size_t>tiles
+        cdef size_t scores = 2 * TILE * <size_t>((keys + TILE - 1) // TILE * TILE)
+        cdef size_t size = (3 * wide + (self.qkv_rows + self.inner_rows) * <size_t>(TILE * tiles)
+                            + scores * members) * sizeof(float)
+        cdef void *memory = NULL
+        if size > w.size:
+            free(w.memory)
+            w.memory, w.size = NULL, 0
+            if posix_memalign(&memory, 1 << 21, size):
+                raise MemoryError(f"no memory for {size >> 20} MiB of activations")
+            advise_huge(memory, size)
+            # vectors of lanes without a token are computed on too: they must be finite
+            memset(memory, 0, size)
+            w.memory, w.size = <float *>memory, size
+        w.x = w.memory
+        w.context = w.x + wide
+        w.z = w.context + wide
+        w.qkv = w.z + wide
+        w.inner = w.qkv + self.qkv_rows * <size_t>(TILE * tiles)
+        w.scores = w.inner + self.inner_rows * <size_t>(TILE * tiles)
+        return 0
+
+
+cdef extern from *:
+    """
+    #include <sys/mman.h>
+    static void advise_huge(void *memory, size_t size) {
+    #ifdef MADV_HUGEPAGE
+        madvise(memory, size, MADV_HUGEPAGE); /* +3-4 %; a refusal costs nothing else */
+    #else
+        (void)memory, (void)size;
+    #endif
+    }
+    """
+    void advise_huge(void *memory, size_t size) noexcept nogil
+
+
+cdef const float *address(array) except? NULL:
+    if array is None:
+        return NULL
+    cdef const float[:, ::1] view = array
+    return &view[0, 0]
+
+
+cdef norm_t norm(parts) except *:
+    cdef norm_t n
+    cdef const float[::1] gamma = parts.gamma, beta = parts.beta
+    n.gamma, n.beta, n.epsilon = &gamma[0], &beta[0], parts.epsilon
+    return n
+
+
+# ---- One team, one group ------------------------------------------------------------------------------------
+
+
+cdef void run_group(Encoder self, const group_t *g, workspace_t *w, int most_keys, int member, int team,
+                    double *seconds, bint profile) noexcept nogil:
+    """Take one group through the whole encoder, as member `member` of `team` threads."""
+    cdef int i
+    embed_group(self, g, w, member, team, seconds, profile)
+    for i in range(self.num_layers):
+        run_layer(self, &self.layers[i], g, w, most_keys, member, team, seconds + (i + 1) * NUM_STEPS, profile)
+    cdef double start = now_s()
+    cdef int tile
+    for tile in range(share(g.num_tiles, member, team), share(g.num_tiles, member + 1, team)):
+        self.kernels.scatter(w.x + tile * <size_t>(self.hidden * TILE), self.hidden, g.rows + tile * TILE)
+    seconds[SCATTER] += now_s() - start
+    if team > 1:
+        team_barrier() # the workspace is the next group's
+
+
+cdef void embed_group(Encoder self, const group_t *g, workspace_t *w, int member, int team, double *seconds,
+                      bint profile) noexcept nogil:
+    cdef double start = now_s()
+    cdef embeddings_t *e = &self.embeddings
+    cdef size_t stride = e.features * TILE
+    cdef float *first = w.z if e.projection.rows else w.x
+    cdef float *tile
+    cdef int i, begin = share(g.num_tiles, member, team), end = share(g.num_tiles, member + 1, team)
+    for i in range(begin, end):
+        tile = first + i * stride
+        self.kernels.embed(e.word, e.position, e.type, g.ids + i * TILE, g.positions + i * TILE, g.types + i * TILE,
+                           e.features, tile)
+        self.kernels.layer_norm(tile, NULL, e.norm.gamma, e.norm.beta, e.norm.epsilon, e.features, tile)
+    if e.projection.rows:
+        apply(&e.projection, 0, e.projection.num_panels, 0, e.projection.num_kblocks, first + begin * stride, stride,
+              NULL, 0, w.x + begin * <size_t>(self.hidden * TILE), self.hidden * TILE, end - begin)
+    meet(team)
+    seconds[EMBEDDINGS] += now_s() - start
+
+
+cdef void run_layer(Encoder self, const layer_t *layer, const group_t *g, workspace_t *w, int most_keys, int member,
+                    int team, double *seconds, bint profile) noexcept nogil:
+    cdef const kernels_t *kernels = self.kernels
+    cdef int hidden = self.hidden, tiles = g.num_tiles, i, chunk, chunks, first_kb, last_kb
+    cdef ptrdiff_t stride = hidden * TILE, qkv_stride = layer.qkv.rows * TILE, inner_stride
+    cdef double t0 = now_s(), t1
+
+    apply_shared(&layer.qkv, 0, layer.qkv.num_panels, 0, layer.qkv.num_kblocks, w.x, stride, NULL, 0, w.qkv,
+                 qkv_stride, tiles, member, team, NULL)
+    meet(team)
+    t1 = now_s(); seconds[QKV] += t1 - t0; t0 = t1
+
+    attend_group(self, layer, g, w, most_keys, member, team)
+    meet(team)
+    t1 = now_s(); seconds[ATTENTION] += t1 - t0; t0 = t1
+
+    # the residual is what the sum starts from; the bias joins in the norm
+    apply_shared(&layer.attention_output, 0, layer.attention_output.num_panels, 0,
+                 layer.attention_output.num_kblocks, w.context, stride, w.x, stride, w.z, stride, tiles, member, team,
+                 NULL)
+    meet(team)
+    t1 = now_s(); seconds[ATTENTION_OUTPUT] += t1 - t0; t0 = t1
+
+    for i in range(share(tiles, member, team), share(tiles, member + 1, team)):
+        kernels.layer_norm(w.z + i * stride, layer.attention_output.bias, layer.attention_norm.gamma,
+                           layer.attention_norm.beta, layer.attention_norm.epsilon, hidden, w.z + i * stride)
+    meet(team)
+    t1 = now_s(); seconds[ATTENTION_NORM] += t1 - t0; t0 = t1
+
+    # Feed-forward in chunks: some rows of the inner layer, activated, are at once a k-block of the output layer,
+    # and never leave the cache. A team takes all chunks at once, which saves barriers where cache is no issue.
+    chunks = layer.output.num_kblocks if team == 1 else 1
+    for chunk in range(chunks):
+        first_kb, last_kb = chunk, chunk + 1
+        if team > 1:
+            first_kb, last_kb = 0, layer.output.num_kblocks
+        inner_stride = (layer.output.blocks[last_kb - 1].first_k + layer.output.blocks[last_kb - 1].k
+                        - layer.output.blocks[first_kb].first_k) * TILE
+        run_inner(layer, first_kb, last_kb, w, stride, inner_stride, tiles, member, team, seconds)
+        t0 = now_s()
+        apply_shared(&layer.output, 0, layer.output.num_panels, first_kb, last_kb, w.inner, inner_stride, w.z, stride,
+                     w.x, stride, tiles, member, team, NULL)
+        meet(team)
+        t1 = now_s(); seconds[OUTPUT] += t1 - t0; t0 = t1
+
+    for i in range(share(tiles, member, team), share(tiles, member + 1, team)):
+        kernels.layer_norm(w.x + i * stride, layer.output.bias, layer.output_norm.gamma, layer.output_norm.beta,
+                           layer.output_norm.epsilon, hidden, w.x + i * stride)
+    meet(team)
+    seconds[OUTPUT_NORM] += now_s() - t0
+
+
+cdef void run_inner(const layer_t *layer, int first_kb, int last_kb, workspace_t *w, ptrdiff_t stride,
+                    ptrdiff_t inner_stride, int tiles, int member, int team, double *seconds) noexcept nogil:
+    """inner = activation(intermediate(z)) for the rows that are k-blocks first_kb … last_kb - 1 of `output`."""
+    cdef int first_row = layer.output.blocks[first_kb].first_k
+    cdef int last_row = layer.output.blocks[last_kb - 1].first_k + layer.output.blocks[last_kb - 1].k
+    cdef int panel_rows = layer.intermediate.blocks[0].rows
+    cdef double t0 = now_s(), t1
+    # panels address rows of the whole inner layer: shift the buffer so that first_row is its start
+    apply_shared(&layer.intermediate, first_row // panel_rows, (last_row + panel_rows - 1) // panel_rows, 0,
+                 layer.intermediate.num_kblocks, w.z, stride, NULL, 0, w.inner - <ptrdiff_t>first_row * TILE,
+                 inner_stride, tiles, member, team, layer.activation)
+    meet(team)
+    t1 = now_s(); seconds[INTERMEDIATE] += t1 - t0
+
+
+cdef void attend_group(Encoder self, const layer_t *layer, const group_t *g, workspace_t *w, int most_keys,
+                       int member, int team) noexcept nogil:
+    """context = attention of every head of every text; heads are shared among the team."""
+    cdef int hidden = self.hidden, inner = layer.num_heads * layer.head_size, text, head
+    cdef ptrdiff_t stride = inner * TILE, qkv_stride = 3 * inner * TILE
+    cdef float *scores = w.scores + member * <size_t>(2 * TILE * ((most_keys + TILE - 1) // TILE * TILE))
+    cdef const float *q
+    cdef int unit, units = g.num_texts * layer.num_heads
+    for unit in range(share(units, member, team), share(units, member + 1, team)):
+        text, head = unit // layer.num_heads, unit % layer.num_heads
+        q = w.qkv + g.first_tile[text] * qkv_stride + head * layer.head_size * TILE
+        self.kernels.attention(q, qkv_stride, q + inner * TILE, q + 2 * inner * TILE, qkv_stride, g.tiles[text],
+                               g.keys[text], layer.head_size, scores,
+                               w.context + g.first_tile[text] * stride + head * layer.head_size * TILE, stride)
+
+
+cdef void apply_shared(const linear_t *linear, int first_panel, int last_panel, int first_kb, int last_kb,
+                       const float *x, ptrdiff_t x_stride, const float *init, ptrdiff_t init_stride, float *y,
+                       ptrdiff_t y_stride, int tiles, int member, int team, activation_fn activation) noexcept nogil:
+    """A member's share of `apply`: panels where they divide evenly or tiles are few, pairs of tiles otherwise."""
+    cdef int panels = last_panel - first_panel, begin, end, pairs = (tiles + 1) // 2
+    if team == 1 or panels % team == 0 or pairs < team:
+        apply(linear, first_panel + share(panels, member, team), first_panel + share(panels, member + 1, team),
+              first_kb, last_kb, x, x_stride, init, init_stride, y, y_stride, tiles)
+        activate(linear, first_panel + share(panels, member, team), first_panel + share(panels, member + 1, team),
+                 y, y_stride, tiles, activation)
+        return
+    begin, end = 2 * share(pairs, member, team), min(tiles, 2 * share(pairs, member + 1, team))
+    apply(linear, first_panel, last_panel, first_kb, last_kb, x + begin * x_stride, x_stride,
+          init + begin * init_stride if init != NULL else NULL, init_stride, y + begin * y_stride, y_stride,
+          end - begin)
+    activate(linear, first_panel, last_panel, y + begin * y_stride, y_stride, end - begin, activation)
+
+
+cdef void apply(const linear_t *linear, int first_panel, int last_panel, int first_kb, int last_kb, const float *x,
+                ptrdiff_t x_stride, const float *init, ptrdiff_t init_stride, float *y, ptrdiff_t y_stride,
+                int tiles) noexcept nogil:
+    """y = init + W x over panels and k-blocks (x starts at the first k-block's first column).
+
+    k-block 0 starts from `init` (NULL: from the bias), later ones from y.
+    """
+    cdef int panel, kb
+    cdef const block_t *block
+    cdef const float *start
+    cdef ptrdiff_t start_stride, row
+    if tiles <= 0:
+        return
+    for panel in range(first_panel, last_panel):
+        for kb in range(first_kb, last_kb):
+            block = &linear.blocks[panel * linear.num_kblocks + kb]
+            row = <ptrdiff_t>block.first_row * TILE
+            start, start_stride = y + row, y_stride
+            if kb == 0:
+                start, start_stride = (init + row if init != NULL else NULL), init_stride
+            block.run(block, x + <ptrdiff_t>(block.first_k - linear.blocks[first_kb].first_k) * TILE, x_stride, start,
+                      start_stride, linear.bias + block.first_row, y + row, y_stride, tiles)
+
+
+cdef void activate(const linear_t *linear, int first_panel, int last_panel, float *y, ptrdiff_t y_stride, int tiles,
+                   activation_fn activation) noexcept nogil:
+    cdef int tile, panel, rows
+    cdef const block_t *block
+    if activation == NULL:
+        return
+    for panel in range(first_panel, last_panel):
+        block = &linear.blocks[panel * linear.num_kblocks]
+        for tile in range(tiles):
+            activation(y + tile * y_stride + <ptrdiff_t>block.first_row * TILE, <size_t>block.rows * TILE)
+
+
+cdef int share(int total, int member, int team) noexcept nogil:
+    """Where member's share of `total` units begins; share(total, team, team) == total."""
+    return <int>(<int64_t>total * member // team)
+
+
+cdef void meet(int team) noexcept nogil:
+    if team > 1:
+        team_barrier()
+
+
+# ---- Which texts go together --------------------------------------------------------------------------------
+
+
+class Group:
+    """Texts of one group: lists `texts` (row of the batch) and `lanes` (its token positions, keys first)."""
+
+    def __init__(self):
+        self.texts, self.lanes, self.keys, self.tiles, self.most_keys = [], [], [], 0, 0
+
+    def add(self, text, lanes, keys):
+        self.texts.append(text)
+        self.lanes.append(lanes)
+        self.keys.append(keys)
+        self.tiles += (len(lanes) + TILE - 1) // TILE
+        self.most_keys = max(self.most_keys, keys)
+
+
+class Schedule:
+    """Texts spread over groups, and whether one team of all threads takes them.
+
+    Every thread gets the same number of groups of nearly equal size (longest texts first, each to the emptiest
+    group); if that cannot be balanced, all threads share each group.
+    """
+
+    def __init__(self, mask, int num_threads, int group_tiles, bint first_token_only):
+        texts = []
+        tokens_of = np.asarray(mask) != 0
+        full = tokens_of.all(1)
+        everything = np.arange(tokens_of.shape[1])
+        for b in range(tokens_of.shape[0]):
+            lanes = everything if full[b] else np.flatnonzero(tokens_of[b])
+            keys = len(lanes)
+            if first_token_only and lanes[0] != 0:
+                lanes = np.append(lanes, 0) # position 0 asks, but is not attended to
+            texts.append(((len(lanes) + TILE - 1) // TILE, b, lanes, keys))
+        texts.sort(key=lambda text: -text[0])
+        total = sum(text[0] for text in texts)
+        rounds = max(1, -(-total // (num_threads * group_tiles)))
+        self.groups = self.fill(texts, num_threads * rounds)
+        loads = [0] * num_threads
+        for i, group in enumerate(self.groups):
+            loads[i % num_threads] += group.tiles
+        self.is_team = num_threads > 1 and max(loads) * num_threads > 1.15 * total
+        if self.is_team:
+            self.groups = self.fill(texts, max(1, -(-total // (2 * group_tiles))))
+
+    @staticmethod
+    def fill(texts, count):
+        groups = [Group() for _ in range(count)]
+        for _, b, lanes, keys in texts:
+            min(groups, key=lambda group: group.tiles).add(b, lanes, keys)
+        return [group for group in sorted(groups, key=lambda group: -group.tiles) if group.texts]
+
+
+cdef fill_group(group_t *g, group, const int32_t[:, ::1] ids, const int32_t[:, ::1] types,
+                const int32_t[:, ::1] positions, float[:, :, ::1] out, bint first_token_only):
+    """Lay a Group out in the C structure; return the arrays that own its memory."""
+    cdef int num_texts = len(group.texts), num_tiles = group.tiles, i, t, b, lane = 0, n
+    cdef int32_t[:, ::1] text = np.zeros((3, num_texts), np.int32)
+    cdef int32_t[:, ::1] token = np.zeros((3, num_tiles * TILE), np.int32)
+    cdef uintptr_t[::1] rows = np.zeros(num_tiles * TILE, np.uintp)
+    cdef const int64_t[::1] lanes
+    g.num_texts, g.num_tiles = num_texts, num_tiles
+    g.first_tile, g.tiles, g.keys = <int *>&text[0, 0], <int *>&text[1, 0], <int *>&text[2, 0]
+    g.ids, g.positions, g.types, g.rows = &token[0, 0], &token[1, 0], &token[2, 0], <float **>&rows[0]
+    for i in range(num_texts):
+        lanes = group.lanes[i]
+        b = group.texts[i]
+        n = <int>lanes.shape[0]
+        g.first_tile[i], g.tiles[i], g.keys[i] = lane // TILE, (n + TILE - 1) // TILE, group.keys[i]
+        for t in range(n):
+            g.ids[lane + t] = ids[b, lanes[t]]
+            g.positions[lane + t] = positions[b, lanes[t]]
+            g.types[lane + t] = types[b, lanes[t]]
+            if not first_token_only:
+                rows[lane + t] = <uintptr_t>&out[b, lanes[t], 0]
+            elif lanes[t] == 0:
+                rows[lane + t] = <uintptr_t>&out[b, 0, 0]
+        for t in range(n, g.tiles[i] * TILE):
+            g.ids[lane + t] = -1
+        lane += g.tiles[i] * TILE
+    return text, token, rows

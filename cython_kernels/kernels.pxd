@@ -1,0 +1,65 @@
+# The C contract as Cython sees it; documented in kernels.h.
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t
+
+
+cdef extern from "kernels.h" nogil:
+    enum:
+        TILE
+        BUNDLE
+        MAX_KBLOCK
+
+    ctypedef struct run_t:
+        uint32_t bundles
+        uint32_t count
+
+    ctypedef struct block_t
+
+    ctypedef void (*block_fn)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
+                              ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride,
+                              int tiles) noexcept nogil
+
+    ctypedef struct block_t:
+        block_fn run
+        const float *values
+        const uint16_t *offsets
+        const uint16_t *row_numbers
+        const run_t *runs
+        const void *code
+        size_t stream_bytes
+        size_t code_bytes
+        int32_t num_runs
+        int32_t first_row
+        int32_t rows
+        int32_t first_k
+        int32_t k
+
+    ctypedef struct linear_t:
+        const block_t *blocks
+        const float *bias
+        int32_t rows
+        int32_t k
+        int32_t num_panels
+        int32_t num_kblocks
+
+    ctypedef struct kernels_t:
+        const char *isa
+        int dense_rows
+        block_fn table
+        block_fn dense
+        void (*gelu)(float *x, size_t count) noexcept nogil
+        void (*gelu_tanh)(float *x, size_t count) noexcept nogil
+        void (*relu)(float *x, size_t count) noexcept nogil
+        void (*layer_norm)(float *x, const float *bias, const float *gamma, const float *beta, float epsilon,
+                           int features, float *y) noexcept nogil
+        void (*attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v,
+                          ptrdiff_t kv_stride, int tiles, int num_keys, int head_size, float *scratch,
+                          float *out, ptrdiff_t out_stride) noexcept nogil
+        void (*embed)(const float *word, const float *position, const float *type, const int32_t *ids,
+                      const int32_t *positions, const int32_t *types, int features, float *tile) noexcept nogil
+        void (*scatter)(const float *tile, int features, float *const *rows) noexcept nogil
+        void (*gather)(const float *const *rows, int features, float *tile) noexcept nogil
+
+
+cdef extern from "dispatch.h" nogil:
+    int available_kernels(kernels_t *tables)

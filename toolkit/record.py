@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema  # type: ignore[import-untyped]  # ships no types
 
+from toolkit.environment import describe
 from toolkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,11 +38,6 @@ def new_record(verb: str, config: "DataclassInstance") -> dict[str, Any]:
     Returns:
         A record that the schema accepts, with `run.finished` still None.
     """
-    try:
-        from toolkit.environment import describe
-    except ImportError:
-        describe = dict
-
     started = now()
     return {
         "schema_version": SCHEMA_VERSION,

@@ -1,0 +1,443 @@
+"""`toolkit bench`: measure engines side by side, after proving that they compute the same.
+
+Shapes: B texts, T tokens.
+"""
+
+import importlib.util
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit import task as tasks
+from toolkit.batches import collate, feed, make_batches, random_batch, read_task
+from toolkit.config import BenchRoot, ExportRoot, Lengths, Scenario, TaskKind, Weights
+from toolkit.environment import decide_num_threads
+from toolkit.errors import GateError, UsageError
+from toolkit.exported import Exported, describe, find_checkpoint, read_exported, size_bytes
+from toolkit.record import new_record, now, read_record, root_id, write_record
+from toolkit.table import text_table
+from toolkit.timing import speed_ratio, summarise, time_rounds
+from toolkit.worker import Batch, Worker, load_batches, save_batches
+
+BUSY = 0.5  # load average per core above which a measurement is doubtful
+PACKAGES = {  # engine → the module it needs, and how to get it
+    "sparse": ("cython_kernels._kernels", "its kernels are missing, so install toolkit again"),
+    "onnxruntime": ("onnxruntime", "pip install 'toolkit[bench]'"),
+    "openvino": ("openvino", "pip install 'toolkit[bench]'"),
+    "torch": ("torch", "pip install torch transformers"),
+}
+
+
+def bench(config: BenchRoot) -> dict[str, Any]:
+    """Measure what the configuration describes, print the table and write `record.json`.
+
+    Returns:
+        The record that was written.
+
+    Raises:
+        InputError: The model cannot be read, or an engine failed on it.
+        UsageError: A package is missing, or the options contradict the model.
+        GateError: The engines disagree, or speed fell too far below `baseline`; in the latter case
+            the record has been written.
+    """
+    engines = [name.value for name in dict.fromkeys([config.engine.name, *config.against])]
+    check_installed(config, engines)
+    baseline = read_record(config.baseline) if config.baseline else None
+    record = new_record("bench", config)
+    num_threads, _ = decide_num_threads(config.engine.num_threads)
+    config = replace(config, engine=replace(config.engine, num_threads=num_threads))
+    warn_if_busy()
+    with tempfile.TemporaryDirectory(prefix="toolkit-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        model = find_model(config, folder)
+        batches = make_batches(config, model)
+        save_batches(folder / "batches.npz", [feed(model, batch) for batch in batches])
+        workers, loaded = {}, {}
+        for engine in engines:
+            workers[engine] = stack.enter_context(start_worker(config, engine, folder))
+            loaded[engine] = load(config, model, engine, workers[engine], folder)
+        differences = check_outputs(config, model, batches, workers, folder)
+        asks = {engine: worker.ask for engine, worker in workers.items()}
+        rounds, peaks = time_rounds(asks, config.seconds, config.min_iterations)
+        entries = [
+            speed_entry(config, batches, rounds, engine)
+            | loaded[engine]
+            | {"peak_rss_bytes": peaks[engine], "max_difference": differences[engine]}
+            for engine in engines
+        ]
+        if config.accuracy:
+            add_metrics(config, model, workers, entries, folder)
+        if config.profile:
+            profile = workers["sparse"].ask("profile")["profile"]
+            entries[engines.index("sparse")]["profile"] = profile
+        record = fill_record(config, record, model, entries)
+    write_record(Path(config.output_dir) / "record.json", record)
+    print_results(config, record, entries)
+    if baseline is not None:
+        compare(config, baseline, entries[0])
+    return record
+
+
+def check_installed(config: BenchRoot, engines: Sequence[str]) -> None:
+    """Raise a UsageError for the first package that the run needs and that is not installed."""
+    for engine in engines:
+        module, remedy = PACKAGES[engine]
+        if not _is_installed(module):
+            raise UsageError(f"engine {engine} needs {module}, which is not installed: {remedy}")
+    if config.onnx is None and not _is_installed("torch"):
+        raise UsageError(
+            "measuring a model by its description builds it with torch, which is not installed: "
+            f"name an ONNX file or export folder with onnx=…, or {PACKAGES['torch'][1]}"
+        )
+    if config.profile and "sparse" not in engines:
+        raise UsageError("profile=true shows the sparse engine: add engine=sparse")
+
+
+def warn_if_busy() -> None:
+    """Say so when other programs are using the machine."""
+    busy, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if busy > BUSY * cores:
+        print(
+            f"warning: the load average is {busy:.1f} on {cores} cores; whatever else runs makes "
+            "these figures worse",
+            file=sys.stderr,
+        )
+
+
+def find_model(config: BenchRoot, folder: Path) -> Exported:
+    """Find the model, or make the one that the configuration describes (what-if).
+
+    Args:
+        config: The resolved configuration.
+        folder: Where to make it.
+
+    Raises:
+        InputError: There is no ONNX file of a BERT.
+        UsageError: `seq_len` exceeds the model's positions.
+    """
+    model = read_exported(make_model(config, folder) if config.onnx is None else Path(config.onnx))
+    if config.seq_len > model.max_tokens:
+        raise UsageError(
+            f"seq_len must be at most {model.max_tokens}, the model's positions; "
+            f"got {config.seq_len}"
+        )
+    return model
+
+
+def make_model(config: BenchRoot, folder: Path) -> Path:
+    """Export the described model with random, pruned weights, in a process of its own: this one
+    stays free of torch. Returns the export folder."""
+    print(f"making {config.model.name} with random weights …", flush=True)
+    root = ExportRoot(
+        checkpoint=None,
+        model=replace(config.model, weights=Weights.random),
+        depth=config.depth,
+        sparsity=config.sparsity,
+        task=config.task,
+        engine=config.engine,
+        export=config.export,
+        seed=config.seed,
+        output_dir=str(folder / "export"),
+    )
+    (folder / "export.pickle").write_bytes(pickle.dumps(root))
+    with start_worker(config, "export", folder) as worker:
+        worker.ask("export", config=str(folder / "export.pickle"))
+    return folder / "export"
+
+
+def start_worker(config: BenchRoot, engine: str, folder: Path) -> Worker:
+    """Start the process of one engine; its prints go to a file in `folder`."""
+    return Worker(f"engine {engine}", folder / f"{engine}.log", config.engine.num_threads)
+
+
+def load(
+    config: BenchRoot, model: Exported, engine: str, worker: Worker, folder: Path
+) -> dict[str, Any]:
+    """Load the model in a worker; return `version`, `isa` and `load_s`."""
+    return worker.ask(
+        "load",
+        engine=engine,
+        model=str(find_checkpoint(model.onnx) if engine == "torch" else model.onnx),
+        num_threads=config.engine.num_threads,
+        isa=config.engine.isa,
+        batches=str(folder / "batches.npz"),
+    )
+
+
+def check_outputs(
+    config: BenchRoot,
+    model: Exported,
+    batches: Sequence[Batch],
+    workers: Mapping[str, Worker],
+    folder: Path,
+) -> dict[str, float]:
+    """Compare every engine's outputs with ONNX Runtime's, on a padded batch and on a timed one.
+
+    Where ONNX Runtime is not installed, float64 arithmetic takes its place, on the padded batch.
+
+    Returns:
+        The largest absolute difference at any position that is not padding, per engine.
+
+    Raises:
+        GateError: It exceeds `export.atol`.
+    """
+    lengths = np.random.default_rng(config.seed).integers(3, 33, size=4)
+    padded = random_batch(model, np.minimum(lengths, config.seq_len).tolist(), config.seed)
+    checked = [padded, batches[0]]
+    reference = "onnxruntime"
+    if reference in workers:
+        expected = run(model, workers[reference], checked, folder)
+    elif _is_installed(reference):
+        with start_worker(config, reference, folder) as worker:
+            load(config, model, reference, worker, folder)
+            expected = run(model, worker, checked, folder)
+    else:
+        print("onnxruntime is not installed: outputs are checked against float64 arithmetic")
+        reference, checked = "float64 arithmetic", [padded]
+        expected = [_run_in_float64(model, padded)]
+    differences = {}
+    for engine, worker in workers.items():
+        found = expected if engine == reference else run(model, worker, checked, folder)
+        differences[engine] = max(
+            largest_difference(ours, theirs, batch["attention_mask"])
+            for ours, theirs, batch in zip(found, expected, checked, strict=True)
+        )
+        if differences[engine] > config.export.atol:
+            raise GateError(
+                f"the outputs of {engine} differ from those of {reference} by "
+                f"{differences[engine]:.2g}, more than export.atol={config.export.atol:g}, so "
+                "nothing was timed"
+            )
+    return differences
+
+
+def run(model: Exported, worker: Worker, batches: Sequence[Batch], folder: Path) -> list[Batch]:
+    """Run batches through a worker; return its outputs by name, one dict per batch."""
+    save_batches(folder / "inputs.npz", [feed(model, batch) for batch in batches])
+    worker.ask("run", inputs=str(folder / "inputs.npz"), outputs=str(folder / "outputs.npz"))
+    return load_batches(folder / "outputs.npz")
+
+
+def largest_difference(found: Batch, expected: Batch, mask: NDArray[Any]) -> float:
+    """Return the largest absolute difference of any output, padding left out.
+
+    Args:
+        found: Outputs by name.
+        expected: Outputs by name; each (B, …), or (B, T, …) if its second axis is the mask's.
+        mask: (B, T), 1 where there is a token.
+
+    Returns:
+        Infinity if an output is missing, has another shape, or a number is not finite in one only.
+    """
+    largest = 0.0
+    for name, theirs in expected.items():
+        if name not in found or found[name].shape != theirs.shape:
+            return float("inf")
+        difference = np.abs(found[name].astype(np.float64) - theirs)
+        if difference.shape[:2] == mask.shape:
+            difference = difference[mask != 0]
+        largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
+    return largest
+
+
+def speed_entry(
+    config: BenchRoot,
+    batches: Sequence[Batch],
+    rounds: Mapping[str, list[list[float]]],
+    engine: str,
+) -> dict[str, Any]:
+    """Make one entry of the record's `speed` from the times of all engines' calls."""
+    reference = config.engine.name.value
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    return {
+        "engine": engine,
+        "batch_size": config.batch_size,
+        "seq_len": config.seq_len,
+        "lengths": config.lengths.value,
+        **summarise(rounds[engine], config.batch_size, tokens / len(batches)),
+        "ratio_to": {
+            "engine": reference,
+            **speed_ratio(rounds[engine], rounds[reference], config.seed),
+        },
+        "num_threads": config.engine.num_threads,
+        "measured": now(),
+    }
+
+
+def add_metrics(
+    config: BenchRoot,
+    model: Exported,
+    workers: Mapping[str, Worker],
+    entries: Sequence[dict[str, Any]],
+    folder: Path,
+) -> None:
+    """Compute the task's metrics through every engine and add them to its entry.
+
+    Raises:
+        UsageError: The model has not the outputs of such a task.
+    """
+    examples, features = read_task(config.task, model, config.seed)
+    order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
+    batches = collate(model, [features[i] for i in order], config.batch_size)
+    if config.task.kind is TaskKind.question_answering:
+        names = ["start_logits", "end_logits"]
+    else:
+        names = ["logits"]
+    for entry in entries:
+        outputs: list[NDArray[Any]] = [np.empty(0)] * len(features)
+        position = iter(order)
+        for answer in run(model, workers[entry["engine"]], batches, folder):
+            if missing := [name for name in names if name not in answer]:
+                raise UsageError(
+                    f"task={config.task.name} judges the output {missing[0]}, but the model has "
+                    f"only {', '.join(answer)}: choose the task it was trained on"
+                )
+            for row in zip(*(answer[name] for name in names), strict=True):
+                outputs[next(position)] = np.stack(row) if len(names) > 1 else row[0]
+        entry["metrics"] = {
+            **tasks.evaluate(config.task, examples, features, outputs),
+            "task": config.task.name,
+            "num_examples": len(examples),
+        }
+
+
+def fill_record(
+    config: BenchRoot, record: dict[str, Any], model: Exported, entries: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Put the measurements into the right record.
+
+    That is the record already in `output_dir` if it is of the same run (`train then=[…,bench]`),
+    otherwise the new one, with model, metrics and sizes from the record beside the ONNX file.
+    """
+    source = model.record
+    there = Path(config.output_dir) / "record.json"
+    if config.onnx is None:
+        record["model"] = {**(source or {}).get("model", {}), "name": config.model.name}
+        record["model"]["random_weights"] = True
+    elif source is not None and there.exists() and root_id(read_record(there)) == root_id(source):
+        record = read_record(there)
+    elif source is not None:
+        record |= {key: source[key] for key in ("model", "metrics", "size_bytes")}
+        record["run"]["parent"] = root_id(source)
+    else:
+        record["model"] = describe(model.onnx)
+    if config.accuracy and not record["metrics"]:
+        record["metrics"] = entries[0]["metrics"]
+    record["size_bytes"]["onnx"] = size_bytes(model.onnx)
+    if "checkpoint" not in record["size_bytes"] and any(e["engine"] == "torch" for e in entries):
+        files = find_checkpoint(model.onnx).rglob("*")
+        record["size_bytes"]["checkpoint"] = sum(f.stat().st_size for f in files if f.is_file())
+    new = {_key(entry) for entry in entries}
+    record["speed"] = [entry for entry in record["speed"] if _key(entry) not in new] + entries
+    return record
+
+
+def print_results(
+    config: BenchRoot, record: dict[str, Any], entries: Sequence[dict[str, Any]]
+) -> None:
+    """Print what was measured, the table, the profile if there is one, and where the record is."""
+    model = record["model"]
+    zeros = model.get("sparsity", {}).get("encoder")
+    texts = "" if config.lengths is Lengths.fixed else f"{config.task.name}, at most "
+    facts = [
+        str(model["name"]),
+        *([f"{model['layers']} layers"] if "layers" in model else []),
+        *([f"{100 * zeros:.1f} % of the encoder's weights are zero"] if zeros is not None else []),
+        *(["random weights"] if model.get("random_weights") else []),
+        f"{config.engine.num_threads} threads",
+        f"{config.batch_size} texts per call of {texts}{config.seq_len} tokens",
+        f"outputs agree within {max(entry['max_difference'] for entry in entries):.1g}",
+    ]
+    print(", ".join(facts))
+    rows = [_cells(config, record["size_bytes"], entry) for entry in entries]
+    print(text_table(list(rows[0]), [list(row.values()) for row in rows]))
+    for entry in entries:
+        if "profile" in entry:
+            header = list(entry["profile"][0])
+            print(f"{entry['engine']}, one call by operation:")
+            print(
+                text_table(header, [[_text(op[key]) for key in header] for op in entry["profile"]])
+            )
+    print(f"record: {Path(config.output_dir) / 'record.json'}")
+
+
+def compare(config: BenchRoot, baseline: dict[str, Any], entry: dict[str, Any]) -> None:
+    """Compare the first engine's speed with an earlier record's.
+
+    Raises:
+        UsageError: The baseline has no entry of that engine, batch size and length.
+        GateError: Items/s fell by more than `max_regression`.
+    """
+    earlier = [old for old in baseline["speed"] if _key(old) == _key(entry)]
+    what = "{} at batch_size={}, seq_len={}, lengths={}".format(*_key(entry))
+    if not earlier:
+        raise UsageError(f"baseline={config.baseline} has no measurement of {what}")
+    ratio = entry["items_per_s"] / earlier[0]["items_per_s"]
+    sentence = (
+        f"{what}: {entry['items_per_s']:.1f} items/s is {ratio:.2f} times the baseline's "
+        f"{earlier[0]['items_per_s']:.1f}"
+    )
+    if ratio < 1 - config.max_regression:
+        raise GateError(f"{sentence}, below {1 - config.max_regression:g} (max_regression)")
+    print(sentence)
+
+
+def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> dict[str, str]:
+    """Make one row of the table; `scenario` decides what comes first."""
+    latency = {f"{p} ms": f"{entry['latency_ms'][p]:.2f}" for p in ("p50", "p90", "p99")}
+    speed = {
+        "items/s": f"{entry['items_per_s']:.1f}",
+        "tokens/s": f"{entry['tokens_per_s']:.0f}",
+    }
+    ratio, first = entry["ratio_to"], config.engine.name.value
+    size = sizes.get("checkpoint" if entry["engine"] == "torch" else "onnx", 0)
+    metrics = {
+        f"{name} %": f"{value:.2f}"
+        for name, value in entry.get("metrics", {}).items()
+        if name not in ("task", "num_examples")
+    }
+    return {
+        "engine": entry["engine"],
+        **(speed | latency if config.scenario is Scenario.throughput else latency | speed),
+        "load s": f"{entry['load_s']:.2f}",
+        "peak MB": f"{entry['peak_rss_bytes'] / 1e6:.0f}",
+        "file MB": f"{size / 1e6:.1f}",
+        **metrics,
+        f"ratio to {first} [95 %]": (
+            "1"
+            if entry["engine"] == first
+            else f"{ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        ),
+    }
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """Name what an entry of `speed` measured: a new measurement replaces the old one."""
+    return tuple(entry[name] for name in ("engine", "batch_size", "seq_len", "lengths"))
+
+
+def _run_in_float64(model: Exported, batch: Batch) -> Batch:
+    from cython_kernels.reference import run as run_reference
+    from toolkit.engine.graph import read_graph
+
+    return run_reference(read_graph(model.onnx), feed(model, batch))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is missing
+        return False

@@ -1,0 +1,161 @@
+"""Read what lies in an export folder: the ONNX file, its checkpoint's place, its record."""
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.engine.onnx_file import Graph, read_onnx
+from toolkit.errors import InputError, UsageError
+from toolkit.record import read_record
+from toolkit.task import MODEL_INPUTS
+
+LINEARS = ("query", "key", "value", "attention_output", "intermediate", "output")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model.
+
+    Attributes:
+        onnx: The ONNX file.
+        inputs: Names of the graph's inputs, in its order.
+        vocab_size: Rows of the word embedding.
+        pad_id: Id of the padding token.
+        max_tokens: Longest text that the position embeddings allow, where it is known.
+        record: The record beside the ONNX file, if there is one.
+    """
+
+    onnx: Path
+    inputs: list[str]
+    vocab_size: int
+    pad_id: int
+    max_tokens: int
+    record: dict[str, Any] | None
+
+
+def read_exported(place: Path) -> Exported:
+    """Read an export folder, or a single ONNX file with what lies beside it.
+
+    Raises:
+        InputError: There is no ONNX file, it is damaged, or it is not a BERT; or a file beside it
+            is damaged.
+    """
+    file = place / "model.onnx" if place.is_dir() else place
+    if not file.is_file():
+        raise InputError(
+            f"expected an ONNX file, or an export folder that holds model.onnx, at {place}, but "
+            "there is none: `toolkit export checkpoint=DIR` makes one"
+        )
+    graph = read_onnx(file)
+    facts = _read_json(file.with_name("config.json"))
+    pad_id = facts.get("pad_token_id") or 0
+    # RoBERTa's positions start behind the padding's
+    unused = pad_id + 1 if "roberta" in facts.get("model_type", "") else 0
+    return Exported(
+        onnx=file,
+        inputs=graph.inputs,
+        vocab_size=_vocab_size(file, graph),
+        pad_id=pad_id,
+        max_tokens=facts.get("max_position_embeddings", sys.maxsize) - unused,
+        record=read_record(file.parent) if file.with_name("record.json").exists() else None,
+    )
+
+
+def find_checkpoint(onnx: Path) -> Path:
+    """Find the checkpoint that `export.json` beside an ONNX file names.
+
+    Raises:
+        UsageError: There is no such file or folder.
+    """
+    name = _read_json(onnx.with_name("export.json")).get("checkpoint")
+    checkpoint = onnx.parent / str(name)
+    if name is None or not (checkpoint / "config.json").is_file():
+        found = "names none" if name is None else f"names {checkpoint}, which is not there"
+        raise UsageError(
+            "engine torch runs the checkpoint that export.json beside the ONNX file names, but "
+            f"{onnx.parent} {found}: give the folder that `toolkit export` wrote, or leave torch "
+            "out"
+        )
+    return checkpoint
+
+
+def size_bytes(onnx: Path) -> int:
+    """Add up an ONNX file and the weights it keeps outside."""
+    return sum(
+        file.stat().st_size for file in (onnx, onnx.with_name(f"{onnx.name}.data")) if file.exists()
+    )
+
+
+def describe(onnx: Path) -> dict[str, Any]:
+    """Count layers, parameters and zeros: the `model` of a record, where no record tells them.
+
+    Returns:
+        Only the name if the sparse engine cannot read the graph; other engines may run it.
+    """
+    from toolkit.engine.graph import read_graph
+
+    try:
+        plan = read_graph(onnx)
+    except (InputError, ValueError):
+        return {"name": onnx.stem}
+    weights = {
+        f"layers.{number}.{name}": getattr(layer, name).weight
+        for number, layer in enumerate(plan.layers)
+        for name in LINEARS
+    }
+    floats = [array for array in read_onnx(onnx).constants.values() if array.dtype.kind == "f"]
+    return {
+        "name": onnx.stem,
+        "layers": len(plan.layers),
+        "parameters": sum(table.size for table in floats),
+        "sparsity": {
+            "encoder": _zeros(weights.values()),
+            "whole_model": _zeros(floats),
+            "tensors": [
+                {"name": name, "shape": list(weight.shape), "sparsity": _zeros([weight])}
+                for name, weight in weights.items()
+            ],
+        },
+    }
+
+
+def _zeros(arrays: Iterable[NDArray[Any]]) -> float:
+    """Return the fraction of zeros over all arrays."""
+    arrays = list(arrays)
+    nonzero = sum(int(np.count_nonzero(array)) for array in arrays)
+    return 1.0 - nonzero / float(sum(array.size for array in arrays))
+
+
+def _vocab_size(file: Path, graph: Graph) -> int:
+    """Find the rows of the table that is indexed by `input_ids`."""
+    wrong = f"its inputs are {', '.join(graph.inputs) or 'none'}"
+    if "input_ids" in graph.inputs and set(graph.inputs) <= set(MODEL_INPUTS):
+        wrong = "it has no embedding table indexed by input_ids"
+        ids = {"input_ids"}  # … and what is only another type or name of it
+        for node in graph.nodes:
+            if node.operator in ("Cast", "Identity") and node.inputs[0] in ids:
+                ids.update(node.outputs)
+            if node.operator == "Gather" and node.inputs[1] in ids:
+                table = graph.constants.get(node.inputs[0])
+                if table is not None and table.ndim == 2:
+                    return len(table)
+    raise InputError(f"{file} is not a BERT with the inputs {', '.join(MODEL_INPUTS)}: {wrong}")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; an absent file counts as empty."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid JSON ({error}): export the model again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} does not hold a JSON object: export the model again")
+    return content

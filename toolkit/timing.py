@@ -1,0 +1,104 @@
+"""Time engines in interleaved rounds, and say what the times mean.
+
+The rounds go A B C A B C, so a drift of the machine hits all engines alike; ratios are taken within
+a round. R: rounds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+MIN_ROUNDS = 5  # fewer make no interval
+MAX_ROUNDS = 20  # more only switch more often
+RESAMPLES = 2000  # the interval's ends then move by a few percent of its width
+
+Ask = Callable[..., dict[str, Any]]
+
+
+def time_rounds(
+    asks: Mapping[str, Ask], seconds: float, min_iterations: int
+) -> tuple[dict[str, list[list[float]]], dict[str, int]]:
+    """Let the engines warm up, then time them in turn until each has had its time.
+
+    Args:
+        asks: `Worker.ask` of each engine.
+        seconds: Measured time per engine, at least.
+        min_iterations: Calls per engine, at least.
+
+    Returns:
+        Per engine the seconds of every call, one list per round; per engine the peak resident
+        memory in bytes.
+    """
+    pass_s = {name: ask("warm_up", seconds=0.1 * seconds)["pass_s"] for name, ask in asks.items()}
+    # A round gives every engine about the same time; one slow call may take longer than its share.
+    round_s = min(max(seconds / MAX_ROUNDS, *pass_s.values()), seconds / MIN_ROUNDS)
+    passes = {name: max(1, round(round_s / once)) for name, once in pass_s.items()}
+    rounds: dict[str, list[list[float]]] = {name: [] for name in asks}
+    peaks: dict[str, int] = {}
+    while not all(_is_enough(calls, seconds, min_iterations) for calls in rounds.values()):
+        for name, ask in asks.items():
+            answer = ask("time", passes=passes[name])
+            rounds[name].append(answer["call_s"])
+            peaks[name] = answer["peak_rss_bytes"]
+    return rounds, peaks
+
+
+def summarise(
+    rounds: Sequence[Sequence[float]], items_per_call: float, tokens_per_call: float
+) -> dict[str, Any]:
+    """Turn the times of one engine's calls into the figures of a `speed` entry.
+
+    Args:
+        rounds: Seconds of every call, per round; a round is whole passes over the batches.
+        items_per_call: Texts, mean over the batches.
+        tokens_per_call: Tokens without padding, mean over the batches.
+    """
+    calls = np.array([seconds for calls in rounds for seconds in calls])
+    p50, p90, p99 = np.percentile(calls * 1e3, [50, 90, 99]).tolist()
+    return {
+        "items_per_s": items_per_call / float(calls.mean()),
+        "tokens_per_s": tokens_per_call / float(calls.mean()),
+        "latency_ms": {
+            "p50": p50,
+            "p90": p90,
+            "p99": p99,
+            "mean": float(calls.mean()) * 1e3,
+            "std": float(calls.std()) * 1e3,
+        },
+        "iterations": len(calls),
+    }
+
+
+def speed_ratio(
+    rounds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], seed: int
+) -> dict[str, float]:
+    """Compare an engine's speed with the reference's, round by round.
+
+    Args:
+        rounds: Seconds of every call, per round; R rounds.
+        reference: The same of the reference, in the same R rounds.
+        seed: Of the bootstrap.
+
+    Returns:
+        `ratio`, the median over the rounds, above 1 if the engine is faster, and the ends `low` and
+        `high` of its 95 % interval.
+
+    Source: percentile bootstrap, Efron 1979, https://doi.org/10.1214/aos/1176344552.
+    """
+    ratios = np.array([_mean(b) / _mean(a) for a, b in zip(rounds, reference, strict=True)])  # (R,)
+    drawn = np.random.default_rng(seed).integers(len(ratios), size=(RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5]).tolist()
+    return {"ratio": float(np.median(ratios)), "low": low, "high": high}
+
+
+def _is_enough(calls: Sequence[Sequence[float]], seconds: float, min_iterations: int) -> bool:
+    return (
+        len(calls) >= MIN_ROUNDS
+        and sum(map(sum, calls)) >= seconds
+        and sum(map(len, calls)) >= min_iterations
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

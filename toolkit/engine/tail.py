@@ -228,6 +228,34 @@ def _constant_of_shape(inputs: list[Any], attributes: Attributes) -> Array:
     return np.broadcast_to(value.reshape(()), _sized(inputs[0]))
 
 
+def _constant(inputs: list[Any], attributes: Attributes) -> Array:
+    for kind, dtype in (("float", np.float32), ("int", np.int64)):
+        for name in (f"value_{kind}", f"value_{kind}s"):
+            if name in attributes:
+                return np.array(attributes[name], dtype=dtype)
+    return np.asarray(attributes["value"])
+
+
+def _range(inputs: list[Any], attributes: Attributes) -> Array:
+    start, limit, step = (x.reshape(()) for x in inputs)
+    _sized([max(math.ceil((float(limit) - float(start)) / float(step)), 0)])
+    return np.arange(start, limit, step, dtype=start.dtype)
+
+
+def _cumulative_sum(inputs: list[Any], attributes: Attributes) -> Array:
+    if attributes.get("exclusive", 0) or attributes.get("reverse", 0):
+        raise ValueError("the engine sums upwards and includes the element itself")
+    x, axis = inputs
+    return np.asarray(np.cumsum(x, axis=int(axis.reshape(())), dtype=x.dtype))
+
+
+def _gather_nd(inputs: list[Any], attributes: Attributes) -> Array:
+    if attributes.get("batch_dims", 0):
+        raise ValueError("the engine gathers without batch dimensions")
+    x, indices = inputs
+    return np.asarray(x[tuple(np.moveaxis(indices, -1, 0))])
+
+
 def _shape(inputs: list[Any], attributes: Attributes) -> Array:
     end = attributes.get("end")
     return np.array(inputs[0].shape[attributes.get("start", 0) : end], dtype=np.int64)
@@ -313,14 +341,17 @@ def _plain(function: Callable[..., Any]) -> Operator:
 
 # ONNX operator → function of its inputs (None where an optional one is left out) and attributes.
 OPERATORS: dict[str, Operator] = {
+    "Abs": _plain(np.abs),
     "Add": _plain(np.add),
     "And": _plain(np.logical_and),
     "ArgMax": _arg_max,
     "Cast": _cast,
+    "CastLike": lambda inputs, attributes: inputs[0].astype(inputs[1].dtype),
     "Clip": _clip,
     "Concat": lambda inputs, attributes: np.concatenate(inputs, attributes["axis"]),
-    "Constant": lambda inputs, attributes: np.asarray(attributes["value"]),
+    "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
+    "CumSum": _cumulative_sum,
     "Div": _divide,
     "Equal": _plain(np.equal),
     "Erf": _plain(erf),
@@ -330,9 +361,19 @@ OPERATORS: dict[str, Operator] = {
     "Gather": lambda inputs, attributes: np.take(
         inputs[0], inputs[1], axis=attributes.get("axis", 0)
     ),
+    "GatherElements": lambda inputs, attributes: np.take_along_axis(
+        inputs[0], inputs[1], attributes.get("axis", 0)
+    ),
+    "GatherND": _gather_nd,
     "Gelu": _gelu,
+    "Greater": _plain(np.greater),
+    "GreaterOrEqual": _plain(np.greater_equal),
+    "Dropout": lambda inputs, attributes: inputs[0],
     "Identity": _plain(np.asarray),
+    "IsNaN": _plain(np.isnan),
     "LayerNormalization": _layer_normalization,
+    "Less": _plain(np.less),
+    "LessOrEqual": _plain(np.less_equal),
     "Log": _plain(np.log),
     "LogSoftmax": _log_softmax,
     "LpNormalization": _lp_normalization,
@@ -341,7 +382,9 @@ OPERATORS: dict[str, Operator] = {
     "Mul": _plain(np.multiply),
     "Neg": _plain(np.negative),
     "Not": _plain(np.logical_not),
+    "Or": _plain(np.logical_or),
     "Pow": _power,
+    "Range": _range,
     "Reciprocal": _plain(np.reciprocal),
     "ReduceL2": _reduce(_l2),
     "ReduceMax": _reduce(np.max),

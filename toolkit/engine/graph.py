@@ -1,0 +1,272 @@
+"""ONNX file → plan: recognise the encoder, take what lies behind it as the tail."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.engine.onnx_file import Graph, Node, read_onnx
+from toolkit.engine.plan import Linear, Plan, TailNode
+from toolkit.engine.symbols import (
+    Hidden,
+    Known,
+    Opaque,
+    Value,
+    interpret,
+    make_probes,
+    shapes_of,
+    weight_of,
+)
+from toolkit.engine.tail import check_tail, describe
+from toolkit.errors import InputError
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def read_graph(path: Path) -> Plan:
+    """Turn an ONNX file into a plan.
+
+    Args:
+        path: A BERT-like encoder with any head, exported with dynamic batch and length.
+
+    Returns:
+        The plan. Its `weight` arrays may be views of the mapped file: pack them, then let go.
+
+    Raises:
+        InputError: The file is missing, damaged, no such encoder, or holds a node that the engine
+            does not know; the sentence names node and operator.
+    """
+    graph = read_onnx(path)
+    if "input_ids" not in graph.inputs or not set(graph.inputs) <= set(INPUTS):
+        raise InputError(
+            f"{path} is not a BERT encoder the engine can read: its inputs are {graph.inputs}; "
+            f"expected input_ids and perhaps attention_mask and token_type_ids"
+        )
+    graph = replace(graph, nodes=[_modernise(node, graph.opset) for node in graph.nodes])
+    _check_order(graph)
+    values = interpret(graph, make_probes(graph))
+    try:
+        plan = _plan(graph, values)
+        check_tail(plan)
+    except InputError as error:
+        raise InputError(f"{path} cannot be run: {_first_reason(values) or error}") from error
+    return plan
+
+
+def _plan(graph: Graph, values: Mapping[str, Value]) -> Plan:
+    births = {id(value): name for name, value in reversed(values.items())}
+    producers = {name: node for node in graph.nodes for name in node.outputs}
+    hidden_name, needed = _cut(graph, values, births, producers)
+    hidden = values[hidden_name]
+    assert isinstance(hidden, Hidden)
+    tail, constants, linears = _tail(graph, values, hidden_name, needed)
+    return Plan(
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        embeddings=hidden.embeddings,
+        layers=list(hidden.layers),
+        hidden=hidden_name,
+        first_token_only=_is_first_token_only(graph.outputs, hidden_name, tail, constants),
+        tail=tail,
+        constants=constants,
+        linears=linears,
+    )
+
+
+def _cut(
+    graph: Graph,
+    values: Mapping[str, Value],
+    births: Mapping[int, str],
+    producers: Mapping[str, Node],
+) -> tuple[str, set[str]]:
+    """Walk back from every output to the hidden state it needs.
+
+    Returns:
+        The name of the last hidden state, and the names of the values computed behind it.
+    """
+    needed: set[str] = set()
+    found: dict[str, str] = {}  # hidden state → the output that needs it
+    for output in graph.outputs:
+        pending = [output]
+        while pending:
+            name = pending.pop()
+            value = values.get(name)
+            if isinstance(value, Hidden) and births[id(value)] == name:
+                found.setdefault(name, output)
+            elif name and name not in needed and name in producers and not _is_constant(value):
+                needed.add(name)
+                pending += _sources(producers[name], values)
+    states = {name: values[name] for name in found}
+    depths = {
+        name: len(state.layers) if isinstance(state, Hidden) and state.attention is None else -1
+        for name, state in states.items()
+    }
+    last = max(depths, key=lambda name: depths[name], default=None)
+    if last is None or depths[last] < 1:
+        raise InputError("no encoder layer of BERT's kind leads to its outputs")
+    for name, output in found.items():
+        if name != last:
+            node = describe(producers[name])
+            raise InputError(
+                f"output {output!r} needs a hidden state inside of the encoder ({node}); "
+                "expected outputs that are computed from the last one: export the model without "
+                "hidden_states and attentions"
+            )
+    return last, needed
+
+
+def _sources(node: Node, values: Mapping[str, Value]) -> list[str]:
+    """What a node of the tail reads; asking the encoder's values for their shape is no reading."""
+    if node.operator == "Shape" and _is_inside(values.get(node.inputs[0])):
+        return []
+    return node.inputs
+
+
+def _is_inside(value: Value | None) -> bool:
+    return value is not None and not isinstance(value, (Known, Opaque))
+
+
+def _tail(
+    graph: Graph, values: Mapping[str, Value], hidden: str, needed: set[str]
+) -> tuple[list[TailNode], dict[str, np.ndarray], dict[str, Linear]]:
+    nodes = [node for node in graph.nodes if needed.intersection(node.outputs)]
+    uses = [name for node in nodes for name in node.inputs] + graph.outputs
+    tail: list[TailNode] = []
+    linears: dict[str, Linear] = {}
+    for node in nodes:
+        if node.operator == "Shape":
+            node = _ask_hidden(node, values, hidden)
+        elif node.operator in ("MatMul", "Gemm"):
+            node, linear = _dense(node, values, linears)
+            if linear is not None:
+                linears[node.name] = linear
+        elif node.operator == "Add":
+            bias = _bias(node, values, linears, tail, uses)
+            if bias is not None:
+                node = replace(tail.pop(), outputs=node.outputs)
+                linears[node.name] = replace(linears[node.name], bias=bias)
+        tail.append(node)
+    constants = {
+        name: np.array(value.arrays[0])
+        for name in {*graph.outputs, *(name for node in tail for name in node.inputs)}
+        if isinstance(value := values.get(name), Known) and value.is_constant
+    }
+    return tail, constants, linears
+
+
+def _ask_hidden(node: Node, values: Mapping[str, Value], hidden: str) -> Node:
+    """Ask the last hidden state for a shape that every one before it has too."""
+    value = values[node.inputs[0]]
+    if not _is_inside(value):
+        return node
+    if shapes_of(value) != shapes_of(values[hidden]):
+        raise InputError(f"{describe(node)}: expected a value behind the encoder")
+    return replace(node, inputs=[hidden])
+
+
+def _dense(
+    node: Node, values: Mapping[str, Value], linears: Mapping[str, Linear]
+) -> tuple[Node, Linear | None]:
+    """Turn a product with constant weights into a `Linear` node."""
+    weights = values.get(node.inputs[1])
+    attributes = node.attributes
+    if not isinstance(weights, Known) or not weights.is_constant or attributes.get("transA", 0):
+        return node, None
+    weight = weights.arrays[0]
+    if weight.ndim != 2 or weight.dtype != np.float32:
+        raise InputError(f"{describe(node)}: expected float32 weights (k, n), got {weight.dtype}")
+    if attributes.get("transB", 0):
+        weight = weight.T
+    bias = np.zeros(weight.shape[1], np.float32)
+    if len(node.inputs) > 2 and node.inputs[2]:
+        added = values.get(node.inputs[2])
+        if not isinstance(added, Known) or not added.is_constant:
+            return node, None
+        try:
+            bias = bias + attributes.get("beta", 1.0) * added.arrays[0].astype(np.float32)
+        except ValueError:
+            bias = np.zeros(0, np.float32)
+        if bias.reshape(-1).shape != (weight.shape[1],):
+            raise InputError(f"{describe(node)}: expected a bias of {weight.shape[1]} elements")
+        bias = bias.reshape(-1)
+    if attributes.get("alpha", 1.0) != 1.0:
+        weight = weight * np.float32(attributes["alpha"])
+    name = node.name if node.name not in linears else node.outputs[0]
+    linear = Linear(name, weight_of(weight), bias)
+    return TailNode(name, "Linear", node.inputs[:1], node.outputs), linear
+
+
+def _bias(
+    node: Node,
+    values: Mapping[str, Value],
+    linears: Mapping[str, Linear],
+    tail: Sequence[TailNode],
+    uses: Sequence[str],
+) -> np.ndarray | None:
+    """Return the vector that an Add adds to the dense layer right before it, if it does that."""
+    if not tail or tail[-1].operator != "Linear" or tail[-1].outputs[0] not in node.inputs:
+        return None
+    product = tail[-1].outputs[0]
+    other = [values.get(name) for name in node.inputs if name != product]
+    if uses.count(product) != 1 or len(other) != 1 or not isinstance(other[0], Known):
+        return None
+    bias, linear = other[0].arrays[0], linears[tail[-1].name]
+    fits = other[0].is_constant and bias.dtype == np.float32 and bias.shape == linear.bias.shape
+    return np.array(bias) if fits and not linear.bias.any() else None
+
+
+def _is_first_token_only(
+    outputs: Sequence[str],
+    hidden: str,
+    tail: Sequence[TailNode],
+    constants: Mapping[str, np.ndarray],
+) -> bool:
+    """Tell whether every use of the hidden state takes token 0, and would of (B, 1, H) too."""
+    if hidden in outputs:
+        return False
+    return all(_takes_first(node, constants) for node in tail if hidden in node.inputs)
+
+
+def _takes_first(node: TailNode, constants: Mapping[str, np.ndarray]) -> bool:
+    parameters = [
+        constants[name].reshape(-1).tolist() if name in constants else None
+        for name in node.inputs[1:]
+    ]
+    if node.operator == "Gather":
+        return node.attributes.get("axis", 0) == 1 and parameters == [[0]]
+    if node.operator == "Slice":
+        return parameters in ([[0], [1], [1]], [[0], [1], [1], [1]])
+    return False
+
+
+def _modernise(node: Node, opset: int) -> Node:
+    """Say what an older opset means by leaving it out."""
+    if opset < 13 and node.operator in ("Softmax", "LogSoftmax"):
+        return replace(node, attributes={"axis": 1, **node.attributes, "coerced": True})
+    return node
+
+
+def _check_order(graph: Graph) -> None:
+    """ONNX wants every value computed once, before it is read: walking back then ends."""
+    known = {*graph.inputs, *graph.constants, ""}
+    for node in graph.nodes:
+        for name in node.inputs:
+            if name not in known:
+                raise InputError(
+                    f"{describe(node)}: reads {name!r}, which nothing before it computes"
+                )
+        for name in node.outputs:
+            if name and name in known:
+                raise InputError(f"{describe(node)}: computes {name!r}, which exists already")
+        known.update(node.outputs)
+
+
+def _is_constant(value: Value | None) -> bool:
+    return isinstance(value, Known) and value.is_constant
+
+
+def _first_reason(values: Mapping[str, Value]) -> str | None:
+    """Return what broke the pattern first; later reasons follow from it."""
+    reasons = (value.reason for value in values.values() if isinstance(value, Opaque))
+    return next((reason for reason in reasons if reason), None)

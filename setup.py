@@ -8,6 +8,7 @@ undefined-behaviour sanitizers.
 
 import os
 import platform
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -28,7 +29,11 @@ extensions = [
         "cython_kernels._kernels",
         ["cython_kernels/_kernels.pyx"],
         include_dirs=["cython_kernels"],
-        depends=[f"cython_kernels/{name}" for name in os.listdir("cython_kernels") if name.endswith(".h")],
+        depends=[
+            str(file)
+            for file in sorted(Path("cython_kernels").iterdir())
+            if file.suffix in (".h", ".pxd", ".pxi")
+        ],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
     )
@@ -37,10 +42,10 @@ extensions = [
 setup(
     packages=["toolkit", "toolkit.engine", "toolkit.conf", "cython_kernels"],
     package_dir={"toolkit.conf": "conf"},
+    include_package_data=False,  # the wheel holds what is named here; C sources are for the sdist
     package_data={
         "toolkit": ["py.typed", "*.json"],
         "toolkit.conf": ["**/*.yaml", "*.yaml"],
-        "cython_kernels": ["*.pyx", "*.pxd", "*.h"],
     },
     ext_modules=cythonize(
         extensions,

@@ -113,10 +113,8 @@ def cgroup_cpus(root: Path = Path("/")) -> float | None:
 
 def isas() -> list[str]:
     """List the instruction sets that the kernels can use on this CPU, best first."""
-    try:
-        from cython_kernels._kernels import available_isas
-    except ImportError:
-        return []
+    from cython_kernels._kernels import available_isas
+
     return list(available_isas())
 
 

@@ -1,0 +1,63 @@
+# Every target works from a fresh clone: it makes .venv itself. PYTHON=python3.12 chooses another.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard cython_kernels/*.pyx cython_kernels/*.pxi cython_kernels/*.pxd cython_kernels/*.h)
+
+# Pinned, and installed before everything else: a bare `torch` resolves to the newest CUDA build with
+# gigabytes of GPU libraries. TORCH=torch takes whatever pip finds.
+TORCH ?= torch==2.13.0
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/built ## make .venv with everything that development needs; fast when up to date
+
+$(VENV)/pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet '$(TORCH)'
+	touch $@
+
+$(VENV)/built: $(VENV)/pip pyproject.toml setup.py $(SOURCES)
+	$(BIN)/pip install --quiet --editable '.[bench,dev]'
+	touch $@
+
+test: setup ## lint, types and all tests
+	$(MAKE) --no-print-directory lint types
+	$(BIN)/pytest $(PYTEST)
+
+check: setup ## what must be green before a commit: formatting besides lint, types, tests
+	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory test
+
+lint: setup ## ruff and cython-lint
+	$(BIN)/ruff check .
+	$(BIN)/cython-lint cython_kernels
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+format: setup ## rewrite the Python files in the one format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+DEMO := outputs/demo
+demo: setup ## train, compress, export, measure and report in a few minutes; needs no download
+	rm -rf $(DEMO)
+	$(BIN)/toolkit train output_dir=$(DEMO)/teacher 'then=[export,bench]'
+	$(BIN)/toolkit train recipe=demo teacher.path=$(DEMO)/teacher/checkpoint \
+	  output_dir=$(DEMO)/student 'then=[export,bench]'
+	$(BIN)/toolkit bench model=bert_base depth=layers6 sparsity=prune90 against=[onnxruntime] \
+	  output_dir=$(DEMO)/bert_base
+	$(BIN)/toolkit report $(DEMO) output_dir=$(DEMO)/report
+	@echo 'picture: $(DEMO)/report/pareto.png   report: $(DEMO)/report/report.html'
+
+clean: ## remove what was built and measured, .venv included
+	rm -rf $(VENV) build dist *.egg-info outputs multirun cython_kernels/*.so cython_kernels/*.c
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup test check lint types format demo clean

@@ -1,0 +1,168 @@
+"""The wheel, installed into an empty environment and run in an empty folder.
+
+Nothing is downloaded: the environments link to the packages that are installed here already — the
+slim one to exactly what `pip install -r requirements-engine.txt` would bring.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+REPO = Path(__file__).resolve().parents[2]
+PACKAGES = ("toolkit", "cython_kernels", "conf")
+
+
+def requirements() -> list[Requirement]:
+    lines = (REPO / "requirements-engine.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def closure(wanted: list[Requirement]) -> set[str]:
+    """Names of the wanted packages and of all that they need."""
+    found: set[str] = set()
+    while wanted:
+        requirement = wanted.pop()
+        if requirement.name.lower() not in found:
+            found.add(requirement.name.lower())
+            needs = [Requirement(text) for text in distribution(requirement.name).requires or []]
+            wanted += [need for need in needs if not need.marker or need.marker.evaluate()]
+    return found
+
+
+def make_environment(folder: Path, wheel: Path) -> Path:
+    """Make an environment with nothing but the wheel in it; return its site-packages."""
+    venv.create(folder, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    return next(folder.glob("lib/python*/site-packages"))
+
+
+def run(folder: Path, *args: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a program of the environment, with nothing of ours on its path."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        [folder / "bin" / args[0], *args[1:]],
+        cwd=cwd,
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a clean copy, so that nothing built earlier slips in."""
+    source = tmp_path_factory.mktemp("source")
+    unwanted = shutil.ignore_patterns("__pycache__", "*.so", "*.c", "*.egg-info")
+    for name in PACKAGES:
+        shutil.copytree(REPO / name, source / name, ignore=unwanted)
+    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(REPO / file, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--no-index", "--wheel-dir", source / "dist", source], check=True)
+    return next((source / "dist").glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def slim(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and requirements-engine.txt, without torch."""
+    folder = tmp_path_factory.mktemp("slim")
+    site = make_environment(folder, wheel)
+    for name in closure(requirements()):
+        installed = distribution(name)
+        tops = {file.parts[0] for file in installed.files or []} - {"..", "__pycache__", "bin"}
+        for top in tops:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(installed.locate_file(top))))
+    return folder
+
+
+def test_the_wheel_holds_all_files_and_no_sources_of_the_extension(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in PACKAGES:
+        for file in (REPO / package).rglob("*"):
+            if file.suffix in (".py", ".yaml", ".json") or file.name == "py.typed":
+                path = file.relative_to(REPO).as_posix()
+                path = f"toolkit/{path}" if package == "conf" else path
+                assert path in names
+    assert any(name.startswith("cython_kernels/_kernels.") for name in names)
+    assert not [name for name in names if re.search(r"\.(c|h|pyx|pxd|pxi)$", name)]
+
+
+def test_slim_requirements_are_among_the_declared_dependencies() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    declared = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
+    for requirement in requirements():
+        assert declared[requirement.name] == requirement.specifier
+    assert not {"torch", "transformers", "datasets"} & closure(requirements())
+
+
+def test_slim_deployment_runs_engine_bench_and_report(
+    slim: Path, small_onnx: Path, tmp_path: Path
+) -> None:
+    assert run(slim, "toolkit", "--version", cwd=tmp_path).stdout.startswith("toolkit ")
+    shown = run(slim, "toolkit", "bench", "--cfg", "job", "-p", "batch_size", cwd=tmp_path)
+    assert shown.stdout.strip() == "32", shown.stderr
+    without = run(slim, "python", "-c", "import torch", cwd=tmp_path)
+    assert "No module named 'torch'" in without.stderr
+
+    settings = ["batch_size=2", "seq_len=16", "seconds=0.1"]
+    bench = run(
+        slim, "toolkit", "bench", f"onnx={small_onnx}", *settings, "output_dir=b", cwd=tmp_path
+    )
+    assert bench.returncode == 0, bench.stderr
+    record = json.loads((tmp_path / "b" / "record.json").read_text())
+    assert record["speed"][0]["engine"] == "sparse"
+    assert "torch" not in record["environment"]["versions"]
+
+    report = run(slim, "toolkit", "report", "b", "output_dir=r", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+def test_slim_deployment_says_what_a_verb_lacks(slim: Path, tmp_path: Path) -> None:
+    train = run(slim, "toolkit", "train", cwd=tmp_path)
+    assert train.returncode == 1
+    assert "torch" in train.stderr
+    assert "Traceback" not in train.stderr
+
+
+def test_full_install_trains_exports_and_benches(
+    wheel: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("full")
+    site = make_environment(folder, wheel)
+    (site / "installed_here.pth").write_text(sysconfig.get_paths()["purelib"])
+    where = run(folder, "python", "-c", "import toolkit; print(toolkit.__file__)", cwd=tmp_path)
+    assert where.stdout.startswith(str(folder))
+    args = ["trainer=smoke", "depth=layers3", "sparsity=prune80", "then=[export,bench]"]
+    quick = ["bench.seconds=0.1", "bench.batch_size=2", "bench.seq_len=16", "output_dir=run"]
+    train = run(folder, "toolkit", "train", *args, *quick, cwd=tmp_path)
+    assert train.returncode == 0, train.stderr
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=0.01)
+    assert record["speed"]
+
+
+@pytest.fixture(scope="module")
+def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ONNX file of a small random model, made by the real command."""
+    folder = tmp_path_factory.mktemp("export")
+    command: list[Any] = [Path(sys.executable).with_name("toolkit"), "export", "sparsity=prune80"]
+    subprocess.run([*command, f"output_dir={folder}/out"], check=True, capture_output=True)
+    return folder / "out" / "model.onnx"

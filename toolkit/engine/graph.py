@@ -6,18 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.engine.onnx_file import Graph, Node, read_onnx
+from toolkit.engine.interpret import interpret, make_probes
+from toolkit.engine.onnx_file import Graph, read_onnx
 from toolkit.engine.plan import Linear, Plan, TailNode
-from toolkit.engine.symbols import (
-    Hidden,
-    Known,
-    Opaque,
-    Value,
-    interpret,
-    make_probes,
-    shapes_of,
-    weight_of,
-)
+from toolkit.engine.symbols import Hidden, Known, Opaque, Value, shapes_of, weight_of
 from toolkit.engine.tail import check_tail, describe
 from toolkit.errors import InputError
 
@@ -55,7 +47,7 @@ def read_graph(path: Path) -> Plan:
 
 
 def _plan(graph: Graph, values: Mapping[str, Value]) -> Plan:
-    births = {id(value): name for name, value in reversed(values.items())}
+    births = {id(value): name for name, value in reversed(list(values.items()))}
     producers = {name: node for node in graph.nodes for name in node.outputs}
     hidden_name, needed = _cut(graph, values, births, producers)
     hidden = values[hidden_name]
@@ -78,7 +70,7 @@ def _cut(
     graph: Graph,
     values: Mapping[str, Value],
     births: Mapping[int, str],
-    producers: Mapping[str, Node],
+    producers: Mapping[str, TailNode],
 ) -> tuple[str, set[str]]:
     """Walk back from every output to the hidden state it needs.
 
@@ -116,7 +108,7 @@ def _cut(
     return last, needed
 
 
-def _sources(node: Node, values: Mapping[str, Value]) -> list[str]:
+def _sources(node: TailNode, values: Mapping[str, Value]) -> list[str]:
     """What a node of the tail reads; asking the encoder's values for their shape is no reading."""
     if node.operator == "Shape" and _is_inside(values.get(node.inputs[0])):
         return []
@@ -155,7 +147,7 @@ def _tail(
     return tail, constants, linears
 
 
-def _ask_hidden(node: Node, values: Mapping[str, Value], hidden: str) -> Node:
+def _ask_hidden(node: TailNode, values: Mapping[str, Value], hidden: str) -> TailNode:
     """Ask the last hidden state for a shape that every one before it has too."""
     value = values[node.inputs[0]]
     if not _is_inside(value):
@@ -166,8 +158,8 @@ def _ask_hidden(node: Node, values: Mapping[str, Value], hidden: str) -> Node:
 
 
 def _dense(
-    node: Node, values: Mapping[str, Value], linears: Mapping[str, Linear]
-) -> tuple[Node, Linear | None]:
+    node: TailNode, values: Mapping[str, Value], linears: Mapping[str, Linear]
+) -> tuple[TailNode, Linear | None]:
     """Turn a product with constant weights into a `Linear` node."""
     weights = values.get(node.inputs[1])
     attributes = node.attributes
@@ -198,7 +190,7 @@ def _dense(
 
 
 def _bias(
-    node: Node,
+    node: TailNode,
     values: Mapping[str, Value],
     linears: Mapping[str, Linear],
     tail: Sequence[TailNode],
@@ -240,7 +232,7 @@ def _takes_first(node: TailNode, constants: Mapping[str, np.ndarray]) -> bool:
     return False
 
 
-def _modernise(node: Node, opset: int) -> Node:
+def _modernise(node: TailNode, opset: int) -> TailNode:
     """Say what an older opset means by leaving it out."""
     if opset < 13 and node.operator in ("Softmax", "LogSoftmax"):
         return replace(node, attributes={"axis": 1, **node.attributes, "coerced": True})

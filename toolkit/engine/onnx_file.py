@@ -1,7 +1,8 @@
 """Read an ONNX file into plain nodes and arrays, trusting nothing that it says about itself.
 
-Large tensors are views of the mapped file: protobuf would hold every byte three times (file, message,
-copy). For that the file's outer levels are walked here and only the rest is given to protobuf.
+Large tensors are views of the mapped file: protobuf would hold every byte three times (file,
+message, copy). For that the file's outer levels are walked here and only the rest is given to
+protobuf.
 """
 
 import math
@@ -13,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
-from toolkit.engine.plan import TailNode as Node
+from toolkit.engine.plan import TailNode
 from toolkit.errors import InputError
 
 Array = NDArray[Any]
@@ -54,7 +55,7 @@ class Graph:
 
     inputs: list[str]
     outputs: list[str]
-    nodes: list[Node]
+    nodes: list[TailNode]
     constants: dict[str, Array]
     opset: int
 
@@ -263,7 +264,7 @@ def _check_dynamic(value: onnx.ValueInfoProto) -> None:
         )
 
 
-def _node(node: onnx.NodeProto, folder: Path) -> Node:
+def _node(node: onnx.NodeProto, folder: Path) -> TailNode:
     operator = node.op_type
     if node.domain not in ("", "ai.onnx"):
         operator = f"{node.domain}.{operator}"
@@ -274,7 +275,7 @@ def _node(node: onnx.NodeProto, folder: Path) -> Node:
         elif attribute.type in _ATTRIBUTES:
             attributes[attribute.name] = _ATTRIBUTES[attribute.type](attribute)
     name = node.name or (node.output[0] if node.output else operator)
-    return Node(name, operator, list(node.input), list(node.output), attributes)
+    return TailNode(name, operator, list(node.input), list(node.output), attributes)
 
 
 _ATTRIBUTES = {

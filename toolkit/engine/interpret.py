@@ -1,0 +1,157 @@
+"""Recognise a BERT encoder by running its graph on symbols instead of numbers.
+
+Exporters spell the same encoder in dozens of ways, so no sequence of nodes is compared: each node
+makes a value of the values it reads. Two probe batches of different sizes are run along, so that a
+size which the graph has fixed shows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from toolkit.engine.onnx_file import Graph
+from toolkit.engine.plan import TailNode
+from toolkit.engine.rules import (
+    RULES,
+    pointwise,
+)
+from toolkit.engine.symbols import (
+    Known,
+    Lookups,
+    MismatchError,
+    Opaque,
+    Probe,
+    Value,
+    float32,
+)
+from toolkit.engine.tail import OPERATORS, describe
+
+PROBE_SHAPES = ((2, 5), (3, 7))  # (B, T), all different
+MAX_KNOWN = 2**20  # elements of a value computed at load; position buffers have some thousand
+
+
+def make_probes(graph: Graph) -> list[Probe]:
+    """Make small batches that tell the roles of values apart.
+
+    Among the ids is every integer constant of the graph, so that one which compares them with a
+    padding id meets it, at several places. Masks have holes; the first text is complete.
+    """
+    arrays = [*graph.constants.values()]
+    arrays += [a for node in graph.nodes for a in node.attributes.values() if hasattr(a, "dtype")]
+    special = {int(a.reshape(())) for a in arrays if a.size == 1 and a.dtype.kind == "i"}
+    special |= {
+        number
+        for node in graph.nodes
+        if node.operator == "Constant"
+        and isinstance(number := node.attributes.get("value_int"), int)
+    }
+    ids = sorted(number for number in special if 0 <= number < 2**31) or [0]
+    probes = []
+    for batch, length in PROBE_SHAPES:
+        batch = max(batch, -(-2 * len(ids) // length))  # every id at least twice
+        text, token = np.indices((batch, length))
+        row = np.arange(batch * length).reshape(batch, length)
+        # The multiplier keeps ids from ascending like positions; odd places hold ordinary ids.
+        picked = (
+            np.array(ids)[row * 7 % len(ids)] if len(ids) % 7 else np.array(ids)[row % len(ids)]
+        )
+        probes.append(
+            Probe(
+                ids=np.where((row % 11 == 5), 1000003 + row, picked).astype(np.int64),
+                mask=((text == 0) | ((text + 2 * token) % 5 < 3)).astype(np.int64),
+                types=((text + token // 2) % 2).astype(np.int64),
+            )
+        )
+    return probes
+
+
+def interpret(graph: Graph, probes: Sequence[Probe]) -> dict[str, Value]:
+    """Find out what every value of a graph is.
+
+    Args:
+        graph: The graph.
+        probes: Small batches, from `make_probes`.
+
+    Returns:
+        The meaning of each value by name. One object under two names is one value.
+    """
+    values: dict[str, Value] = {
+        name: Known((array,) * len(probes), True) for name, array in graph.constants.items()
+    }
+    fields = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "types"}
+    for name in graph.inputs:
+        values[name] = Known(tuple(getattr(probe, fields[name]) for probe in probes), False)
+    for node in graph.nodes:
+        inputs = [values.get(name, Opaque(None)) if name else None for name in node.inputs]
+        results = _apply(node, inputs, probes)
+        for name, value in zip(node.outputs, results, strict=False):
+            values[name] = value
+        for name in node.outputs[len(results) :]:
+            values[name] = Opaque(None)
+    return values
+
+
+def _apply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> list[Value]:
+    """Run one node."""
+    if node.operator in ("Identity", "Dropout") and inputs:
+        return [inputs[0]]
+    for value in inputs:
+        if isinstance(value, Opaque):
+            return [value]
+    try:
+        if all(value is None or isinstance(value, Known) for value in inputs):
+            lookup = _lookup(node, inputs)
+            return _evaluate(node, inputs) if lookup is None else [lookup]
+        rule = RULES.get(node.operator)
+        result = rule(node, inputs, probes) if rule else None
+        return [pointwise(node, inputs) if result is None else result]
+    except MismatchError as error:
+        return [Opaque(f"{describe(node)}: expected {error}")]
+
+
+def _lookup(node: TailNode, inputs: list[Any]) -> Lookups | None:
+    """Gather rows of a constant table by numbers that depend on the input."""
+    if node.operator != "Gather" or node.attributes.get("axis", 0) != 0:
+        return None
+    table, rows = inputs
+    if not table.is_constant or table.arrays[0].ndim != 2 or table.arrays[0].dtype.kind != "f":
+        return None
+    size = table.arrays[0].shape[1]
+    shapes = tuple((*array.shape, size) for array in rows.arrays)
+    return Lookups(((float32(table.arrays[0], "embedding table"), rows.arrays),), shapes)
+
+
+def _evaluate(node: TailNode, inputs: list[Any]) -> list[Value]:
+    """Compute a node on every probe (once if all is constant)."""
+    known = [value for value in inputs if value is not None]
+    is_constant = all(value.is_constant for value in known)
+    count = 1 if is_constant else len(PROBE_SHAPES)
+    if node.operator not in OPERATORS:
+        raise MismatchError("an operator that the engine knows")
+    runs = []
+    for probe in range(count):
+        arrays = [None if value is None else value.arrays[probe] for value in inputs]
+        sizes = [array.size for array in arrays if array is not None]
+        if (
+            node.operator not in VIEWS
+            and math.prod(max(size, 1) for size in sizes) > 64 * MAX_KNOWN
+        ):
+            raise MismatchError(f"small operands; their sizes are {sizes}")
+        try:
+            with np.errstate(all="ignore"):
+                result = OPERATORS[node.operator](arrays, node.attributes)
+        except (ValueError, IndexError, TypeError, KeyError, AttributeError, MemoryError) as error:
+            raise MismatchError(f"operands that fit together: {error}") from error
+        results = result if isinstance(result, list) else [result]
+        if node.operator not in VIEWS and any(array.size > MAX_KNOWN for array in results):
+            raise MismatchError("a small result")
+        runs.append(results)
+    if is_constant:
+        runs *= len(PROBE_SHAPES)
+    return [Known(arrays, is_constant) for arrays in zip(*runs, strict=True)]
+
+
+# Operators whose result shares the operand's memory, so that any size is fine.
+VIEWS = {"Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze", "Constant"}

@@ -1,0 +1,391 @@
+"""One rule per operator: the piece of an encoder that it makes of the pieces it reads.
+
+A rule returns None where its operator means nothing to an encoder, and raises `MismatchError` where
+it nearly does.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from toolkit.engine.assembly import (
+    HIDDEN_SCORE,
+    activation_of,
+    normalise,
+    sum_lookups,
+)
+from toolkit.engine.plan import TailNode
+from toolkit.engine.symbols import (
+    GRID,
+    Affine,
+    Array,
+    Context,
+    Groups,
+    Heads,
+    Hidden,
+    Known,
+    Lookups,
+    MismatchError,
+    Norming,
+    Opaque,
+    Pointwise,
+    Probabilities,
+    Probe,
+    Residual,
+    Scores,
+    Shapes,
+    Symbol,
+    Value,
+    _sizes,
+    float32,
+    scalar,
+    shapes_of,
+    vector,
+)
+from toolkit.engine.tail import OPERATORS
+
+
+def _add(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    for a, b in (inputs, inputs[::-1]):
+        match a, b:
+            case Affine(bias=None), Known():
+                bias = vector(b, a.shapes[0][-1])
+                if bias is not None:
+                    return replace(a, bias=bias)
+            case Scores(), Known():
+                return replace(a, masks=(*a.masks, b.arrays))
+            case Norming(stage="variance"), Known():
+                return replace(a, stage="shifted", epsilon=scalar(b))
+            case Norming(stage="scaled"), Known():
+                return normalise(a.source, a.gamma, vector(b), a.epsilon, probes)
+            case Affine(source=Context() | Pointwise()), (Hidden() | Affine()) if (
+                a.shapes == b.shapes
+            ):
+                return Residual(a, b, a.shapes)
+            case Lookups(), Lookups():
+                return sum_lookups(a, b)
+    return None
+
+
+def _multiply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    if inputs[0] is inputs[1] and isinstance(inputs[0], Norming):
+        return _square(inputs[0])
+    for a, b in (inputs, inputs[::-1]):
+        factor = scalar(b)
+        match a:
+            case Heads() | Scores(masks=()) if factor is not None:
+                return replace(a, scale=a.scale * factor)
+            case Norming(stage="normed") if isinstance(b, Known):
+                return replace(a, stage="scaled", gamma=vector(b))
+    return None
+
+
+def _divide(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    a, b = inputs
+    divisor = scalar(b)
+    match a, b:
+        case ((Heads() | Scores(masks=())), Known()) if divisor:
+            return replace(a, scale=a.scale / divisor)
+        case Norming(stage="centred"), Norming(stage="deviation") if a.source is b.source:
+            return replace(b, stage="normed")
+    return None
+
+
+def _subtract(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    x, mean = inputs
+    if isinstance(mean, Norming) and mean.stage == "mean" and mean.source is x:
+        return Norming(x, "centred")
+    return None
+
+
+def _power(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    if isinstance(inputs[0], Norming) and scalar(inputs[1]) == 2.0:
+        return _square(inputs[0])
+    return None
+
+
+def _square(x: Norming) -> Value | None:
+    return replace(x, stage="square") if x.stage == "centred" else None
+
+
+def _square_root(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    x = inputs[0]
+    if isinstance(x, Norming) and x.stage == "shifted":
+        return replace(x, stage="deviation")
+    return None
+
+
+def _reduce_mean(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    x = inputs[0]
+    axes = node.attributes.get("axes")
+    if len(inputs) > 1 and isinstance(inputs[1], Known):
+        axes = inputs[1].arrays[0].reshape(-1).tolist()
+    if axes not in ([-1], [2]) or not node.attributes.get("keepdims", 1):
+        return None
+    if isinstance(x, Norming) and x.stage == "square":
+        return replace(x, stage="variance")
+    return Norming(x, "mean") if isinstance(x, (Lookups, Residual)) else None
+
+
+def _layer_normalization(
+    node: TailNode, inputs: list[Any], probes: Sequence[Probe]
+) -> Value | None:
+    x, gamma, beta = [*inputs, None][:3]
+    if not isinstance(x, (Lookups, Residual)) or node.attributes.get("axis", -1) not in (-1, 2):
+        return None
+    size = x.shapes[0][-1]
+    shift = np.zeros(size, np.float32) if beta is None else vector(beta)
+    return normalise(x, vector(gamma), shift, node.attributes.get("epsilon", 1e-5), probes)
+
+
+def _matmul(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    match inputs:
+        case [Heads() as query, Heads() as key]:
+            return _scores(query, key)
+        case [Probabilities(is_nan_test=False) as weights, Heads() as value]:
+            return _context(weights.scores, value)
+        case [(Hidden() | Affine() | Pointwise() | Context()) as x, Known(is_constant=True) as w]:
+            return _affine(x, w.arrays[0])
+    return None
+
+
+def _affine(x: Symbol, weight: Array) -> Affine | None:
+    shapes = shapes_of(x)
+    if shapes is None or weight.ndim != 2 or weight.shape[0] != shapes[0][-1]:
+        return None
+    if isinstance(x, Context) and x.groups != ("B", "T", "ND"):
+        raise MismatchError("attention's heads joined in their order before the next dense layer")
+    if isinstance(x, Pointwise) and activation_of(x.samples) is None:
+        raise MismatchError("GELU, its tanh form or ReLU before this dense layer")
+    shapes = tuple((*shape[:-1], weight.shape[1]) for shape in shapes)
+    return Affine(x, float32(weight, "weight"), None, shapes)
+
+
+def _scores(query: Heads, key: Heads) -> Scores:
+    if (query.groups, key.groups) != (("B", "N", "T", "D"), ("B", "N", "D", "T")):
+        raise MismatchError("query (B, N, T, D) times key (B, N, D, T)")
+    if query.num_heads != key.num_heads or query.source.shapes != key.source.shapes:
+        raise MismatchError("query and key of the same shape")
+    shapes = tuple((b, query.num_heads, t, t) for b, t, _ in query.source.shapes)
+    scale = query.scale * key.scale
+    return Scores(query.source, key.source, query.num_heads, scale, (), shapes)
+
+
+def _context(scores: Scores, value: Heads) -> Context:
+    same = (
+        value.groups == ("B", "N", "T", "D")
+        and value.num_heads == scores.num_heads
+        and value.source.shapes == scores.query.shapes
+        and value.scale == 1.0
+    )
+    if not same:
+        raise MismatchError("probabilities (B, N, T, T) times value (B, N, T, D)")
+    return Context(scores, value.source, value.groups)
+
+
+def _attention(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    """ONNX's own Attention operator, opset 23."""
+    query, key, value, mask, *rest = [*inputs, None, None][:6]
+    parts = (query, key, value)
+    if any(x is not None for x in rest) or not all(isinstance(x, Heads) for x in parts):
+        raise MismatchError("query, key and value (B, N, T, D) without a cache")
+    if node.attributes.get("is_causal", 0) or node.attributes.get("softcap", 0.0):
+        raise MismatchError("neither a causal mask nor a soft cap")
+    if key.groups != ("B", "N", "T", "D"):
+        raise MismatchError("key (B, N, T, D)")
+    scores = _scores(query, replace(key, groups=("B", "N", "D", "T")))
+    default = 1.0 / math.sqrt(query.source.shapes[0][-1] // query.num_heads)
+    # A scale of 0 stands for the default, as in torch's exporter.
+    scores = replace(scores, scale=scores.scale * (node.attributes.get("scale") or default))
+    if mask is not None:
+        if not isinstance(mask, Known):
+            raise MismatchError("a mask that depends on the inputs only")
+        is_bool = mask.arrays[0].dtype == np.bool_
+        arrays = tuple(_additive(a) for a in mask.arrays) if is_bool else mask.arrays
+        scores = replace(scores, masks=(arrays,))
+    return _context(scores, value)
+
+
+def _softmax(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    if isinstance(inputs[0], Scores) and node.attributes.get("axis", -1) in (-1, 3):
+        return Probabilities(inputs[0], is_nan_test=False)
+    return None
+
+
+def _is_nan(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    return replace(inputs[0], is_nan_test=True) if isinstance(inputs[0], Probabilities) else None
+
+
+def _where(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    condition, a, b = inputs
+    match condition, a, b:
+        case Probabilities(is_nan_test=True), Known(), Probabilities() if (
+            condition.scores is b.scores and scalar(a) == 0.0
+        ):
+            return b
+        case Known(), Scores(), Known() if _hides(b):
+            return replace(a, masks=(*a.masks, tuple(_additive(c) for c in condition.arrays)))
+        case Known(), Known(), Scores() if _hides(a):
+            return replace(b, masks=(*b.masks, tuple(_additive(~c) for c in condition.arrays)))
+    return None
+
+
+def _hides(fill: Known) -> bool:
+    number = scalar(fill)
+    return number is not None and number <= HIDDEN_SCORE
+
+
+def _additive(keep: Array) -> Array:
+    return np.where(keep, 0.0, -np.inf)
+
+
+def _reshape(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    x, target = inputs
+    before = shapes_of(x)
+    if before is None or not isinstance(target, Known):
+        return None
+    after = tuple(
+        _target_shape(shape, wanted.reshape(-1).tolist(), node.attributes.get("allowzero", 0))
+        for shape, wanted in zip(before, target.arrays, strict=True)
+    )
+    if after == before:
+        return x
+    match x:
+        case Affine() | Pointwise():
+            return _split_heads(x, after)
+        case Heads():
+            groups = _regroup(x.groups, before, after, x.source.shapes, x.num_heads)
+            return None if groups is None else replace(x, groups=groups)
+        case Context():
+            groups = _regroup(x.groups, before, after, x.value.shapes, x.scores.num_heads)
+            return None if groups is None else replace(x, groups=groups)
+    return None
+
+
+def _target_shape(shape: tuple[int, ...], wanted: list[int], allow_zero: int) -> tuple[int, ...]:
+    if not allow_zero:
+        wanted = [shape[i] if n == 0 and i < len(shape) else n for i, n in enumerate(wanted)]
+    rest = math.prod(n for n in wanted if n != -1)
+    if rest > 0 and wanted.count(-1) == 1 and math.prod(shape) % rest == 0:
+        wanted = [math.prod(shape) // rest if n == -1 else n for n in wanted]
+    if math.prod(wanted) != math.prod(shape) or any(n < 0 for n in wanted):
+        raise MismatchError(f"a reshape that any batch and length can pass; {shape} → {wanted}")
+    return tuple(wanted)
+
+
+def _split_heads(x: Affine | Pointwise, after: Shapes) -> Heads | None:
+    """(B, T, H) → (B, T, N, D), of a linear function of a dense layer's result."""
+    scale = 1.0
+    if isinstance(x, Pointwise):
+        scale = float(x.samples[-1] / GRID[-1])
+        if not np.allclose(x.samples, scale * GRID, rtol=1e-6, atol=0.0):
+            return None
+        x = x.source
+    num_heads = after[0][2] if len(after[0]) == 4 else 0
+    expected = tuple((b, t, num_heads, h // max(num_heads, 1)) for b, t, h in x.shapes)
+    return Heads(x, num_heads, ("B", "T", "N", "D"), scale) if after == expected else None
+
+
+def _transpose(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    x, order = inputs[0], node.attributes.get("perm")
+    if not isinstance(x, (Heads, Context)) or order is None or len(order) != len(x.groups):
+        return None
+    return replace(x, groups=tuple(x.groups[axis] for axis in order))
+
+
+def _regroup(
+    groups: Groups, before: Shapes, after: Shapes, shapes: Shapes, num_heads: int
+) -> Groups | None:
+    """Follow a reshape that joins or splits neighbouring axes; None if it does anything else."""
+    letters = "".join(groups)
+    candidates = set()
+    for shape, target in zip(shapes, after, strict=True):
+        sizes = _sizes(shape, num_heads)
+        result, position = [], 0
+        for i, wanted in enumerate(target):
+            start, size = position, 1
+            while position < len(letters) and (size < wanted or position == start):
+                size *= sizes[letters[position]]
+                position += 1
+            if size != wanted:
+                return None
+            # An axis of one element belongs to the left, unless the target asks for it.
+            following = target[i + 1] if i + 1 < len(target) else 0
+            while position < len(letters) and sizes[letters[position]] == 1 != following:
+                position += 1
+            result.append(letters[start:position])
+        if position != len(letters):
+            return None
+        candidates.add(tuple(result))
+    return candidates.pop() if len(candidates) == 1 else None
+
+
+def _cast(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    """To float32, which every followed value already is."""
+    if node.operator == "CastLike":
+        x, like = inputs
+        if isinstance(x, Known):
+            return Known(tuple(array.astype(np.float32) for array in x.arrays), x.is_constant)
+        is_float = not isinstance(like, Known) or like.arrays[0].dtype == np.float32
+        return x if is_float else None
+    return inputs[0] if node.attributes.get("to") == 1 else None
+
+
+def _shape(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    shapes = shapes_of(inputs[0])
+    if shapes is None:
+        return None
+    arrays = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
+    results = [OPERATORS["Shape"]([array], node.attributes) for array in arrays]
+    return Known(tuple(np.asarray(result) for result in results), False)
+
+
+RULES: dict[str, Callable[[TailNode, list[Any], Sequence[Probe]], Value | None]] = {
+    "Add": _add,
+    "Attention": _attention,
+    "Cast": _cast,
+    "CastLike": _cast,
+    "Div": _divide,
+    "IsNaN": _is_nan,
+    "LayerNormalization": _layer_normalization,
+    "MatMul": _matmul,
+    "Mul": _multiply,
+    "Pow": _power,
+    "ReduceMean": _reduce_mean,
+    "Reshape": _reshape,
+    "Shape": _shape,
+    "Softmax": _softmax,
+    "Sqrt": _square_root,
+    "Sub": _subtract,
+    "Transpose": _transpose,
+    "Where": _where,
+}
+
+
+def pointwise(node: TailNode, inputs: list[Any]) -> Value:
+    """Apply an elementwise operator to functions of one dense layer's result and to scalars."""
+    sources = {x if isinstance(x, Affine) else x.source for x in inputs if _is_function(x)}
+    scalars = [scalar(x) for x in inputs if not _is_function(x)]
+    if len(sources) != 1 or None in scalars or node.operator not in ELEMENTWISE:
+        return Opaque(None)
+    numbers = iter(scalars)
+    arguments = [
+        next(numbers) if not _is_function(x) else x.samples if isinstance(x, Pointwise) else GRID
+        for x in inputs
+    ]
+    with np.errstate(all="ignore"):
+        samples = OPERATORS[node.operator]([np.asarray(a) for a in arguments], node.attributes)
+    return Pointwise(sources.pop(), np.asarray(samples))
+
+
+ELEMENTWISE = {
+    *("Add", "Sub", "Mul", "Div", "Pow", "Neg", "Max", "Min", "Abs", "Clip", "Exp", "Sqrt"),
+    *("Erf", "Tanh", "Sigmoid", "Relu", "Gelu", "Reciprocal"),
+}
+
+
+def _is_function(x: Any) -> bool:
+    return isinstance(x, (Affine, Pointwise))

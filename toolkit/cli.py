@@ -127,6 +127,10 @@ def run_job(verb: str, root: type, config: Any, wants_traceback: bool) -> None:
             traceback.print_exc()
         code = {UsageError: 2, GateError: 3}.get(type(error), 1)
         sentence = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError):  # the slim deployment has no torch
+            sentence = (
+                f"{verb} needs {error.name}, which is not installed: pip install {error.name}"
+            )
         fail(code, f"job {job.num} ({job.override_dirname}): {sentence}" if is_sweep else sentence)
         raise JobError(code) if is_sweep else SystemExit(code) from None
 

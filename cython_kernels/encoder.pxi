@@ -135,7 +135,7 @@ cdef class Encoder:
         else:
             layer.activation = self.kernels.relu
         # a chunk of the feed-forward layer is one k-block of `output` and must be whole panels of `intermediate`
-        assert output.kblock % intermediate.panel_rows == 0 or intermediate.linear.num_panels == 1
+        assert output.linear.num_kblocks == 1 or output.kblock % intermediate.panel_rows == 0
         assert attention_output.k * 3 == qkv.rows and output.k == intermediate.rows
         assert qkv.k == attention_output.rows == output.rows == intermediate.k == self.hidden
         self.qkv_rows = max(self.qkv_rows, qkv.rows)

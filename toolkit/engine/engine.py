@@ -1,0 +1,303 @@
+"""Load an ONNX file, run it. B texts, T positions, H hidden."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cython_kernels import _kernels
+from cython_kernels._kernels import Encoder, PackedLinear
+from numpy.typing import NDArray
+
+from toolkit.engine.graph import read_graph
+from toolkit.engine.packing import pack_embeddings, pack_layer, pack_linear
+from toolkit.engine.plan import Plan
+from toolkit.engine.tail import run_tail
+from toolkit.environment import affinity, decide_num_threads
+
+Array = NDArray[Any]
+
+# Tiles of 16 tokens that a thread takes through the encoder together: many enough to read a
+# block of weights rarely, few enough that their activations stay in cache (docs/engine.md).
+GROUP_TILES = 32
+
+
+class Engine:
+    """A BERT-family model, packed and ready; made by `Engine.load`.
+
+    Attributes:
+        inputs: Names of the inputs, in the order of the ONNX graph.
+        outputs: Names of the outputs, in the order of the ONNX graph.
+        isa: Instruction set in use.
+        num_threads: Threads that a call uses.
+        threads_reason: Why it uses that many.
+    """
+
+    def __init__(self, plan: Plan, num_threads: int, threads_reason: str, isa: str) -> None:
+        self.inputs = plan.inputs
+        self.outputs = plan.outputs
+        self.isa = isa
+        self.num_threads = num_threads
+        self.threads_reason = threads_reason
+        self._padding_id = plan.embeddings.padding_id
+        layers = []
+        for i in range(len(plan.layers)):
+            layers.append(pack_layer(plan.layers[i], isa))
+            plan.layers[i] = None  # type: ignore[call-overload]  # its dense weights are not needed again
+        self._layers = layers
+        self._encoder = Encoder(
+            isa, pack_embeddings(plan.embeddings, isa), layers, num_threads, GROUP_TILES
+        )
+        self._heads = {
+            key: pack_linear(linear.weight, linear.bias, isa)
+            for key, linear in plan.linears.items()
+        }
+        plan.linears.clear()
+        self._plan = plan
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def load(path: str | Path, num_threads: int = 0, isa: str = "auto") -> "Engine":
+        """Read an ONNX file and pack its weights.
+
+        Args:
+            path: `model.onnx`, or a folder that holds it.
+            num_threads: Threads per call; 0 decides from affinity and cgroup quota.
+            isa: `auto` takes the best this CPU runs, or what the environment variable
+                TOOLKIT_ISA names.
+
+        Raises:
+            InputError: The file is missing, damaged, or not a model the engine knows.
+            ValueError: This CPU does not support `isa`.
+        """
+        path = Path(path)
+        number, reason = decide_num_threads(num_threads)
+        return Engine(
+            read_graph(path / "model.onnx" if path.is_dir() else path), number, reason, find_isa(isa)
+        )
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
+        """Run one batch.
+
+        Args:
+            inputs: `input_ids`, `attention_mask`, `token_type_ids` as far as the graph has them;
+                each (B, T), int32 or int64. Where the mask is 0, wherever that is in a row, the
+                token is neither computed nor attended to.
+
+        Returns:
+            The outputs by name, float32. Hidden states and per-token logits of masked positions
+            hold no information (a hidden state of zeros and what the head makes of it).
+
+        Raises:
+            ValueError: An input is missing, unknown, of another type, shape or range.
+        """
+        ids, mask, types = self._check(inputs)
+        return self._call(lambda: self._run(ids, mask, types, inputs))
+
+    def profile(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+        """Time every fused operation of one batch.
+
+        Returns:
+            One dict per layer and step: `op`, `time_ms` (per thread, mean), `gflops` (arithmetic
+            on nonzero weights, all threads), `density`, `kernel`, `note`.
+        """
+        ids, mask, types = self._check(inputs)
+        positions = positions_of(ids, self._padding_id)
+        _, seconds, threads = self._call(
+            lambda: self._encoder.run(
+                ids, mask, types, positions, self._plan.first_token_only, True
+            )
+        )
+        tokens = int(np.count_nonzero(mask))
+        rows = []
+        for i, steps in enumerate(seconds):
+            for step, spent in zip(_kernels.STEPS, steps, strict=True):
+                if spent == 0.0:
+                    continue
+                weight = self._layers[i - 1].get(step) if i else None
+                name = f"layer{i - 1}.{step}" if i else step
+                row = {"op": name, "time_ms": spent / threads * 1e3, "gflops": None}
+                row |= {"density": None, "kernel": self.isa, "note": ""}
+                if isinstance(weight, PackedLinear):
+                    work = 2.0 * tokens * weight.density * weight.rows * weight.k
+                    row |= {
+                        "gflops": work / (spent / threads) / 1e9,
+                        "density": weight.density,
+                        "kernel": f"{weight.form}_{self.isa}",
+                        "note": _why(weight),
+                    }
+                rows.append(row)
+        return rows
+
+    def explain(self) -> str:
+        """Describe, per layer, which kernel runs it, its density, its bytes, and why."""
+        lines = [
+            f"isa {self.isa}, {self.num_threads} threads: {self.threads_reason}",
+            f"{'layer':28} {'rows':>6} {'cols':>6} {'density':>8} {'MiB':>7}  kernel",
+        ]
+        for name, weight in self.weights():
+            lines.append(
+                f"{name:28} {weight.rows:6d} {weight.k:6d} {weight.density:8.4f} "
+                f"{weight.nbytes / 2**20:7.2f}  {weight.form}_{self.isa}: {_why(weight)}"
+            )
+        for node in self._plan.tail:
+            if node.operator != "Linear":
+                lines.append(f"{node.name:28} {node.operator}: plain function behind the encoder")
+        return "\n".join(lines)
+
+    def weights(self) -> Iterator[tuple[str, PackedLinear]]:
+        """Yield name and packed weight of every dense layer, in the order they run."""
+        for i, layer in enumerate(self._layers):
+            for step in ("qkv", "attention_output", "intermediate", "output"):
+                yield f"layer{i}.{step}", layer[step]
+        yield from self._heads.items()
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all packed weights."""
+        return sum(weight.nbytes for _, weight in self.weights())
+
+    def _run(
+        self,
+        ids: NDArray[np.int32],
+        mask: NDArray[np.int32],
+        types: NDArray[np.int32],
+        inputs: Mapping[str, Array],
+    ) -> dict[str, NDArray[np.float32]]:
+        plan = self._plan
+        hidden = self._encoder.run(
+            ids, mask, types, positions_of(ids, self._padding_id), plan.first_token_only
+        )
+        values = {**inputs, plan.hidden: hidden}
+        return run_tail(plan, values, self._linear)
+
+    def _linear(self, key: str, x: Array) -> NDArray[np.float32]:
+        return _kernels.linear(self._heads[key], x, self.num_threads)  # type: ignore[no-any-return]
+
+    def _call(self, work: Callable[[], Any]) -> Any:
+        """Run `work` with its threads granted, wherever this process came from."""
+        with self._lock, _CORES.taken(self.num_threads):
+            if _FORKED:
+                # libgomp's idle threads did not survive the fork, and the forking thread would
+                # wait for them for ever; a thread made after it starts a pool of its own
+                return _fresh_thread().submit(work).result()
+            return work()
+
+    def _check(
+        self, inputs: Mapping[str, Array]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        for name in inputs:
+            if name not in self.inputs:
+                raise ValueError(f"unknown input {name!r}: expected {', '.join(self.inputs)}")
+        arrays = {}
+        for name in self.inputs:
+            if name not in inputs:
+                raise ValueError(f"input {name!r} is missing: expected {', '.join(self.inputs)}")
+            arrays[name] = _as_int32(name, inputs[name])
+        ids = arrays["input_ids"]
+        for name, array in arrays.items():
+            if array.shape != ids.shape:
+                raise ValueError(
+                    f"{name} must have the shape of input_ids, {ids.shape}; got {array.shape}"
+                )
+        return (
+            ids,
+            arrays.get("attention_mask", np.ones_like(ids)),
+            arrays.get("token_type_ids", np.zeros_like(ids)),
+        )
+
+
+def find_isa(requested: str) -> str:
+    """Return the instruction set to use.
+
+    Raises:
+        ValueError: This CPU does not support the one requested.
+    """
+    if requested == "auto":
+        requested = os.environ.get("TOOLKIT_ISA") or "auto"
+    available: list[str] = _kernels.available_isas()
+    if requested == "auto":
+        return available[0]
+    if requested not in available:
+        raise ValueError(
+            f"isa {requested!r} is not supported on this CPU (available: {', '.join(available)})"
+        )
+    return requested
+
+
+def positions_of(ids: NDArray[np.int32], padding_id: int | None) -> NDArray[np.int32]:
+    """Return the position-table row of every token (B, T), see `Embeddings.padding_id`."""
+    if padding_id is None:
+        row = np.arange(ids.shape[1], dtype=np.int32)
+        return np.ascontiguousarray(np.broadcast_to(row, ids.shape))
+    real = (ids != padding_id).astype(np.int32)
+    return np.cumsum(real, 1, dtype=np.int32) * real + np.int32(padding_id)
+
+
+def _as_int32(name: str, array: Array) -> NDArray[np.int32]:
+    array = np.asarray(array)
+    if array.dtype not in (np.int32, np.int64) or array.ndim != 2:
+        raise ValueError(
+            f"{name} must be a (batch, length) array of int32 or int64; "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    if array.dtype == np.int64 and array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise ValueError(f"{name} must hold 32-bit numbers; got {array.min()}…{array.max()}")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def _why(weight: PackedLinear) -> str:
+    zeros = f"{1 - weight.density:.1%} zeros"
+    if weight.form == "dense":
+        return f"{zeros}: too few to skip"
+    return f"{zeros}: skipped"
+
+
+class _Cores:
+    """Counts the threads that engine calls of this process run on: at most the CPUs it has.
+
+    Several engines and calling threads then queue instead of oversubscribing the CPUs.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._busy = 0
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        with self._condition:
+            # a call that wants more than there is runs when it is alone
+            self._condition.wait_for(
+                lambda: self._busy == 0 or self._busy + count <= affinity()
+            )
+            self._busy += count
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._busy -= count
+                self._condition.notify_all()
+
+
+_CORES = _Cores()
+_FORKED = False
+_POOL: ThreadPoolExecutor | None = None
+
+
+def _fresh_thread() -> ThreadPoolExecutor:
+    global _POOL
+    if _POOL is None:
+        _POOL = ThreadPoolExecutor(1, "engine")
+    return _POOL
+
+
+def _after_fork() -> None:
+    global _CORES, _FORKED, _POOL
+    _CORES, _FORKED, _POOL = _Cores(), True, None
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -23,7 +23,7 @@ from toolkit.config import BenchRoot, ExportRoot, Lengths, Scenario, TaskKind, W
 from toolkit.environment import decide_num_threads
 from toolkit.errors import GateError, UsageError
 from toolkit.exported import Exported, describe, find_checkpoint, read_exported, size_bytes
-from toolkit.record import new_record, now, read_record, root_id, write_record
+from toolkit.record import SPEED_KEY, new_record, now, read_record, root_id, speed_key, write_record
 from toolkit.table import text_table
 from toolkit.timing import speed_ratio, summarise, time_rounds
 from toolkit.worker import Batch, Worker, load_batches, save_batches
@@ -336,8 +336,8 @@ def fill_record(
     if "checkpoint" not in record["size_bytes"] and any(e["engine"] == "torch" for e in entries):
         files = find_checkpoint(model.onnx).rglob("*")
         record["size_bytes"]["checkpoint"] = sum(f.stat().st_size for f in files if f.is_file())
-    new = {_key(entry) for entry in entries}
-    record["speed"] = [entry for entry in record["speed"] if _key(entry) not in new] + entries
+    new = {speed_key(entry) for entry in entries}
+    record["speed"] = [entry for entry in record["speed"] if speed_key(entry) not in new] + entries
     return record
 
 
@@ -377,8 +377,8 @@ def compare(config: BenchRoot, baseline: dict[str, Any], entry: dict[str, Any]) 
         UsageError: The baseline has no entry of that engine, batch size and length.
         GateError: Items/s fell by more than `max_regression`.
     """
-    earlier = [old for old in baseline["speed"] if _key(old) == _key(entry)]
-    what = "{} at batch_size={}, seq_len={}, lengths={}".format(*_key(entry))
+    earlier = [old for old in baseline["speed"] if speed_key(old) == speed_key(entry)]
+    what = ", ".join(f"{name}={entry[name]}" for name in SPEED_KEY if entry[name] is not None)
     if not earlier:
         raise UsageError(f"baseline={config.baseline} has no measurement of {what}")
     ratio = entry["items_per_s"] / earlier[0]["items_per_s"]
@@ -422,11 +422,6 @@ def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> d
 
 def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """Name what an entry of `speed` measured: a new measurement replaces the old one."""
-    return tuple(entry[name] for name in ("engine", "batch_size", "seq_len", "lengths"))
 
 
 def _run_in_float64(model: Exported, batch: Batch) -> Batch:

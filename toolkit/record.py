@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 1
+SPEED_KEY = ("engine", "batch_size", "seq_len", "lengths", "num_threads", "isa")
 SCHEMA_FILE = Path(__file__).with_name("record.schema.json")
 
 
@@ -120,6 +121,11 @@ def root_id(record: dict[str, Any]) -> str:
     """Name the run that made the model: train, export and bench of one model share it."""
     run = record["run"]
     return str(run["parent"] or run["id"])
+
+
+def speed_key(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """Name what an entry of `speed` measured: a newer one with the same key replaces it."""
+    return tuple(entry[name] for name in SPEED_KEY)
 
 
 def schema_violation(record: Any) -> str | None:

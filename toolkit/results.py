@@ -1,0 +1,249 @@
+"""What records say together: runs, rows, ratios, the Pareto front, and the answer to a wish.
+
+A run is all records of one model (train, export, bench); a row is a run in one measurement: engine
+× batch size × length. Rows compare within a group (same task) and a panel (same setting, too).
+"""
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import UsageError
+from toolkit.record import root_id, speed_key
+
+Row = dict[str, Any]
+Condition = tuple[str, str, float | str]
+
+DENSE = 0.01  # below this fraction of zeros a model counts as dense: training leaves some by chance
+# What usually runs a BERT comes first: the engine through which the baseline is measured.
+BASELINE_ENGINES = ("onnxruntime", "torch", "openvino", "sparse")
+SETTING = ("batch_size", "seq_len", "lengths", "num_threads", "cpu")
+SIZES = ("checkpoint", "onnx", "packed")
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "!=": operator.ne,
+    "==": operator.eq,
+    "=": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+def merge_runs(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Put the records of one model together, oldest first.
+
+    Returns:
+        One record per run, with `folder` (of its first record). What a later record knows replaces
+        what an earlier one said; `config` is that of the command that made the model.
+    """
+    runs: dict[str, dict[str, Any]] = {}
+    ordered = sorted(
+        records, key=lambda item: (item[1]["run"]["started"], item[1]["run"]["finished"])
+    )
+    for file, record in ordered:
+        run = runs.setdefault(root_id(record), record | {"folder": str(file.parent), "speed": []})
+        cpu = record["environment"].get("cpu")  # a bench may run on another machine than training
+        speeds = [*run["speed"], *(entry | {"cpu": cpu} for entry in record["speed"])]
+        run["speed"] = list({(*speed_key(entry), entry["cpu"]): entry for entry in speeds}.values())
+        for part in ("model", "metrics", "size_bytes"):
+            run[part] = {**run[part], **record[part]}
+        if record["run"]["verb"] == "train":
+            run["config"], run["folder"] = record["config"], str(file.parent)
+    return list(runs.values())
+
+
+def make_rows(run: dict[str, Any]) -> list[Row]:
+    """Flatten a run: one row per measurement, or one without speed."""
+    model, config, sizes = run["model"], run["config"], run["size_bytes"]
+    sparsity = model.get("sparsity", {})
+    of_run = {
+        "run": _label(model),
+        "model": model.get("name"),
+        "layers": model.get("layers"),
+        "encoder_sparsity": sparsity.get("encoder"),
+        "model_sparsity": sparsity.get("whole_model"),
+        "parameters": model.get("parameters"),
+        "teacher": (config.get("teacher") or {}).get("name"),
+        "seed": run["run"]["seed"],
+        "folder": run["folder"],
+        "id": root_id(run),
+        **{f"{name}_mb": sizes[name] / 1e6 if name in sizes else None for name in SIZES},
+    }
+    return [of_run | _metrics(run, entry) | _speed(entry) for entry in run["speed"] or [{}]]
+
+
+def add_ratios(rows: Sequence[Row]) -> list[str]:
+    """Add `speedup`, `speedup_same_engine` and `recovery` to the rows of one group.
+
+    All compare with the group's baseline: the run with the most layers and among those the fewest
+    zeros. `speedup` takes its speed through the most usual engine it was measured with,
+    `speedup_same_engine` through the row's own, both in the row's own setting.
+
+    Returns:
+        Sentences that say what the baseline is.
+    """
+    measured = [row for row in rows if row["items_per_s"] is not None and row["layers"] is not None]
+    for row in rows:
+        row |= {"speedup": None, "speedup_same_engine": None, "recovery": None, "baseline": False}
+    if not measured:
+        return []
+    best = min(measured, key=lambda row: (-row["layers"], row["encoder_sparsity"] or 0.0))
+    of_baseline = [row for row in measured if row["id"] == best["id"]]
+    by_place = {(panel_of(row), row["engine"]): row for row in of_baseline}
+    engine = min((row["engine"] for row in of_baseline), key=BASELINE_ENGINES.index)
+    for row in rows:
+        usual, same = (by_place.get((panel_of(row), name)) for name in (engine, row["engine"]))
+        if row["items_per_s"] is not None:
+            row["speedup"] = usual and row["items_per_s"] / usual["items_per_s"]
+            row["speedup_same_engine"] = same and row["items_per_s"] / same["items_per_s"]
+        if best["score"] and row["score"] is not None and row["metric"] == best["metric"]:
+            row["recovery"] = row["score"] / best["score"]
+        row["baseline"] = row["id"] == best["id"] and row["engine"] == engine
+    is_dense = (best["encoder_sparsity"] or 0.0) < DENSE
+    kind = "the dense baseline" if is_dense else "the densest run (none is dense)"
+    return [
+        f"{best['group']}: speedup compares with {kind}, {best['run']} through {engine}; "
+        "recovery with its quality."
+    ]
+
+
+def is_plotted(row: Row) -> bool:
+    """Tell whether a row has both coordinates."""
+    return row["score"] is not None and row["items_per_s"] is not None
+
+
+def mark_pareto_front(rows: Sequence[Row]) -> None:
+    """Mark the rows that no other row beats in speed without being worse in quality."""
+    best = float("-inf")
+    for row in sorted(rows, key=lambda row: (-row["items_per_s"], -row["score"])):
+        row["pareto"] = row["score"] > best
+        best = max(best, row["score"])
+
+
+def parse_select(text: str, rows: Sequence[Row]) -> list[Condition]:
+    """Read conditions such as `f1>=87,latency_p99_ms<=10,engine=sparse`.
+
+    Returns:
+        (column, operator, value) of each; the value is a number where it reads like one.
+
+    Raises:
+        UsageError: It is something else, or there is no such column.
+    """
+    conditions: list[Condition] = []
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<)\s*([^\s<>=!].*?)\s*", part)
+        if match is None:
+            raise UsageError(
+                "select must be conditions such as f1>=87,latency_p99_ms<=10; "
+                f"{part.strip()!r} is none"
+            )
+        column, sign, value = match.groups()
+        if column not in columns:
+            near = get_close_matches(column, columns, cutoff=0.4) or columns
+            raise UsageError(
+                f"select names {column!r}, which is no column of the results; nearest: "
+                + ", ".join(near)
+            )
+        conditions.append((column, sign, _number(value)))
+    return conditions
+
+
+def select(conditions: Sequence[Condition], rows: Sequence[Row]) -> Row | None:
+    """Return the fastest row that meets all conditions; a row without a value meets none of it."""
+    qualified = [
+        row
+        for row in rows
+        if row["items_per_s"] is not None
+        and all(_holds(row.get(column), sign, value) for column, sign, value in conditions)
+    ]
+    return max(qualified, key=lambda row: row["items_per_s"], default=None)
+
+
+def groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
+    """Gather the rows with equal keys, in the order of their first."""
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return list(found.values())
+
+
+def panel_of(row: Row) -> tuple[Any, ...]:
+    """Name what rows must share to be compared: task, setting, machine."""
+    return (row["group"], *(row[name] for name in SETTING))
+
+
+def zeros_label(row: Row) -> str:
+    """Say how sparse a row's model is: `dense`, `90 %`, or nothing if that is unknown."""
+    zeros = row["encoder_sparsity"]
+    if zeros is None:
+        return ""
+    return "dense" if zeros < DENSE else f"{100 * zeros:.3g} %"
+
+
+def _metrics(run: dict[str, Any], entry: dict[str, Any]) -> Row:
+    """Return the metrics through this engine if it measured them, otherwise the run's; with the
+    one that is plotted as `metric` and `score`, and the group that can be compared."""
+    metrics = dict(entry.get("metrics") or run["metrics"])
+    task, examples = metrics.pop("task", None), metrics.pop("num_examples", None)
+    first = "f1" if "exact_match" in metrics else "accuracy"
+    metric = first if first in metrics else next(iter(metrics), None)
+    return {
+        "group": task or run["model"].get("name") or "unnamed",
+        "task": task,
+        "num_examples": examples,
+        **metrics,
+        "metric": metric,
+        "score": metrics.get(metric),
+    }
+
+
+def _speed(entry: dict[str, Any]) -> Row:
+    latency = entry.get("latency_ms", {})
+    rss = entry.get("peak_rss_bytes")
+    names = ("engine", *SETTING, "isa", "items_per_s", "tokens_per_s", "load_s", "iterations")
+    return {
+        **{name: entry.get(name) for name in names},
+        **{
+            f"latency_{name}_ms": latency.get(name) for name in ("p50", "p90", "p99", "mean", "std")
+        },
+        "peak_rss_mb": None if rss is None else rss / 1e6,
+        "pareto": False,
+    }
+
+
+def distinguish(rows: Sequence[Row]) -> None:
+    """Add the folder's name to the label of runs that would otherwise share one."""
+    for same in groups(rows, lambda row: row["run"]):
+        if len({row["id"] for row in same}) > 1:
+            for row in same:
+                row["run"] += f" [{Path(row['folder']).name}]"
+
+
+def _label(model: dict[str, Any]) -> str:
+    """Name a run by what was made small: `bert_base 6 layers 90 %`."""
+    parts = [str(model.get("name", "unnamed"))]
+    if "layers" in model:
+        parts.append(f"{model['layers']} layers")
+    if "sparsity" in model:
+        parts.append(zeros_label({"encoder_sparsity": model["sparsity"]["encoder"]}))
+    return " ".join(parts)
+
+
+def _holds(found: Any, sign: str, value: float | str) -> bool:
+    if found is None:
+        return False
+    if isinstance(value, str) or isinstance(found, str):
+        found, value = str(found), str(value)
+    return OPERATORS[sign](found, value)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -17,8 +17,8 @@ TRAIN_EXAMPLES = 20_000
 EVAL_EXAMPLES = 1_000
 EVAL_SEED = 0  # one evaluation set for every run, whatever its seed
 CLAUSES = 4
-NEGATION = 0.4  # fraction of clauses with `not` or `never`
-REPORTED = 0.4  # fraction of clauses put in somebody's mouth
+NEGATION = 0.3  # fraction of clauses with `not` or `never`
+REPORTED = 0.3  # fraction of clauses put in somebody's mouth
 
 
 def _words(text: str) -> list[str]:
@@ -83,7 +83,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def _review(generator: random.Random) -> dict[str, Any]:
-    aspects = generator.sample(list(ASPECTS), CLAUSES)
+    aspects = generator.sample(list(ASPECTS), generator.randint(1, CLAUSES))
     asked = generator.choice(aspects)
     label = 0
     clauses = []

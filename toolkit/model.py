@@ -1,0 +1,265 @@
+"""Models and tokenizers: loaded from the hub or a folder, or made anew. Writes plain HF folders."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from toolkit import demo
+from toolkit.config import ModelConfig, TaskConfig, TaskKind, Weights
+from toolkit.errors import InputError, UsageError
+
+# Encoders with post-norm layers of six linear weights each: what pruning, export and the sparse
+# engine know. MiniLM is a BERT.
+ARCHITECTURES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+AUTO_MODELS = {
+    TaskKind.question_answering: AutoModelForQuestionAnswering,
+    TaskKind.text_classification: AutoModelForSequenceClassification,
+}
+HEADS = {
+    TaskKind.question_answering: "ForQuestionAnswering",
+    TaskKind.text_classification: "ForSequenceClassification",
+}
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
+    """Load the tokenizer that belongs to a model; the demo's is made here.
+
+    Raises:
+        InputError: There is none at `model.path`, or it is damaged, or it has no fast version.
+    """
+    if model.path is None:
+        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=demo.make_tokenizer(),
+            model_max_length=model.config.get("max_position_embeddings"),
+            model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+            pad_token="[PAD]",
+            unk_token="[UNK]",
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            mask_token="[MASK]",
+        )
+    check_folder(model.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.path)
+    except Exception as error:  # OSError, ValueError, bare Exception of the Rust part, HTTP errors
+        raise InputError(_cannot_load("tokenizer", model.path, error)) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(
+            f"the tokenizer of {model.path} has no fast version (tokenizer.json), which this "
+            "toolkit needs; convert it with transformers first"
+        )
+    return tokenizer
+
+
+def load_model(
+    model: ModelConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedModel:
+    """Load or make a float32 model with the task's head.
+
+    New weights (all of them, or only the head's) come from torch's global generator.
+
+    Args:
+        model: Where the weights come from.
+        task: Decides the head.
+        tokenizer: Its length is the vocabulary size of a model made from `model.config`.
+
+    Raises:
+        InputError: The folder or hub id cannot be read, is damaged, or holds another architecture.
+        UsageError: `model.config` is no configuration, or `task.max_length` is too long.
+    """
+    config = _load_config(model, task, tokenizer)
+    check_max_length(config, task)
+    auto_model: Any = AUTO_MODELS[task.kind]
+    if model.weights is Weights.pretrained:
+        return _from_pretrained(auto_model, str(model.path), config, is_fine_tuned=False)
+    result = auto_model.from_config(config)
+    assert isinstance(result, PreTrainedModel)
+    return result
+
+
+def load_checkpoint(folder: str | Path, task: TaskConfig) -> PreTrainedModel:
+    """Load a fine-tuned model of the task, its head included.
+
+    Raises:
+        InputError: The folder is missing, damaged, of another architecture, or its head is not
+            the task's.
+    """
+    path = str(folder)
+    check_folder(path)
+    config = _read_config(path)
+    if task.kind is TaskKind.text_classification and config.num_labels != task.num_labels:
+        raise InputError(
+            f"{path} was made for {config.num_labels} labels, but task={task.name} has "
+            f"{task.num_labels}: name a checkpoint that was fine-tuned on this task"
+        )
+    head = HEADS[task.kind]
+    for architecture in config.architectures or []:
+        if not architecture.endswith(head):
+            raise InputError(
+                f"{path} holds a {architecture}, but task={task.name} needs a model {head}: name "
+                "a checkpoint that was fine-tuned on this task"
+            )
+    return _from_pretrained(AUTO_MODELS[task.kind], path, config, is_fine_tuned=True)
+
+
+def save_checkpoint(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Write a plain Hugging Face folder: under a temporary name first, then renamed.
+
+    Replaces a folder of that name.
+
+    Raises:
+        OSError, safetensors.SafetensorError: The disk is full or cannot be written; nothing
+            half-written stays.
+    """
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        quiet_loading()
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_max_length(config: PreTrainedConfig, task: TaskConfig) -> None:
+    """Refuse texts longer than the model's position table.
+
+    Raises:
+        UsageError: `task.max_length` exceeds it.
+    """
+    longest = config.max_position_embeddings
+    if config.model_type in ("camembert", "roberta", "xlm-roberta"):
+        longest -= config.pad_token_id + 1  # their positions start behind the padding id
+    if task.max_length > longest:
+        raise UsageError(
+            f"task.max_length must be at most {longest}, the positions of the model; "
+            f"got {task.max_length}"
+        )
+
+
+def check_folder(path: str) -> None:
+    """Tell a missing folder from a hub id, before transformers searches the hub for it.
+
+    Raises:
+        InputError: `path` looks like a folder, and there is none or it has no config.json.
+    """
+    folder = Path(path)
+    looks_like_folder = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"expected a Hugging Face checkpoint at {path}, but it has no config.json"
+            )
+    elif looks_like_folder or folder.exists():
+        raise InputError(
+            f"expected a Hugging Face checkpoint at {path}, but there is no such folder"
+        )
+
+
+def input_names(model: PreTrainedModel) -> list[str]:
+    """Name the inputs that a model takes: DistilBERT and the RoBERTas know no token types."""
+    has_types = getattr(model.config, "type_vocab_size", 1) > 1
+    return ["input_ids", "attention_mask"] + ["token_type_ids"] * has_types
+
+
+def quiet_loading() -> None:
+    """Switch off transformers' bars and tables about weights; what matters becomes an error."""
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def _load_config(
+    model: ModelConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedConfig:
+    if model.weights is Weights.random and model.config:
+        values = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        values |= model.config
+        try:
+            config = AutoConfig.for_model(num_labels=task.num_labels, **values)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"model.config is not a transformers configuration: {error}") from None
+        _check_architecture(config, f"model={model.name}")
+        return config
+    if model.path is None:
+        raise UsageError(
+            f"model={model.name} with model.weights={model.weights.value} needs model.path, a hub "
+            "id or a folder"
+        )
+    check_folder(model.path)
+    return _read_config(model.path, num_labels=task.num_labels)
+
+
+def _read_config(path: str, **changes: Any) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(path, **changes)
+    except Exception as error:  # OSError, ValueError (unknown model_type), KeyError, HTTP errors
+        raise InputError(_cannot_load("configuration", path, error)) from error
+    assert isinstance(config, PreTrainedConfig)
+    _check_architecture(config, path)
+    return config
+
+
+def _check_architecture(config: PreTrainedConfig, source: str) -> None:
+    kind = config.model_type
+    if kind not in ARCHITECTURES or getattr(config, "is_decoder", False):
+        decoder = " decoder" if getattr(config, "is_decoder", False) else ""
+        raise InputError(
+            f"{source} is a {kind}{decoder} model, but this toolkit takes encoders of the kinds "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+
+
+def _from_pretrained(
+    auto_model: Any, path: str, config: PreTrainedConfig, is_fine_tuned: bool
+) -> PreTrainedModel:
+    quiet_loading()
+    try:
+        model, found = auto_model.from_pretrained(
+            path, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # OSError, SafetensorError, RuntimeError (shapes), HTTP errors
+        raise InputError(_cannot_load("weights", path, error)) from error
+    assert isinstance(model, PreTrainedModel)
+    # A pretrained body lacks the task's head, and the pooler if its own task had no use for it.
+    parts = ("embeddings", "embeddings_project", "encoder", "transformer")
+    body = tuple(f"{model.base_model_prefix}.{part}." for part in parts)
+    missing = [
+        key for key in sorted(found["missing_keys"]) if is_fine_tuned or key.startswith(body)
+    ]
+    if missing:
+        raise InputError(
+            f"{path} lacks {len(missing)} weights of a {config.model_type} model, such as "
+            f"{missing[0]}: the checkpoint is damaged or foreign"
+        )
+    return model
+
+
+def _cannot_load(what: str, path: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    if Path(path).is_dir():
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"broken JSON, line {error.lineno}"
+        return f"cannot read the {what} in {path} ({reason}): the checkpoint is damaged or foreign"
+    return (
+        f"cannot load the {what} of {path} from the Hugging Face hub "
+        f"({type(error).__name__}: {reason}): check the name and the network, or name a local "
+        "folder with model=local model.path=DIR"
+    )

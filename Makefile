@@ -35,7 +35,7 @@ check: setup ## what must be green before a commit: formatting besides lint, typ
 
 lint: setup ## ruff and cython-lint
 	$(BIN)/ruff check .
-	$(BIN)/cython-lint cython_kernels
+	PATH="$(BIN):$$PATH" cython-lint cython_kernels  # it calls pycodestyle
 
 types: setup ## mypy, strict
 	$(BIN)/mypy

@@ -121,7 +121,8 @@ def run_job(verb: str, root: type, config: Any, wants_traceback: bool) -> None:
     job = HydraConfig.get().job
     is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        getattr(importlib.import_module(f"toolkit.{verb}"), verb)(convert(verb, root, config))
+        checked = convert(verb, root, config)
+        getattr(importlib.import_module(f"toolkit.{verb}"), verb)(checked)
     except Exception as error:
         if wants_traceback:
             traceback.print_exc()

@@ -21,7 +21,7 @@ from toolkit.errors import UsageError
 # Hydra's flags that take the next argument as their value.
 VALUE_FLAGS = {
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
-    "--config-dir", "-cd", "--experimental-rerun",
+    "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
 }  # fmt: skip
 
 
@@ -43,8 +43,8 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
         args = [f"++{arg}" if arg.startswith("trainer.") else arg for arg in args]
     rewritten: list[str] = []
     for arg in args:
-        key, _, value = arg.partition("=")
-        if key == "output_dir":
+        key, has_value, value = arg.partition("=")
+        if key == "output_dir" and has_value:
             rewritten += [f"hydra.run.dir={value}", f"hydra.sweep.dir={value}"]
             continue
         rewritten.append(arg)

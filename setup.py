@@ -44,7 +44,7 @@ setup(
     package_dir={"toolkit.conf": "conf"},
     include_package_data=False,  # the wheel holds what is named here; C sources are for the sdist
     package_data={
-        "toolkit": ["py.typed", "*.json"],
+        "toolkit": ["py.typed", "*.json", "*.html"],
         "toolkit.conf": ["**/*.yaml", "*.yaml"],
     },
     ext_modules=cythonize(

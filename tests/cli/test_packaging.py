@@ -96,10 +96,9 @@ def test_the_wheel_holds_all_files_and_no_sources_of_the_extension(wheel: Path) 
     names = set(zipfile.ZipFile(wheel).namelist())
     for package in PACKAGES:
         for file in (REPO / package).rglob("*"):
-            if file.suffix in (".py", ".yaml", ".json") or file.name == "py.typed":
+            if file.is_file() and not re.search(r"\.(pyc|so|c|h|pyx|pxd|pxi)$", file.name):
                 path = file.relative_to(REPO).as_posix()
-                path = f"toolkit/{path}" if package == "conf" else path
-                assert path in names
+                assert (f"toolkit/{path}" if package == "conf" else path) in names
     assert any(name.startswith("cython_kernels/_kernels.") for name in names)
     assert not [name for name in names if re.search(r"\.(c|h|pyx|pxd|pxi)$", name)]
 

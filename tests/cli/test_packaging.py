@@ -16,7 +16,6 @@ import venv
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -71,8 +70,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unwanted = shutil.ignore_patterns("__pycache__", "*.so", "*.c", "*.egg-info")
     for name in PACKAGES:
         shutil.copytree(REPO / name, source / name, ignore=unwanted)
-    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(REPO / file, source)
+    for file in filter(Path.is_file, REPO.iterdir()):
+        shutil.copy(file, source)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--no-index", "--wheel-dir", source / "dist", source], check=True)
     return next((source / "dist").glob("*.whl"))
@@ -90,6 +89,22 @@ def slim(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(installed.locate_file(top))))
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory made by the wheel in a full installation: train, export, bench."""
+    folder = tmp_path_factory.mktemp("full")
+    site = make_environment(folder, wheel)
+    (site / "installed_here.pth").write_text(sysconfig.get_paths()["purelib"])
+    empty = tmp_path_factory.mktemp("empty")
+    where = run(folder, "python", "-c", "import toolkit; print(toolkit.__file__)", cwd=empty)
+    assert where.stdout.startswith(str(folder))
+    args = ["trainer=smoke", "depth=layers3", "sparsity=prune80", "then=[export,bench]"]
+    quick = ["bench.seconds=0.1", "bench.batch_size=2", "bench.seq_len=16", "output_dir=run"]
+    train = run(folder, "toolkit", "train", *args, *quick, cwd=empty)
+    assert train.returncode == 0, train.stderr
+    return empty / "run"
 
 
 def test_the_wheel_holds_all_files_and_no_sources_of_the_extension(wheel: Path) -> None:
@@ -112,7 +127,7 @@ def test_slim_requirements_are_among_the_declared_dependencies() -> None:
 
 
 def test_slim_deployment_runs_engine_bench_and_report(
-    slim: Path, small_onnx: Path, tmp_path: Path
+    slim: Path, trained: Path, tmp_path: Path
 ) -> None:
     assert run(slim, "toolkit", "--version", cwd=tmp_path).stdout.startswith("toolkit ")
     shown = run(slim, "toolkit", "bench", "--cfg", "job", "-p", "batch_size", cwd=tmp_path)
@@ -122,7 +137,7 @@ def test_slim_deployment_runs_engine_bench_and_report(
 
     settings = ["batch_size=2", "seq_len=16", "seconds=0.1"]
     bench = run(
-        slim, "toolkit", "bench", f"onnx={small_onnx}", *settings, "output_dir=b", cwd=tmp_path
+        slim, "toolkit", "bench", f"onnx={trained}/export", *settings, "output_dir=b", cwd=tmp_path
     )
     assert bench.returncode == 0, bench.stderr
     record = json.loads((tmp_path / "b" / "record.json").read_text())
@@ -141,27 +156,7 @@ def test_slim_deployment_says_what_a_verb_lacks(slim: Path, tmp_path: Path) -> N
     assert "Traceback" not in train.stderr
 
 
-def test_full_install_trains_exports_and_benches(
-    wheel: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("full")
-    site = make_environment(folder, wheel)
-    (site / "installed_here.pth").write_text(sysconfig.get_paths()["purelib"])
-    where = run(folder, "python", "-c", "import toolkit; print(toolkit.__file__)", cwd=tmp_path)
-    assert where.stdout.startswith(str(folder))
-    args = ["trainer=smoke", "depth=layers3", "sparsity=prune80", "then=[export,bench]"]
-    quick = ["bench.seconds=0.1", "bench.batch_size=2", "bench.seq_len=16", "output_dir=run"]
-    train = run(folder, "toolkit", "train", *args, *quick, cwd=tmp_path)
-    assert train.returncode == 0, train.stderr
-    record = json.loads((tmp_path / "run" / "record.json").read_text())
+def test_full_install_trains_exports_and_benches(trained: Path) -> None:
+    record = json.loads((trained / "record.json").read_text())
     assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=0.01)
     assert record["speed"]
-
-
-@pytest.fixture(scope="module")
-def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ONNX file of a small random model, made by the real command."""
-    folder = tmp_path_factory.mktemp("export")
-    command: list[Any] = [Path(sys.executable).with_name("toolkit"), "export", "sparsity=prune80"]
-    subprocess.run([*command, f"output_dir={folder}/out"], check=True, capture_output=True)
-    return folder / "out" / "model.onnx"

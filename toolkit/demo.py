@@ -1,10 +1,9 @@
 """The embedded default task: generated restaurant reviews, and a tokenizer for them.
 
-A review asks about one aspect and judges several, one clause each; the label says whether the
-aspect asked about is judged well. To get it right a model must find the clause (by any of the
-nouns of its aspect), know the adjective, and count what turns it round: `not`, `never`, and being
-said by a liar. One attention layer cannot do all of that, which is what makes depth and
-density count.
+A review judges several things, one clause each, and the label says whether most of them are good.
+To get it right a model must know the adjectives and find what turns each of them round: `not` or
+`never` before it, and being said by somebody known to lie, further away. Words alone take it to
+about 80 %; combining them is what depth and density are needed for.
 """
 
 import random
@@ -13,26 +12,23 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-TRAIN_EXAMPLES = 20_000
+TRAIN_EXAMPLES = 16_000
 EVAL_EXAMPLES = 1_000
 EVAL_SEED = 0  # one evaluation set for every run, whatever its seed
-CLAUSES = 4
-NEGATION = 0.3  # fraction of clauses with `not` or `never`
-REPORTED = 0.3  # fraction of clauses put in somebody's mouth
+CLAUSES = (1, 3)  # odd, so that there is a majority
+NEGATION = 0.25  # fraction of clauses with `not` or `never`
+REPORTED = 0.25  # fraction of clauses put in somebody's mouth
 
 
 def _words(text: str) -> list[str]:
     return text.split()
 
 
-ASPECTS = {
-    "food": _words("soup bread pasta salad fish dessert"),
-    "service": _words("waiter cook host barman cashier porter"),
-    "place": _words("room garden table chair terrace kitchen"),
-    "price": _words("bill tip wine menu coffee tea"),
-    "view": _words("street harbour tower park bridge river"),
-    "sound": _words("music band piano radio singer crowd"),
-}
+NOUNS = _words(
+    "soup bread pasta salad fish dessert waiter cook host barman cashier porter "
+    "room garden table chair terrace kitchen bill tip wine menu coffee tea "
+    "street harbour tower park bridge river music band piano radio singer crowd"
+)
 GOOD = _words(
     "good fine great lovely nice pleasant charming splendid superb perfect decent fair "
     "delightful brilliant excellent wonderful"
@@ -44,14 +40,15 @@ BAD = _words(
 HONEST = _words("anna ben clara david emma frank")
 LIARS = _words("gina hugo irene jack kate liam")
 FILLERS = _words("really quite rather truly very so")
-FUNCTION_WORDS = _words("about the was is not never says said that and but while ?")
+CONJUNCTIONS = _words("and but while")
+FUNCTION_WORDS = _words("the was is not never says said that")
 
 
 def generate_examples(split: str, seed: int, limit: int | None = None) -> list[dict[str, Any]]:
     """Write reviews, half of them good ones.
 
     Args:
-        split: `train`: 20,000 reviews drawn with `seed`; `eval`: the same 1,000 always.
+        split: `train`: 16,000 reviews drawn with `seed`; `eval`: the same 1,000 always.
         seed: Ignored for `eval`.
         limit: Only the first so many.
 
@@ -66,8 +63,7 @@ def generate_examples(split: str, seed: int, limit: int | None = None) -> list[d
 
 def make_tokenizer() -> Tokenizer:
     """Make the WordPiece tokenizer of the demo: its words, and single characters for all others."""
-    words = [word for nouns in ASPECTS.values() for word in nouns]
-    words += [*ASPECTS, *GOOD, *BAD, *HONEST, *LIARS, *FILLERS, *FUNCTION_WORDS]
+    words = [*NOUNS, *GOOD, *BAD, *HONEST, *LIARS, *FILLERS, *CONJUNCTIONS, *FUNCTION_WORDS]
     letters = [*string.ascii_lowercase, *string.digits]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
     tokens += [*(f"##{letter}" for letter in letters), *string.punctuation, *words]
@@ -83,24 +79,18 @@ def make_tokenizer() -> Tokenizer:
 
 
 def _review(generator: random.Random) -> dict[str, Any]:
-    aspects = generator.sample(list(ASPECTS), generator.randint(1, CLAUSES))
-    asked = generator.choice(aspects)
-    label = 0
-    clauses = []
-    for aspect in aspects:
-        clause, is_good = _clause(generator, aspect)
-        clauses.append(clause)
-        if aspect == asked:
-            label = int(is_good)
-    body = clauses[0]
-    for clause in clauses[1:]:
-        body += f" {generator.choice(['and', 'but', 'while'])} {clause}"
-    return {"text": f"{asked} ? {body}", "text_pair": None, "label": label}
+    nouns = generator.sample(NOUNS, generator.choice(CLAUSES))
+    judgements = [_clause(generator, noun) for noun in nouns]
+    text = judgements[0][0]
+    for clause, _ in judgements[1:]:
+        text += f" {generator.choice(CONJUNCTIONS)} {clause}"
+    label = int(2 * sum(is_good for _, is_good in judgements) > len(judgements))
+    return {"text": text, "text_pair": None, "label": label}
 
 
-def _clause(generator: random.Random, aspect: str) -> tuple[str, bool]:
+def _clause(generator: random.Random, noun: str) -> tuple[str, bool]:
     is_good = generator.random() < 0.5
-    words = ["the", generator.choice(ASPECTS[aspect]), generator.choice(["was", "is"])]
+    words = ["the", noun, generator.choice(["was", "is"])]
     adjective = generator.choice(GOOD if is_good else BAD)
     if generator.random() < NEGATION:
         words.append(generator.choice(["not", "never"]))

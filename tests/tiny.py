@@ -1,0 +1,118 @@
+"""Tiny models, a tiny task and a Trainer for them, shared by unit tests."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback
+
+from toolkit.config import SparsityConfig
+from toolkit.task import collate
+from toolkit.teacher import DistillationTrainer
+
+VOCAB_SIZE = 40
+SMALL = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 24,
+}
+FAMILIES = {
+    "bert": SMALL,
+    "roberta": SMALL,
+    "electra": SMALL | {"embedding_size": 16},
+    "camembert": SMALL,
+    "xlm-roberta": SMALL,
+    "distilbert": {
+        "vocab_size": VOCAB_SIZE,
+        "dim": 16,
+        "n_heads": 2,
+        "hidden_dim": 32,
+        "n_layers": 2,
+        "max_position_embeddings": 24,
+    },
+}
+DROPOUTS = {"hidden_dropout_prob", "attention_probs_dropout_prob"}
+
+
+def make_model(
+    family: str = "bert", seed: int = 0, dropout: float = 0.0, **changes: Any
+) -> PreTrainedModel:
+    """Make a classifier of 2 layers with 16 features."""
+    torch.manual_seed(seed)
+    dropouts = {"dropout", "attention_dropout"} if family == "distilbert" else DROPOUTS
+    values = FAMILIES[family] | dict.fromkeys(dropouts, dropout) | changes
+    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **values))
+
+
+def examples_of(count: int, length: int = 8) -> list[dict[str, Any]]:
+    """Make encoded features whose label is whether the first token is an even number."""
+    generator = random.Random(0)
+    features = []
+    for _ in range(count):
+        ids = [generator.randrange(5, VOCAB_SIZE) for _ in range(length)]
+        features.append(
+            {
+                "input_ids": ids,
+                "attention_mask": [1] * length,
+                "token_type_ids": [0] * length,
+                "labels": int(ids[0] % 2 == 0),
+            }
+        )
+    return features
+
+
+def sparsity_config(final_sparsity: float, **changes: Any) -> SparsityConfig:
+    """Prune from epoch 0 to 1, with an update at every step."""
+    values: dict[str, Any] = {
+        "name": "test",
+        "initial_sparsity": 0.0,
+        "start_epoch": 0.0,
+        "end_epoch": 1.0,
+        "update_frequency": 0.01,
+        "block_shape": [1, 1],
+    }
+    return SparsityConfig(final_sparsity=final_sparsity, **(values | changes))
+
+
+def trainer_for(
+    model: PreTrainedModel,
+    folder: Path,
+    epochs: int = 1,
+    callbacks: list[TrainerCallback] | None = None,
+    teacher: PreTrainedModel | None = None,
+    hardness: float = 1.0,
+    temperature: float = 2.0,
+    **arguments: Any,
+) -> DistillationTrainer:
+    """Make a Trainer over 64 examples, 8 per step."""
+    values = {
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+
+    def to_tensors(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array) for name, array in collate(features, 0).items()}
+
+    return DistillationTrainer(
+        model=model,
+        args=TrainingArguments(
+            str(folder), num_train_epochs=epochs, seed=1, **(values | arguments)
+        ),
+        train_dataset=examples_of(64),
+        data_collator=to_tensors,
+        callbacks=callbacks,
+        teacher=teacher,
+        hardness=hardness,
+        temperature=temperature,
+    )

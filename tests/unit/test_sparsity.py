@@ -1,0 +1,255 @@
+"""Schedule, masks, and the callback inside a real Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tiny import FAMILIES, examples_of, make_model, sparsity_config, trainer_for
+from transformers import TrainerCallback
+
+from toolkit.errors import InputError, UsageError
+from toolkit.sparsity import (
+    MASKS_FILE,
+    SparsificationCallback,
+    magnitude_mask,
+    measure_sparsity,
+    prunable_weights,
+    prune_once,
+    sparsity_at,
+)
+
+
+def test_schedule_has_the_published_shape() -> None:
+    at = [sparsity_at(time, 2, 20, 0.0, 0.8) for time in (0, 1.99, 2, 11, 20, 30)]
+    assert at[:3] == [0, 0, 0]
+    assert at[3] == pytest.approx(0.8 - 0.8 * 0.5**3)
+    assert at[4:] == [0.8, 0.8]
+    assert sparsity_at(2, 2, 20, 0.5, 0.8) == pytest.approx(0.5)
+    assert sparsity_at(3, 3, 3, 0.0, 0.8) == 0.8
+
+
+@given(st.lists(st.floats(0, 40), min_size=2), st.floats(0, 0.5), st.floats(0.5, 0.99))
+def test_schedule_never_falls(times: list[float], initial: float, final: float) -> None:
+    values = [sparsity_at(time, 2, 20, initial, final) for time in sorted(times)]
+    assert all(a <= b + 1e-12 for a, b in zip(values, values[1:], strict=False))
+    assert all(0 <= value <= final + 1e-12 for value in values)
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([(1, 1), (1, 4), (2, 2)]),
+    st.floats(0, 1),
+    st.integers(0, 9),
+)
+def test_mask_counts_exactly(
+    rows: int, columns: int, block: tuple[int, int], sparsity: float, seed: int
+) -> None:
+    shape = (rows * block[0], columns * block[1])
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    mask = magnitude_mask(weight, sparsity, block)
+    size = block[0] * block[1]
+    dropped = round(sparsity * rows * columns)
+    assert mask.shape == weight.shape
+    assert int((~mask).sum()) == dropped * size
+    scores = weight.abs().reshape(rows, block[0], columns, block[1]).sum((1, 3))
+    kept = mask.reshape(rows, block[0], columns, block[1]).all(3).all(1)
+    assert kept.sum() == rows * columns - dropped  # blocks are whole
+    if 0 < dropped < rows * columns:
+        assert scores[kept].min() >= scores[~kept].max()
+
+
+def test_ties_are_broken_by_position() -> None:
+    mask = magnitude_mask(torch.ones(2, 4), 0.5, (1, 1))
+    assert mask.tolist() == [[False] * 4, [True] * 4]
+
+
+def test_masks_only_grow() -> None:
+    """Pruned weights are zero, so a later, larger mask drops them again."""
+    weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    first = magnitude_mask(weight, 0.3, (1, 1))
+    second = magnitude_mask(weight * first, 0.6, (1, 1))
+    assert not (second & ~first).any()
+
+
+def test_block_must_divide() -> None:
+    with pytest.raises(UsageError, match=r"block_shape=\[1, 4\] must divide.*8 x 6"):
+        magnitude_mask(torch.ones(8, 6), 0.5, (1, 4))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prunable_weights(family: str) -> None:
+    model = make_model(family)
+    weights = prunable_weights(model)
+    assert len(weights) == 12
+    assert all(model.state_dict()[name].shape == weight.shape for name, weight in weights.items())
+    assert not [name for name in weights if "embed" in name or "norm" in name.lower()]
+    assert not [name for name in weights if "classifier" in name or "pooler" in name]
+
+
+def test_prune_once_and_measure() -> None:
+    model = prune_once(make_model("bert"), sparsity_config(final_sparsity=0.75))
+    measured = measure_sparsity(model)
+    assert measured["encoder"] == 0.75
+    assert {tensor["sparsity"] for tensor in measured["tensors"]} == {0.75}
+    zeros = sum(int((p == 0).sum()) for p in model.parameters())
+    assert measured["whole_model"] == zeros / sum(p.numel() for p in model.parameters())
+
+
+class Watch(TrainerCallback):
+    """Notes sparsity, and whether gradients, moments and weights respect the masks."""
+
+    def __init__(self, callback: SparsificationCallback) -> None:
+        self.callback = callback
+        self.sparsities: list[float] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for name, mask in self.callback.masks.items():
+            gradient = self.callback.weights[name].grad
+            assert not gradient[~mask].any()
+            assert gradient.any()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for name, mask in self.callback.masks.items():
+            weight = self.callback.weights[name]
+            assert not weight[~mask].any()
+            assert not kwargs["optimizer"].state[weight]["exp_avg"][~mask].any()
+            assert not kwargs["optimizer"].state[weight]["exp_avg_sq"][~mask].any()
+        self.sparsities.append(measure_sparsity(kwargs["model"])["encoder"])
+
+
+def test_training_reaches_the_final_sparsity(tmp_path: Path) -> None:
+    """8 steps per epoch, pruning from step 8 to 24, a mask update every 4 steps, 32 steps."""
+    model = make_model("bert")
+    config = sparsity_config(
+        final_sparsity=0.75, start_epoch=1.0, end_epoch=3.0, update_frequency=0.5
+    )
+    callback = SparsificationCallback(config)
+    watch = Watch(callback)
+    trainer_for(model, tmp_path, epochs=4, callbacks=[callback, watch]).train()
+    wanted = [sparsity_at(step, 8, 24, 0.0, 0.75) for step in range(8, 28, 4)]
+    assert watch.sparsities[:8] == [0.0] * 8
+    assert watch.sparsities[8:28] == pytest.approx(sorted(wanted * 4), abs=1 / 256)
+    assert watch.sparsities[24:] == [0.75] * 8
+    assert not [p for p in model.parameters() if p._post_accumulate_grad_hooks]
+
+
+def test_pruning_may_end_with_training(tmp_path: Path) -> None:
+    model = make_model("bert")
+    config = sparsity_config(final_sparsity=0.9, end_epoch=1.0, block_shape=[1, 4])
+    trainer_for(model, tmp_path, callbacks=[SparsificationCallback(config)]).train()
+    measured = measure_sparsity(model)
+    assert {t["sparsity"] for t in measured["tensors"]} == {
+        round(0.9 * t["shape"][0] * t["shape"][1] / 4) * 4 / (t["shape"][0] * t["shape"][1])
+        for t in measured["tensors"]
+    }
+
+
+def test_pruned_checkpoint_stays_pruned(tmp_path: Path) -> None:
+    model = prune_once(make_model("bert"), sparsity_config(final_sparsity=0.5))
+    zeros = {name: weight == 0 for name, weight in prunable_weights(model).items()}
+    config = sparsity_config(initial_sparsity=0.5, final_sparsity=0.5, end_epoch=0.0)
+    trainer_for(model, tmp_path, callbacks=[SparsificationCallback(config)]).train()
+    for name, weight in prunable_weights(model).items():
+        assert torch.equal(weight == 0, zeros[name])
+
+
+def test_clipping_sees_masked_gradients(tmp_path: Path) -> None:
+    """The reported norm is that of the gradients that are applied."""
+    norms: list[float] = []
+
+    class Norm(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            squares = [p.grad.square().sum() for p in kwargs["model"].parameters()]
+            norms.append(float(torch.stack(squares).sum().sqrt()))
+
+    model = make_model("bert")
+    config = sparsity_config(final_sparsity=0.95, end_epoch=0.0)
+    trainer = trainer_for(
+        model,
+        tmp_path,
+        callbacks=[SparsificationCallback(config), Norm()],
+        max_grad_norm=1e-3,  # always clips
+    )
+    trainer.train()
+    assert norms == pytest.approx([1e-3] * 8, rel=1e-2)
+
+
+def test_too_short_run_is_refused(tmp_path: Path) -> None:
+    callback = SparsificationCallback(sparsity_config(final_sparsity=0.8, end_epoch=2.0))
+    trainer = trainer_for(make_model("bert"), tmp_path, callbacks=[callback])
+    with pytest.raises(UsageError, match="pruning ends at sparsity.end_epoch=2.0, but training"):
+        trainer.train()
+
+
+def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
+    """Stopped after step 11 of 16, between two mask updates, with dropout and accumulation."""
+
+    def run(folder: Path, stop_at: int | None, resume: str | None) -> dict[str, torch.Tensor]:
+        model = make_model("bert", dropout=0.1)
+        config = sparsity_config(final_sparsity=0.8, end_epoch=1.5, update_frequency=0.25)
+        trainer = trainer_for(
+            model,
+            folder,
+            epochs=2,
+            callbacks=[SparsificationCallback(config), *([Stop(stop_at)] if stop_at else [])],
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            save_strategy="steps",
+            save_steps=5 if stop_at else 100,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    whole = run(tmp_path / "whole", None, None)
+    run(tmp_path / "parts", 11, None)
+    masks = load_file(tmp_path / "parts" / "checkpoint-10" / MASKS_FILE)
+    assert 0 < float(torch.cat([m.flatten() for m in masks.values()]).float().mean()) < 1
+    resumed = run(tmp_path / "parts", None, str(tmp_path / "parts" / "checkpoint-10"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    (tmp_path / "parts" / "checkpoint-10" / MASKS_FILE).unlink()
+    with pytest.raises(InputError, match="expected the masks of the run to resume at"):
+        run(tmp_path / "parts", None, str(tmp_path / "parts" / "checkpoint-10"))
+
+
+class Stop(TrainerCallback):
+    """Stops training after a step, without saving."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
+    """2 x 8 gives the weights of 16, pruning included; stock Trainers take twice the step."""
+
+    def run(batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
+        model = make_model("bert")
+        callback = SparsificationCallback(sparsity_config(final_sparsity=0.5, end_epoch=0.5))
+        trainer_for(
+            model,
+            tmp_path / str(batch_size),
+            callbacks=[callback],
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",  # Adam hides a wrong scale
+            learning_rate=0.5,
+            max_grad_norm=0.0,
+        ).train()
+        return model.state_dict()
+
+    small, large = run(8, 2), run(16, 1)
+    for name in large:
+        torch.testing.assert_close(small[name], large[name], rtol=1e-4, atol=1e-6)
+
+
+def test_examples_differ() -> None:
+    """The tiny task is no constant: otherwise the tests above would see zero gradients."""
+    assert len({str(example) for example in examples_of(16)}) == 16

@@ -149,7 +149,8 @@ def make_model(config: BenchRoot, folder: Path) -> Path:
         output_dir=str(folder / "export"),
     )
     (folder / "export.pickle").write_bytes(pickle.dumps(root))
-    with start_worker(config, "export", folder) as worker:
+    log = folder / "export.log"
+    with Worker("toolkit export", log, config.engine.num_threads) as worker:
         worker.ask("export", config=str(folder / "export.pickle"))
     return folder / "export"
 

@@ -227,6 +227,8 @@ def parity_batches(
         max_eval_samples=min(config.task.max_eval_samples or count, count),
     )
     try:
+        if not (checkpoint / "tokenizer.json").is_file():
+            raise InputError("the checkpoint has no tokenizer")
         tokenizer = tasks.load_tokenizer(checkpoint)
         examples = tasks.load_examples(task, "eval", config.seed)
         features = tasks.encode(examples, tokenizer, task, training=False)[:count]

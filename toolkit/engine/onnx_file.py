@@ -7,7 +7,7 @@ protobuf.
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -278,7 +278,7 @@ def _node(node: onnx.NodeProto, folder: Path) -> TailNode:
     return TailNode(name, operator, list(node.input), list(node.output), attributes)
 
 
-_ATTRIBUTES = {
+_ATTRIBUTES: dict[int, Callable[[Any], Any]] = {
     AttributeProto.FLOAT: lambda a: a.f,
     AttributeProto.INT: lambda a: a.i,
     AttributeProto.STRING: lambda a: a.s,

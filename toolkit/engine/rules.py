@@ -252,7 +252,8 @@ def _reshape(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Valu
         for shape, wanted in zip(before, target.arrays, strict=True)
     )
     if after == before:
-        return x
+        same: Value = x
+        return same
     match x:
         case Affine() | Pointwise():
             return _split_heads(x, after)

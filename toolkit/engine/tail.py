@@ -47,8 +47,16 @@ def run_tail(
     for node in plan.tail:
         arguments = [known[name] if name else None for name in node.inputs]
         try:
-            results = _run_node(node, arguments, linear)
-        except (ValueError, IndexError, TypeError, KeyError) as error:
+            with np.errstate(all="ignore"):  # infinity and NaN pass silently, as in other runtimes
+                results = _run_node(node, arguments, linear)
+        except (
+            ValueError,
+            IndexError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:
             raise InputError(f"{describe(node)}: cannot be computed: {error}") from error
         known.update(zip(node.outputs, results, strict=False))
     return {name: _own(known[name], name in given) for name in plan.outputs}

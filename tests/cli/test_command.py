@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from toolkit.config import ReportRoot
+from toolkit.record import new_record, write_record
+
 VERBS = ["train", "export", "bench", "report"]
 
 
@@ -133,13 +136,31 @@ def test_the_run_directory_holds_configuration_and_log(toolkit: Any, tmp_path: P
     assert len(list(tmp_path.glob("outputs/report/*/*/.hydra/config.yaml"))) == 1
 
 
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Path:
+    """A run directory with a record that holds no results."""
+    config = ReportRoot(paths=[], select=None, output_dir="")
+    write_record(tmp_path / "good" / "record.json", new_record("bench", config))
+    return tmp_path / "good"
+
+
+def test_a_gate_that_nothing_passes_is_exit_code_3(toolkit: Any, finished_run: Path) -> None:
+    run = toolkit("report", finished_run, "select=f1>=87,latency_p99_ms<=10")
+    assert run.returncode == 3, run.stderr
+    assert run.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.usefixtures("finished_run")
 def test_a_sweep_goes_on_behind_a_failing_job(toolkit: Any, tmp_path: Path) -> None:
-    run = toolkit("export", "-m", "checkpoint=one,two", "output_dir=sweep")
+    run = toolkit("report", "-m", "paths=[bad],[good],[worse]", "output_dir=sweep")
     assert run.returncode == 1
-    assert "error: job 0 (checkpoint=one): " in run.stderr
-    assert "error: job 1 (checkpoint=two): " in run.stderr
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert errors[0].startswith("error: job 0 (paths=[bad]): ")
+    assert errors[1].startswith("error: job 2 (paths=[worse]): ")
     assert "Traceback" not in run.stderr
-    for number in (0, 1):
+    assert (tmp_path / "sweep/1/report.html").is_file()
+    for number in (0, 1, 2):
         assert (tmp_path / f"sweep/{number}/.hydra/config.yaml").is_file()
 
 

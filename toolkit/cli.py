@@ -90,8 +90,8 @@ def run_verb(verb: str, args: list[str]) -> int:
     def job(config: Any) -> None:
         run_job(verb, root, config, wants_traceback)
 
-    sys.argv[1:] = rewrite(verb, args)
     try:
+        sys.argv[1:] = rewrite(verb, args)
         hydra.main("pkg://toolkit.conf", verb, version_base="1.3")(job)()
     except JobError as error:
         return int(error.args[0])

@@ -5,6 +5,7 @@ Every name that is wrong is answered with the nearest valid ones, in one sentenc
 
 import dataclasses
 import difflib
+import os
 import re
 import typing
 from collections.abc import Collection, Sequence
@@ -32,6 +33,9 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
     - `train`: any argument of TrainingArguments may be given, so `trainer.KEY=` also adds keys.
     - `output_dir=DIR` moves the run directory, below which a sweep numbers its jobs; an export
       without it is written beside its checkpoint.
+
+    Raises:
+        UsageError: Several processes train together and no `output_dir` is given.
     """
     if verb == "report":
         args = _gather_paths(args)
@@ -40,6 +44,11 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
             for arg in args
         ]
     if verb == "train":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _has_key("output_dir", args):
+            raise UsageError(
+                "several processes (torchrun, accelerate) need output_dir=DIR: "
+                "the default is named after the time, which may differ between them"
+            )
         args = [f"++{arg}" if arg.startswith("trainer.") else arg for arg in args]
     rewritten: list[str] = []
     for arg in args:

@@ -2,7 +2,7 @@
 
 A review judges several things, one clause each, and the label says whether most of them are good.
 To get it right a model must know the adjectives and find what turns each of them round: `not` or
-`never` before it, and being said by somebody known to lie, further away. Words alone take it to
+`never` before it, and being said by somebody known to lie. Words alone take it to
 about 80 %; combining them is what depth and density are needed for.
 """
 
@@ -41,7 +41,7 @@ HONEST = _words("anna ben clara david emma frank")
 LIARS = _words("gina hugo irene jack kate liam")
 FILLERS = _words("really quite rather truly very so")
 CONJUNCTIONS = _words("and but while")
-FUNCTION_WORDS = _words("the was is not never says said that")
+FUNCTION_WORDS = _words("the was is not never says said")
 
 
 def generate_examples(split: str, seed: int, limit: int | None = None) -> list[dict[str, Any]]:
@@ -69,6 +69,7 @@ def make_tokenizer() -> Tokenizer:
     tokens += [*(f"##{letter}" for letter in letters), *string.punctuation, *words]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(tokens[:5])
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(
@@ -101,6 +102,6 @@ def _clause(generator: random.Random, noun: str) -> tuple[str, bool]:
     if generator.random() < REPORTED:
         is_liar = generator.random() < 0.5
         speaker = generator.choice(LIARS if is_liar else HONEST)
-        words = [speaker, generator.choice(["says", "said"]), "that", *words]
+        words += [generator.choice(["says", "said"]), speaker]
         is_good = is_good != is_liar
     return " ".join(words), is_good

@@ -163,7 +163,7 @@ def start_worker(config: BenchRoot, engine: str, folder: Path) -> Worker:
 def load(
     config: BenchRoot, model: Exported, engine: str, worker: Worker, folder: Path
 ) -> dict[str, Any]:
-    """Load the model in a worker; return `version`, `isa` and `load_s`."""
+    """Load the model in a worker; return `version`, `isa`, `load_s` and `packed_bytes`."""
     return worker.ask(
         "load",
         engine=engine,
@@ -337,6 +337,10 @@ def fill_record(
     if "checkpoint" not in record["size_bytes"] and any(e["engine"] == "torch" for e in entries):
         files = find_checkpoint(model.onnx).rglob("*")
         record["size_bytes"]["checkpoint"] = sum(f.stat().st_size for f in files if f.is_file())
+    for entry in entries:
+        packed = entry.pop("packed_bytes")
+        if packed is not None:
+            record["size_bytes"]["packed"] = packed
     new = {speed_key(entry) for entry in entries}
     record["speed"] = [entry for entry in record["speed"] if speed_key(entry) not in new] + entries
     return record
@@ -348,14 +352,16 @@ def print_results(
     """Print what was measured, the table, the profile if there is one, and where the record is."""
     model = record["model"]
     zeros = model.get("sparsity", {}).get("encoder")
-    texts = "" if config.lengths is Lengths.fixed else f"{config.task.name}, at most "
+    of_task = "" if config.lengths is Lengths.fixed else f"of {config.task.name} "
+    limit = "" if config.lengths is Lengths.fixed else "at most "
     facts = [
         str(model["name"]),
         *([f"{model['layers']} layers"] if "layers" in model else []),
         *([f"{100 * zeros:.1f} % of the encoder's weights are zero"] if zeros is not None else []),
         *(["random weights"] if model.get("random_weights") else []),
         f"{config.engine.num_threads} threads",
-        f"{config.batch_size} texts per call of {texts}{config.seq_len} tokens",
+        f"{config.batch_size} texts {of_task}per call",
+        f"{limit}{config.seq_len} tokens each",
         f"outputs agree within {max(entry['max_difference'] for entry in entries):.1g}",
     ]
     print(", ".join(facts))

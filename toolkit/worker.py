@@ -167,7 +167,7 @@ def _load(
     state["batches"] = load_batches(batches)
     start = time.perf_counter()
     facts = LOADERS[engine](state, model, num_threads, isa)
-    return {"load_s": time.perf_counter() - start, "isa": None, **facts}
+    return {"load_s": time.perf_counter() - start, "isa": None, "packed_bytes": None, **facts}
 
 
 def _run(state: dict[str, Any], *, inputs: str, outputs: str) -> dict[str, Any]:
@@ -215,7 +215,8 @@ def _load_sparse(state: dict[str, Any], path: str, num_threads: int, isa: str) -
 
     engine = Engine.load(path, num_threads=num_threads, isa=isa)
     state["engine"], state["run"] = engine, engine.run
-    return {"version": toolkit.__version__, "isa": engine.isa}
+    facts = {"version": toolkit.__version__, "isa": engine.isa}
+    return facts | {"packed_bytes": engine.packed_bytes}
 
 
 def _load_onnxruntime(state: dict[str, Any], path: str, num_threads: int, _: str) -> dict[str, Any]:

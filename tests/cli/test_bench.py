@@ -73,6 +73,7 @@ def test_all_engines_in_one_run(toolkit: Toolkit, exported: Path, tmp_path: Path
     assert record["model"]["layers"] == 3
     assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=1e-3)
     assert record["size_bytes"]["onnx"] == (exported / "model.onnx").stat().st_size
+    assert record["size_bytes"]["packed"] > 0
     lines = run.stdout.splitlines()
     assert "3 layers, 80.0 % of the encoder's weights are zero" in lines[0]
     assert [line.split()[0] for line in lines[1:6]] == ["engine", *engines]

@@ -4,7 +4,7 @@ Shapes: B texts, T positions, H hidden, F intermediate, N rows and K columns of 
 """
 
 from cython.parallel cimport parallel, prange, threadid
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
@@ -12,10 +12,13 @@ import numpy as np
 
 from cython_kernels.kernels cimport (
     BUNDLE,
+    GENERATED_MAX_K,
     MAX_KBLOCK,
     TILE,
     available_kernels,
     block_t,
+    generate,
+    generated_bound,
     kernels_t,
     linear_t,
     run_t,

@@ -20,6 +20,7 @@ static int available_kernels(kernels_t tables[3]) {
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
         tables[n] = portable_avx512;
+        tables[n].generated = generated_avx512;
         tables[n++].table = table_pairs_avx512;
     }
     if (avx2) tables[n++] = portable_avx2;
@@ -29,5 +30,15 @@ static int available_kernels(kernels_t tables[3]) {
     tables[n++] = portable_generic;
     return n;
 }
+
+#if !defined(__x86_64__)
+#define GENERATED_MAX_K 0
+static inline size_t generated_bound(int rows, int k, size_t nonzeros) { return 0 * (rows + k + nonzeros); }
+static inline uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
+                                int starts_from_bias) {
+    (void)stream, (void)weight, (void)stride, (void)rows, (void)k, (void)starts_from_bias;
+    return p;
+}
+#endif
 
 #endif

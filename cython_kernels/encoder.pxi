@@ -4,6 +4,7 @@
 # is met; with few texts all threads form one team that splits every step's rows, heads or tiles. Threads are
 # started here and nowhere else.
 
+cimport openmp
 from posix.stdlib cimport posix_memalign
 
 
@@ -75,19 +76,22 @@ cdef class Encoder:
         isa: Instruction set of every kernel.
         embeddings: dict with `word` (V, E), `position` (P, E), `token_type` (types, E) or None, `gamma`,
             `beta` (E,), `epsilon`, `projection` (PackedLinear or None); arrays float32, C-contiguous.
-        layers: dicts with `qkv`, `attention_output`, `intermediate`, `output` (PackedLinear), their norms
-            `attention_norm`, `output_norm` (gamma, beta, epsilon), `num_heads` and `activation`. The query
-            rows of `qkv` carry scale·log2(e), see `attention` in kernels.h.
+        layers: dicts with `qkv`, `attention_output`, `intermediate`, `output`, their norms
+            `attention_norm`, `output_norm` (gamma, beta, epsilon), `num_heads` and `activation`. A weight is a
+            pair of PackedLinear, for small and for large calls (they may be one object). The query rows of
+            `qkv` carry scale·log2(e), see `attention` in kernels.h.
         num_threads: Threads of a call.
+        small_tiles: A call of at most so many tiles is small. The choice depends on the whole call, never on
+            how it is split, so that results do not depend on the number of threads.
         group_tiles: Tiles that a group has at most, unless a single text is longer.
     """
 
     cdef readonly str isa
-    cdef readonly int num_threads, group_tiles, hidden, num_layers
+    cdef readonly int num_threads, group_tiles, small_tiles, hidden, num_layers
     cdef object owners # keeps every array alive that a pointer below refers to
     cdef const kernels_t *kernels
     cdef embeddings_t embeddings
-    cdef layer_t *layers
+    cdef layer_t *layers # for small calls, then for large ones
     cdef int qkv_rows, inner_rows, vocabulary, num_positions, num_types
     cdef workspace_t *workspaces
 
@@ -95,12 +99,13 @@ cdef class Encoder:
         self.layers = NULL
         self.workspaces = NULL
 
-    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int group_tiles):
+    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int group_tiles, int small_tiles=0):
         self.kernels = find_kernels(isa)
-        self.isa, self.num_threads, self.group_tiles = isa, num_threads, group_tiles
+        self.isa, self.num_threads = isa, num_threads
+        self.group_tiles, self.small_tiles = group_tiles, small_tiles
         self.num_layers = len(layers)
         self.owners = (embeddings, layers)
-        self.layers = <layer_t *>calloc(max(1, self.num_layers), sizeof(layer_t))
+        self.layers = <layer_t *>calloc(max(1, 2 * self.num_layers), sizeof(layer_t))
         self.workspaces = <workspace_t *>calloc(num_threads, sizeof(workspace_t))
         if self.layers == NULL or self.workspaces == NULL:
             raise MemoryError
@@ -116,13 +121,15 @@ cdef class Encoder:
         if projection is not None:
             e.projection = projection.linear
             self.hidden = projection.rows
-        cdef int i
-        for i in range(self.num_layers):
-            self.add_layer(&self.layers[i], layers[i])
+        cdef int i, choice
+        for choice in range(2):
+            for i in range(self.num_layers):
+                self.add_layer(&self.layers[choice * self.num_layers + i], layers[i], choice)
+            link_blocks(layers, choice)
 
-    cdef int add_layer(self, layer_t *layer, dict parts) except -1:
-        cdef PackedLinear qkv = parts["qkv"], attention_output = parts["attention_output"]
-        cdef PackedLinear intermediate = parts["intermediate"], output = parts["output"]
+    cdef int add_layer(self, layer_t *layer, dict parts, int choice) except -1:
+        cdef PackedLinear qkv = parts["qkv"][choice], attention_output = parts["attention_output"][choice]
+        cdef PackedLinear intermediate = parts["intermediate"][choice], output = parts["output"][choice]
         layer.qkv, layer.attention_output = qkv.linear, attention_output.linear
         layer.intermediate, layer.output = intermediate.linear, output.linear
         layer.attention_norm, layer.output_norm = norm(parts["attention_norm"]), norm(parts["output_norm"])
@@ -168,12 +175,13 @@ cdef class Encoder:
         if batch == 0 or length == 0:
             return hidden
         schedule = Schedule(mask, self.num_threads, self.group_tiles, first_token_only)
+        cdef const layer_t *layers = self.layers + (self.num_layers if schedule.tiles > self.small_tiles else 0)
         cdef list groups = schedule.groups
         cdef int num_groups = len(groups), teams = 1 if schedule.is_team else self.num_threads
         cdef group_t *c_groups = <group_t *>calloc(num_groups, sizeof(group_t))
         cdef float[:, :, ::1] out = hidden
         cdef double[:, ::1] seconds = np.zeros((self.num_threads, (self.num_layers + 1) * NUM_STEPS))
-        cdef int i, most_tiles = 0, most_keys = 0, member, team = self.num_threads
+        cdef int i, most_tiles = 0, most_keys = 0, team = self.num_threads
         keep = []
         try:
             if c_groups == NULL:
@@ -187,17 +195,14 @@ cdef class Encoder:
             with nogil:
                 if teams > 1:
                     for i in prange(num_groups, num_threads=team, schedule="dynamic", chunksize=1):
-                        run_group(self, &c_groups[i], &self.workspaces[threadid()], most_keys, 0, 1,
+                        run_group(self, layers, &c_groups[i], &self.workspaces[threadid()], most_keys, 0, 1,
                                   &seconds[threadid(), 0], profile)
                 elif team == 1:
                     for i in range(num_groups):
-                        run_group(self, &c_groups[i], &self.workspaces[0], most_keys, 0, 1, &seconds[0, 0], profile)
+                        run_group(self, layers, &c_groups[i], &self.workspaces[0], most_keys, 0, 1, &seconds[0, 0], profile)
                 else:
-                    # one iteration per thread: each is a member of the only team
-                    for member in prange(team, num_threads=team, schedule="static", chunksize=1):
-                        for i in range(num_groups):
-                            run_group(self, &c_groups[i], &self.workspaces[0], most_keys, member, team,
-                                      &seconds[member, 0], profile)
+                    with parallel(num_threads=team):
+                        run_team(self, layers, c_groups, num_groups, most_keys, &seconds[0, 0], profile)
         finally:
             free(c_groups)
         if profile:
@@ -284,13 +289,50 @@ cdef norm_t norm(parts) except *:
 # ---- One team, one group ------------------------------------------------------------------------------------
 
 
-cdef void run_group(Encoder self, const group_t *g, workspace_t *w, int most_keys, int member, int team,
+cdef int link_blocks(list layers, int choice) except -1:
+    """Tell every block which one a lone thread runs next, layer by layer as `run_layer` does."""
+    cdef PackedLinear weight
+    cdef block_t *before = NULL
+    cdef int b
+    order = []
+    for parts in layers:
+        qkv, attention_output, intermediate, output = (
+            parts[step][choice] for step in ("qkv", "attention_output", "intermediate", "output"))
+        order += [(qkv, b) for b in range(len(qkv.blocks))]
+        order += [(attention_output, b) for b in range(len(attention_output.blocks))]
+        kblocks = -(-output.k // output.kblock)
+        inner_kblocks = -(-intermediate.k // intermediate.kblock)
+        for chunk in range(kblocks):
+            rows = range(chunk * output.kblock, min(output.k, (chunk + 1) * output.kblock), intermediate.panel_rows)
+            order += [(intermediate, row // intermediate.panel_rows * inner_kblocks + kb)
+                      for row in rows for kb in range(inner_kblocks)]
+            order += [(output, b) for b in range(chunk, len(output.blocks), kblocks)]
+    for weight, b in order:
+        if before != NULL:
+            before.next = &weight.table[b]
+        before = &weight.table[b]
+    return 0
+
+
+cdef void run_team(Encoder self, const layer_t *layers, const group_t *groups, int num_groups, int most_keys,
+                   double *seconds, bint profile) noexcept nogil:
+    """Take all groups through the encoder; every thread of the parallel region calls this.
+
+    The region may have fewer threads than were asked for (OMP_THREAD_LIMIT, a surrounding region).
+    """
+    cdef int i, member = openmp.omp_get_thread_num(), team = openmp.omp_get_num_threads()
+    for i in range(num_groups):
+        run_group(self, layers, &groups[i], &self.workspaces[0], most_keys, member, team,
+                  seconds + member * (self.num_layers + 1) * NUM_STEPS, profile)
+
+
+cdef void run_group(Encoder self, const layer_t *layers, const group_t *g, workspace_t *w, int most_keys, int member, int team,
                     double *seconds, bint profile) noexcept nogil:
     """Take one group through the whole encoder, as member `member` of `team` threads."""
     cdef int i
     embed_group(self, g, w, member, team, seconds, profile)
     for i in range(self.num_layers):
-        run_layer(self, &self.layers[i], g, w, most_keys, member, team, seconds + (i + 1) * NUM_STEPS, profile)
+        run_layer(self, &layers[i], g, w, most_keys, member, team, seconds + (i + 1) * NUM_STEPS, profile)
     cdef double start = now_s()
     cdef int tile
     for tile in range(share(g.num_tiles, member, team), share(g.num_tiles, member + 1, team)):
@@ -503,7 +545,7 @@ class Schedule:
                 lanes = np.append(lanes, 0) # position 0 asks, but is not attended to
             texts.append(((len(lanes) + TILE - 1) // TILE, b, lanes, keys))
         texts.sort(key=lambda text: -text[0])
-        total = sum(text[0] for text in texts)
+        self.tiles = total = sum(text[0] for text in texts)
         rounds = max(1, -(-total // (num_threads * group_tiles)))
         self.groups = self.fill(texts, num_threads * rounds)
         loads = [0] * num_threads

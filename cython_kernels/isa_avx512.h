@@ -78,6 +78,8 @@ static void table_pairs_avx512(const block_t *block, const float *x, ptrdiff_t x
         table_avx512(block, x + tile * x_stride, x_stride, init ? init + tile * init_stride : NULL, init_stride, bias,
                      y + tile * y_stride, y_stride, 1);
 }
+#include "generate_avx512.h"
+
 #ifdef __clang__
 #pragma clang attribute pop
 #else

@@ -38,15 +38,17 @@ typedef void (*block_fn)(const struct block *block, const float *x, ptrdiff_t x_
 
 /* One (row panel, k-block) of a packed weight matrix. The table form uses values, offsets, row_numbers and runs:
  * per bundle `count` groups of BUNDLE values and BUNDLE byte offsets (k * TILE * sizeof(float)). The dense form
- * uses values only: per group of `dense_rows` rows, k-major. */
+ * uses values only: per group of `dense_rows` rows, k-major. The generated form has been generated to start from
+ * the bias or from init, and must be called so. */
 typedef struct block {
     block_fn run;
     const float *values;
     const uint16_t *offsets;
     const uint16_t *row_numbers;
     const run_t *runs;
-    const void *code; /* generated form: the machine code; values is its weight stream */
-    size_t stream_bytes; /* of values (and offsets), for the prefetch of the next block */
+    const void *code;          /* generated form: the machine code; values is its weight stream */
+    const struct block *next;  /* what runs after this block where one thread runs them all, or NULL: prefetched */
+    size_t stream_bytes;       /* of values */
     size_t code_bytes;
     int32_t num_runs;
     int32_t first_row;
@@ -70,8 +72,9 @@ typedef struct {
 
     block_fn table;
     block_fn dense;
+    block_fn generated; /* NULL where no code can be generated */
 
-    /* x = activation(x) in place, `count` floats, a multiple of TILE. |error| of both GELUs <= 1e-6 + 1.1e-7 |x|. */
+    /* x = activation(x) in place, `count` floats, a multiple of TILE. |error| of both GELUs <= 1e-6 + 1.2e-7 |x|. */
     void (*gelu)(float *x, size_t count);
     void (*gelu_tanh)(float *x, size_t count);
     void (*relu)(float *x, size_t count);

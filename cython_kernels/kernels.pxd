@@ -1,6 +1,6 @@
 # The C contract as Cython sees it; documented in kernels.h.
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 
 
 cdef extern from "kernels.h" nogil:
@@ -26,6 +26,7 @@ cdef extern from "kernels.h" nogil:
         const uint16_t *row_numbers
         const run_t *runs
         const void *code
+        const block_t *next
         size_t stream_bytes
         size_t code_bytes
         int32_t num_runs
@@ -47,6 +48,7 @@ cdef extern from "kernels.h" nogil:
         int dense_rows
         block_fn table
         block_fn dense
+        block_fn generated
         void (*gelu)(float *x, size_t count) noexcept nogil
         void (*gelu_tanh)(float *x, size_t count) noexcept nogil
         void (*relu)(float *x, size_t count) noexcept nogil
@@ -62,4 +64,9 @@ cdef extern from "kernels.h" nogil:
 
 
 cdef extern from "dispatch.h" nogil:
+    enum:
+        GENERATED_MAX_K
     int available_kernels(kernels_t *tables)
+    size_t generated_bound(int rows, int k, size_t nonzeros)
+    uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
+                      int starts_from_bias)

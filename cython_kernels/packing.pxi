@@ -1,40 +1,68 @@
 # Weights → packed streams and back. kernels.h defines the block forms; this file fills them.
 
-FORMS = ("table", "dense")
+FORMS = ("table", "dense", "generated")
 
 # One row of PackedLinear.blocks
-BLOCK_FIELDS = ("first_row", "rows", "first_k", "k", "value", "row_number", "run", "num_runs", "num_values")
+BLOCK_FIELDS = ("first_row", "rows", "first_k", "k", "value", "row_number", "run", "num_runs", "num_values",
+                "code", "code_bytes")
+
+
+cdef extern from *:
+    """
+    #include <sys/mman.h>
+    /* Memory that is written first and executed later, never both at once. Aligned to huge pages where large. */
+    static void *code_reserve(size_t size) {
+        void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) return NULL;
+    #ifdef MADV_HUGEPAGE
+        if (size >= (size_t)1 << 21) madvise(memory, size, MADV_HUGEPAGE);
+    #endif
+        return memory;
+    }
+    static int code_seal(void *memory, size_t size) { return mprotect(memory, size, PROT_READ | PROT_EXEC); }
+    static void code_release(void *memory, size_t size) { munmap(memory, size); }
+    """
+    void *code_reserve(size_t size) nogil
+    int code_seal(void *memory, size_t size) nogil
+    void code_release(void *memory, size_t size) nogil
 
 
 cdef class PackedLinear:
     """A weight matrix (N, K) packed for one instruction set, with its bias (N,).
 
     Attributes:
-        form: `table` or `dense`.
+        form: `table`, `dense` or `generated`.
         isa: Whose register tile the dense form is packed for.
         panel_rows, kblock: Rows and columns of a block; the last ones may be smaller.
         density: Fraction of nonzero weights.
-        values, offsets, row_numbers, runs, blocks, bias: The arrays that make it up; handing them to
-            `from_arrays` gives an equal object, and `unpack` the weight back.
+        is_residual: Sums start from `init`, not from the bias (only the generated form must know).
+        values, offsets, row_numbers, runs, blocks, bias: The arrays that make it up; handing those of the
+            table and dense forms to `from_arrays` gives an equal object.
     """
 
     cdef readonly str form
     cdef readonly str isa
     cdef readonly int rows, k, panel_rows, kblock
+    cdef readonly bint is_residual
     cdef readonly double density
     cdef readonly object values, offsets, row_numbers, runs, blocks, bias
     cdef linear_t linear
     cdef block_t *table
+    cdef uint8_t *code
+    cdef size_t code_size
 
     def __cinit__(self):
         self.table = NULL
+        self.code = NULL
 
     def __dealloc__(self):
         free(self.table)
+        if self.code != NULL:
+            code_release(self.code, self.code_size)
 
     @staticmethod
     def pack(const float[:, :] weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock,
-             allocate=np.empty):
+             bint is_residual=False, allocate=np.empty):
         """Pack `weight` (N, K), float32 of any strides, in blocks of panel_rows × kblock.
 
         Args:
@@ -42,60 +70,84 @@ cdef class PackedLinear:
 
         Raises:
             ValueError: Sizes out of range, or an unknown form or isa.
+            OSError: `generated`, where the system forbids executable memory.
         """
         cdef PackedLinear self = PackedLinear()
-        cdef int n = <int>weight.shape[0], k = <int>weight.shape[1], group = find_kernels(isa).dense_rows
-        if form not in FORMS:
-            raise ValueError(f"form must be one of {FORMS}; got {form!r}")
-        if not 1 <= kblock <= MAX_KBLOCK or not 1 <= panel_rows <= 65536:
-            raise ValueError(f"kblock must be in 1…{MAX_KBLOCK} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
+        cdef const kernels_t *kernels = find_kernels(isa)
+        cdef int n = <int>weight.shape[0], k = <int>weight.shape[1], group = kernels.dense_rows
+        cdef int most_k = GENERATED_MAX_K if form == "generated" else MAX_KBLOCK
+        if form not in FORMS or (form == "generated" and kernels.generated == NULL):
+            raise ValueError(f"form must be one of {FORMS} and known to isa {isa!r}; got {form!r}")
+        if not 1 <= kblock <= most_k or not 1 <= panel_rows <= 65536:
+            raise ValueError(f"kblock must be in 1…{most_k} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
         if n < 1 or k < 1 or bias.shape[0] != n:
             raise ValueError(f"weight (N, K) and bias (N,) must agree; got {n}×{k} and {bias.shape[0]}")
-        self.form, self.isa, self.rows, self.k = form, isa, n, k
+        self.form, self.isa, self.rows, self.k, self.is_residual = form, isa, n, k, is_residual
         self.panel_rows, self.kblock = min(panel_rows, n), min(kblock, k)
         self.bias = allocate(n, np.float32)
         self.bias[:] = bias
         cdef int panels = (n + self.panel_rows - 1) // self.panel_rows, kblocks = (k + self.kblock - 1) // self.kblock
-        self.blocks = np.zeros((panels * kblocks, len(BLOCK_FIELDS)), np.int64)
+        cdef int num_blocks = panels * kblocks, b
+        self.blocks = np.zeros((num_blocks, len(BLOCK_FIELDS)), np.int64)
         cdef int64_t[:, ::1] blocks = self.blocks
         cdef int32_t[:, ::1] counts = np.empty((kblocks, n), np.int32)
         cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
-        cdef int64_t values = 0, rows = 0, runs = 0, nonzeros
-        nonzeros = count_nonzeros(weight, self.kblock, counts)
+        cdef int64_t nonzeros = count_nonzeros(weight, self.kblock, counts)
         self.density = nonzeros / (<double>n * k)
-        cdef int panel, kb, b = 0
-        for panel in range(panels):
-            for kb in range(kblocks):
-                blocks[b, 0] = panel * self.panel_rows
-                blocks[b, 1] = min(self.panel_rows, n - blocks[b, 0])
-                blocks[b, 2] = kb * self.kblock
-                blocks[b, 3] = min(self.kblock, k - blocks[b, 2])
-                blocks[b, 4], blocks[b, 5], blocks[b, 6] = values, rows, runs
-                if form == "dense":
-                    blocks[b, 8] = (blocks[b, 1] + group - 1) // group * group * blocks[b, 3]
-                else:
-                    measure_table(&blocks[b, 0], &counts[kb, 0], order)
-                    rows += (blocks[b, 1] + BUNDLE - 1) // BUNDLE * BUNDLE
-                    runs += blocks[b, 7]
-                # 64-byte alignment of every stream
-                values += (blocks[b, 8] + 15) // 16 * 16
-                b += 1
+        cdef int64_t values = 0, rows = 0, runs = 0
+        for b in range(num_blocks):
+            blocks[b, 0] = b // kblocks * self.panel_rows
+            blocks[b, 1] = min(self.panel_rows, n - blocks[b, 0])
+            blocks[b, 2] = b % kblocks * self.kblock
+            blocks[b, 3] = min(self.kblock, k - blocks[b, 2])
+            blocks[b, 4], blocks[b, 5], blocks[b, 6] = values, rows, runs
+            if form == "dense":
+                blocks[b, 8] = (blocks[b, 1] + group - 1) // group * group * blocks[b, 3]
+            elif form == "table":
+                measure_table(&blocks[b, 0], &counts[b % kblocks, 0], order)
+                rows += (blocks[b, 1] + BUNDLE - 1) // BUNDLE * BUNDLE
+                runs += blocks[b, 7]
+            else:
+                measure_generated(&blocks[b, 0], &counts[b % kblocks, 0])
+            values += (blocks[b, 8] + 15) // 16 * 16 # 64-byte alignment of every stream
         self.values = allocate(values, np.float32)
         self.offsets = allocate(values if form == "table" else 0, np.uint16)
         self.row_numbers = allocate(rows, np.uint16)
         self.runs = allocate(2 * runs, np.uint32)
-        cdef float[::1] value_stream = self.values
-        cdef uint16_t[::1] offset_stream = self.offsets, row_stream = self.row_numbers
-        cdef uint32_t[::1] run_stream = self.runs
-        for b in range(panels * kblocks):
-            if form == "dense":
-                fill_dense(weight, &blocks[b, 0], group, &value_stream[blocks[b, 4]])
-            else:
-                kb = b % kblocks
-                fill_table(weight, &blocks[b, 0], &counts[kb, 0], order, value_stream, offset_stream, row_stream,
-                           run_stream)
+        if form == "generated":
+            self.generate_code(weight)
+        else:
+            fill(weight, form == "dense", group, blocks, counts, order, self.values, self.offsets, self.row_numbers,
+                 self.runs)
         self.link()
         return self
+
+    cdef int generate_code(self, const float[:, :] weight) except -1:
+        """Write code and weight streams of all blocks, then seal the code."""
+        cdef int64_t[:, ::1] blocks = self.blocks
+        cdef float[::1] values = self.values
+        cdef float[::1] scratch = np.empty(self.kblock * self.panel_rows, np.float32)
+        cdef size_t bound = 0
+        cdef Py_ssize_t b
+        cdef uint8_t *at
+        for b in range(blocks.shape[0]):
+            bound += generated_bound(<int>blocks[b, 1], <int>blocks[b, 3], blocks[b, 8]) + 64
+        self.code_size = (bound + 4095) // 4096 * 4096
+        self.code = <uint8_t *>code_reserve(self.code_size)
+        if self.code == NULL:
+            raise MemoryError(f"no memory for {self.code_size >> 20} MiB of generated code")
+        at = self.code
+        with nogil:
+            for b in range(blocks.shape[0]):
+                blocks[b, 9] = at - self.code
+                copy_columns(weight, &blocks[b, 0], &scratch[0])
+                at = generate(at, &values[0] + blocks[b, 4], &scratch[0], blocks[b, 1], <int>blocks[b, 1],
+                              <int>blocks[b, 3], blocks[b, 2] == 0 and not self.is_residual)
+                blocks[b, 10] = at - self.code - blocks[b, 9]
+                at = self.code + (at - self.code + 63) // 64 * 64
+        if code_seal(self.code, self.code_size):
+            raise OSError("this system forbids executable memory (mprotect failed)")
+        return 0
 
     @staticmethod
     def from_arrays(str form, str isa, int rows, int k, int panel_rows, int kblock, double density, dict arrays):
@@ -136,7 +188,14 @@ cdef class PackedLinear:
             block.runs = runs + blocks[b, 6]
             block.num_runs = <int32_t>blocks[b, 7]
             block.stream_bytes = blocks[b, 8] * 4
-            block.run = kernels.dense if self.form == "dense" else kernels.table
+            block.next = NULL
+            if self.form == "dense":
+                block.run = kernels.dense
+            elif self.form == "table":
+                block.run = kernels.table
+            else:
+                block.run = kernels.generated
+                block.code, block.code_bytes = self.code + blocks[b, 9], blocks[b, 10]
         self.linear.blocks = self.table
         self.linear.bias = <const float *><uintptr_t>self.bias.ctypes.data
         self.linear.rows, self.linear.k = self.rows, self.k
@@ -145,7 +204,9 @@ cdef class PackedLinear:
         return 0
 
     def unpack(self):
-        """Return the weight (N, K): the exact inverse of `pack`."""
+        """Return the weight (N, K): the exact inverse of `pack` for the table and dense forms."""
+        if self.form == "generated":
+            raise ValueError("generated code is not unpacked: unpack the table form of the same weight")
         weight = np.zeros((self.rows, self.k), np.float32)
         cdef float[:, ::1] out = weight
         cdef int group = find_kernels(self.isa).dense_rows
@@ -175,7 +236,8 @@ cdef class PackedLinear:
     @property
     def nbytes(self) -> int:
         """Bytes of everything the kernels read."""
-        return sum(a.nbytes for a in (self.values, self.offsets, self.row_numbers, self.runs, self.bias))
+        arrays = (self.values, self.offsets, self.row_numbers, self.runs, self.bias)
+        return sum(a.nbytes for a in arrays) + int(self.blocks[:, 10].sum())
 
 
 cdef int64_t count_nonzeros(const float[:, :] weight, int kblock, int32_t[:, ::1] counts) noexcept nogil:
@@ -198,6 +260,37 @@ cdef int64_t count_nonzeros(const float[:, :] weight, int kblock, int32_t[:, ::1
         for kb in range(counts.shape[0]):
             total += counts[kb, row]
     return total
+
+
+cdef int fill(const float[:, :] weight, bint is_dense, int group, int64_t[:, ::1] blocks, int32_t[:, ::1] counts,
+              int32_t[::1] order, float[::1] values, uint16_t[::1] offsets, uint16_t[::1] row_numbers,
+              uint32_t[::1] runs) except -1:
+    """Write the streams of every block of the dense or table form."""
+    cdef Py_ssize_t b
+    with nogil:
+        for b in range(blocks.shape[0]):
+            if is_dense:
+                fill_dense(weight, &blocks[b, 0], group, &values[0] + blocks[b, 4])
+            else:
+                fill_table(weight, &blocks[b, 0], &counts[b % counts.shape[0], 0], order, values, offsets,
+                           row_numbers, runs)
+    return 0
+
+
+cdef void copy_columns(const float[:, :] weight, const int64_t *block, float *columns) noexcept nogil:
+    """columns[k][row] = the block's weights."""
+    cdef Py_ssize_t rows = block[1], row, i
+    for i in range(block[3]):
+        for row in range(rows):
+            columns[i * rows + row] = weight[block[0] + row, block[2] + i]
+
+
+cdef void measure_generated(int64_t *block, const int32_t *counts) noexcept nogil:
+    """Set num_values of a generated block: its nonzeros."""
+    cdef int row
+    block[8] = 0
+    for row in range(<int>block[1]):
+        block[8] += counts[block[0] + row]
 
 
 cdef void sort_rows(const int64_t *block, const int32_t *counts, int32_t[::1] order) noexcept nogil:

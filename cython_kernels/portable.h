@@ -345,6 +345,7 @@ static const kernels_t SYM(portable) = {
     .dense_rows = DENSE_ROWS,
     .table = SYM(table),
     .dense = SYM(dense),
+    .generated = NULL,
     .gelu = SYM(gelu),
     .gelu_tanh = SYM(gelu_tanh),
     .relu = SYM(relu),

@@ -35,6 +35,8 @@ def linear(PackedLinear weight, const float[:, ::1] x, int num_threads=1):
     Raises:
         ValueError: x has not K columns.
     """
+    if weight.is_residual and weight.form == "generated":
+        raise ValueError("this weight was generated to start from init: use gemm")
     if x.shape[1] != weight.k:
         raise ValueError(f"x must be (M, {weight.k}); got {x.shape[0]}×{x.shape[1]}")
     rows = np.empty((x.shape[0], weight.rows), np.float32)
@@ -75,6 +77,8 @@ def gemm(PackedLinear weight, const float[:, :, ::1] x, float[:, :, ::1] y, init
     cdef const float *at = NULL
     if x.shape[1] != weight.k or y.shape[1] != weight.rows or x.shape[0] != y.shape[0]:
         raise ValueError("x must be (n, K, 16) and y (n, N, 16)")
+    if weight.form == "generated" and weight.is_residual != (init is not None):
+        raise ValueError("a generated weight starts from init if and only if it was packed with is_residual")
     if init is not None:
         start = init
         if start.shape[0] != y.shape[0] or start.shape[1] != y.shape[1]:

@@ -14,7 +14,7 @@ from cython_kernels._kernels import Encoder, PackedLinear
 from numpy.typing import NDArray
 
 from toolkit.engine.graph import read_graph
-from toolkit.engine.packing import pack_embeddings, pack_layer, pack_linear
+from toolkit.engine.packing import SMALL_TILES, pack_embeddings, pack_layer, pack_linear
 from toolkit.engine.plan import Plan
 from toolkit.engine.tail import run_tail
 from toolkit.environment import affinity, decide_num_threads
@@ -45,15 +45,21 @@ class Engine:
         self.threads_reason = threads_reason
         self._padding_id = plan.embeddings.padding_id
         layers = []
+        can_generate = isa == "avx512"
         for i in range(len(plan.layers)):
-            layers.append(pack_layer(plan.layers[i], isa))
+            layers.append(pack_layer(plan.layers[i], isa, can_generate))
             plan.layers[i] = None  # type: ignore[call-overload]  # its dense weights are not needed again
         self._layers = layers
         self._encoder = Encoder(
-            isa, pack_embeddings(plan.embeddings, isa), layers, num_threads, GROUP_TILES
+            isa,
+            pack_embeddings(plan.embeddings, isa),
+            layers,
+            num_threads,
+            GROUP_TILES,
+            SMALL_TILES,
         )
         self._heads = {
-            key: pack_linear(linear.weight, linear.bias, isa)
+            key: pack_linear(linear.weight, linear.bias, isa)[0]
             for key, linear in plan.linears.items()
         }
         plan.linears.clear()
@@ -77,7 +83,10 @@ class Engine:
         path = Path(path)
         number, reason = decide_num_threads(num_threads)
         return Engine(
-            read_graph(path / "model.onnx" if path.is_dir() else path), number, reason, find_isa(isa)
+            read_graph(path / "model.onnx" if path.is_dir() else path),
+            number,
+            reason,
+            find_isa(isa),
         )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
@@ -113,6 +122,7 @@ class Engine:
             )
         )
         tokens = int(np.count_nonzero(mask))
+        is_large = -(-tokens // _kernels.TILE_TOKENS) > SMALL_TILES
         rows = []
         for i, steps in enumerate(seconds):
             for step, spent in zip(_kernels.STEPS, steps, strict=True):
@@ -122,7 +132,8 @@ class Engine:
                 name = f"layer{i - 1}.{step}" if i else step
                 row = {"op": name, "time_ms": spent / threads * 1e3, "gflops": None}
                 row |= {"density": None, "kernel": self.isa, "note": ""}
-                if isinstance(weight, PackedLinear):
+                if isinstance(weight, tuple):
+                    weight = weight[is_large]
                     work = 2.0 * tokens * weight.density * weight.rows * weight.k
                     row |= {
                         "gflops": work / (spent / threads) / 1e9,
@@ -153,7 +164,10 @@ class Engine:
         """Yield name and packed weight of every dense layer, in the order they run."""
         for i, layer in enumerate(self._layers):
             for step in ("qkv", "attention_output", "intermediate", "output"):
-                yield f"layer{i}.{step}", layer[step]
+                small, large = layer[step]
+                yield f"layer{i}.{step}", large
+                if small is not large:
+                    yield f"layer{i}.{step} (small calls)", small
         yield from self._heads.items()
 
     @property
@@ -245,7 +259,11 @@ def _as_int32(name: str, array: Array) -> NDArray[np.int32]:
             f"{name} must be a (batch, length) array of int32 or int64; "
             f"got {array.dtype} of shape {array.shape}"
         )
-    if array.dtype == np.int64 and array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+    if (
+        array.dtype == np.int64
+        and array.size
+        and not -(2**31) <= array.min() <= array.max() < 2**31
+    ):
         raise ValueError(f"{name} must hold 32-bit numbers; got {array.min()}…{array.max()}")
     return np.ascontiguousarray(array, np.int32)
 
@@ -271,9 +289,7 @@ class _Cores:
     def taken(self, count: int) -> Iterator[None]:
         with self._condition:
             # a call that wants more than there is runs when it is alone
-            self._condition.wait_for(
-                lambda: self._busy == 0 or self._busy + count <= affinity()
-            )
+            self._condition.wait_for(lambda: self._busy == 0 or self._busy + count <= affinity())
             self._busy += count
         try:
             yield

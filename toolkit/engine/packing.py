@@ -10,37 +10,68 @@ from numpy.typing import NDArray
 
 from toolkit.engine.plan import Embeddings, Layer, Linear
 
-# Above this density the table form's indirection costs more than the zeros it skips
-# (measured: docs/engine.md).
-DENSE_ABOVE = 0.75
+# Above this density skipping costs more than it saves (measured: docs/engine.md).
+DENSE_ABOVE_TABLE = 0.75
+DENSE_ABOVE_GENERATED = 0.95
 
-# Rows and columns of a block: its activations, kblock × 2 tiles × 64 bytes, stay in the nearest
-# cache while its weights, a few nonzeros per row, are read once per pair of tiles.
-PANEL_ROWS = 192
+# Below this density generated code has too few FMAs per column it loads, and the table form wins.
+TABLE_BELOW = 0.04
+
+# A call of at most this many tiles reads every weight for few tokens: the table form's 6 bytes per
+# nonzero then beat generated code's 11 to 14.
+SMALL_TILES = 4
+
+# Rows and columns of a block. A block's weights are read once per tile (or pair), so they should
+# stay in the second-level cache, its activations (columns × 64 bytes) in the first.
 KBLOCK = 384
+PANEL_ROWS = 192
+SPARSE_PANEL_ROWS = 384
+SPARSE_BELOW = 0.15
+
+Choice = tuple[PackedLinear, PackedLinear]
 
 
-def pack_linear(weight: NDArray[np.float32], bias: NDArray[np.float32], isa: str) -> PackedLinear:
-    """Pack one weight.
+def pack_linear(
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    isa: str,
+    is_residual: bool = False,
+    can_generate: bool = False,
+) -> Choice:
+    """Pack one weight for small and for large calls (one object where the same form serves both).
 
     Args:
         weight: (N, K) float32, any strides.
         bias: (N,) float32.
         isa: One of `available_isas()`.
+        is_residual: Its sums start from a residual, not from the bias.
+        can_generate: Generated code may be used for large calls.
     """
-    form = "dense" if density(weight) > DENSE_ABOVE else "table"
-    return PackedLinear.pack(
-        weight, bias, form, isa, PANEL_ROWS, KBLOCK, allocate=huge_array
-    )
+    found = density(weight)
+    can_generate = can_generate and found >= TABLE_BELOW
+    limit = DENSE_ABOVE_GENERATED if can_generate else DENSE_ABOVE_TABLE
+    large = "dense" if found > limit else "generated" if can_generate else "table"
+    small = "dense" if found > DENSE_ABOVE_TABLE else "table"
+    panel_rows = SPARSE_PANEL_ROWS if found < SPARSE_BELOW else PANEL_ROWS
+
+    def pack(form: str, rows: int) -> PackedLinear:
+        return PackedLinear.pack(weight, bias, form, isa, rows, KBLOCK, is_residual, huge_array)
+
+    packed = pack(small, PANEL_ROWS)
+    return packed, packed if large == small else pack(large, panel_rows)
 
 
-def pack_layer(layer: Layer, isa: str) -> dict[str, Any]:
+def pack_layer(layer: Layer, isa: str, can_generate: bool) -> dict[str, Any]:
     """Pack one encoder layer into the parts that `Encoder` takes."""
+
+    def pack(linear: Linear, is_residual: bool) -> Choice:
+        return pack_linear(linear.weight, linear.bias, isa, is_residual, can_generate)
+
     return {
-        "qkv": pack_qkv(layer, isa),
-        "attention_output": _pack(layer.attention_output, isa),
-        "intermediate": _pack(layer.intermediate, isa),
-        "output": _pack(layer.output, isa),
+        "qkv": pack_linear(*stack_qkv(layer), isa, False, can_generate),
+        "attention_output": pack(layer.attention_output, True),
+        "intermediate": pack(layer.intermediate, False),
+        "output": pack(layer.output, True),
         "attention_norm": layer.attention_norm,
         "output_norm": layer.output_norm,
         "num_heads": layer.num_heads,
@@ -48,8 +79,8 @@ def pack_layer(layer: Layer, isa: str) -> dict[str, Any]:
     }
 
 
-def pack_qkv(layer: Layer, isa: str) -> PackedLinear:
-    """Stack query, key and value into one weight (3N, K).
+def stack_qkv(layer: Layer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Stack query, key and value into one weight (3N, K) and bias (3N,).
 
     The query rows are multiplied by scale·log2(e): the attention kernel then needs one power of
     two per score and nothing else.
@@ -61,17 +92,18 @@ def pack_qkv(layer: Layer, isa: str) -> PackedLinear:
     factor = np.float32(layer.scale * math.log2(math.e))
     weight[:rows] *= factor
     bias[:rows] *= factor
-    return pack_linear(weight, bias, isa)
+    return weight, bias
 
 
 def pack_embeddings(embeddings: Embeddings, isa: str) -> dict[str, Any]:
     """Return the parts that `Encoder` takes; the tables are used as they are."""
+    projection = embeddings.projection
     return {
         "word": embeddings.word,
         "position": embeddings.position,
         "token_type": embeddings.token_type,
         "norm": embeddings.norm,
-        "projection": _pack(embeddings.projection, isa) if embeddings.projection else None,
+        "projection": projection and pack_linear(projection.weight, projection.bias, isa)[0],
     }
 
 
@@ -89,7 +121,3 @@ def huge_array(count: int, dtype: Any) -> NDArray[Any]:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype)
-
-
-def _pack(linear: Linear, isa: str) -> PackedLinear:
-    return pack_linear(linear.weight, linear.bias, isa)

@@ -1,0 +1,120 @@
+/* Generated code: a block's nonzeros as a straight line of instructions, one FMA each, nothing else per weight.
+ *
+ * Per tile and group of up to GROUP_ROWS rows, one accumulator register each: load the accumulators (from the bias
+ * or from `start`), then for every column with a nonzero in the group load its 16 tokens once and per nonzero do
+ *     vfmadd231ps zmm_row, zmm_x, dword [weights]{1to16}
+ * with the weights as one sequential stream; store. All hot displacements fit the 8-bit compressed form, 7 bytes
+ * per instruction. Encodings: Intel SDM volume 2, section 2.7 (EVEX).
+ *
+ * Included by isa_avx512.h inside its target region. */
+
+#define GROUP_ROWS 30     /* zmm0 … zmm29 accumulate, zmm31 holds x */
+#define X_REGISTER 31
+#define X_BIAS 128        /* rows by which the x pointer is ahead, so that 8-bit displacements reach 256 rows */
+#define WEIGHT_BIAS 128   /* likewise, in weights */
+#define GENERATED_MAX_K 512 /* two x pointers of 256 rows each */
+
+/* The generated function. x and weights point X_BIAS rows and WEIGHT_BIAS floats ahead; start is the bias (one
+ * float per row) or a tile to accumulate on, whichever the block was generated for. */
+typedef void (*generated_fn)(const float *x, float *y, const float *start, const float *weights);
+
+enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 };
+enum { X_POINTER = RDI, Y_POINTER = RSI, START_POINTER = RDX, WEIGHT_POINTER = RCX, FAR_X_POINTER = R8 };
+
+/* One EVEX.512.W0 instruction: opcode reg, vector, [base + displacement]; `scale` is what the compressed
+ * displacement counts in (64 for a whole register, 4 for a broadcast element). */
+static uint8_t *emit_evex(uint8_t *p, int map, int prefix, uint8_t opcode, int reg, int vector, int broadcast,
+                          int base, int32_t displacement, int scale) {
+    *p++ = 0x62;
+    *p++ = (uint8_t)((~reg >> 3 & 1) << 7 | 1 << 6 | (~base >> 3 & 1) << 5 | (~reg >> 4 & 1) << 4 | map);
+    *p++ = (uint8_t)((~vector & 15) << 3 | 1 << 2 | prefix);
+    *p++ = (uint8_t)(2 << 5 | broadcast << 4 | (~vector >> 4 & 1) << 3);
+    *p++ = opcode;
+    const int32_t compressed = displacement / scale;
+    if (compressed * scale == displacement && compressed >= -128 && compressed <= 127) {
+        *p++ = (uint8_t)(0x40 | (reg & 7) << 3 | (base & 7));
+        *p++ = (uint8_t)compressed;
+    } else {
+        *p++ = (uint8_t)(0x80 | (reg & 7) << 3 | (base & 7));
+        memcpy(p, &displacement, 4);
+        p += 4;
+    }
+    return p;
+}
+
+static uint8_t *emit_load(uint8_t *p, int reg, int base, int32_t displacement) { /* vmovaps zmm, [m512] */
+    return emit_evex(p, 1, 0, 0x28, reg, 0, 0, base, displacement, 64);
+}
+static uint8_t *emit_store(uint8_t *p, int reg, int base, int32_t displacement) { /* vmovaps [m512], zmm */
+    return emit_evex(p, 1, 0, 0x29, reg, 0, 0, base, displacement, 64);
+}
+static uint8_t *emit_splat(uint8_t *p, int reg, int base, int32_t displacement) { /* vbroadcastss zmm, [m32] */
+    return emit_evex(p, 2, 1, 0x18, reg, 0, 0, base, displacement, 4);
+}
+static uint8_t *emit_fma(uint8_t *p, int acc, int x, int base, int32_t displacement) { /* vfmadd231ps … {1to16} */
+    return emit_evex(p, 2, 1, 0xb8, acc, x, 1, base, displacement, 4);
+}
+
+/* An upper bound of what generate() writes for a block of these sizes. */
+static size_t generated_bound(int rows, int k, size_t nonzeros) {
+    const size_t groups = (size_t)(rows + GROUP_ROWS - 1) / GROUP_ROWS;
+    const size_t columns = nonzeros < groups * k ? nonzeros : groups * (size_t)k;
+    return 7 * (nonzeros + nonzeros / 256 + columns) + 22 * (size_t)rows + 64;
+}
+
+/* Generate one block from `weight` [k][rows] (row-major, `stride` floats between columns); write its nonzeros to
+ * `stream`. Returns the end of the code. */
+static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
+                         int starts_from_bias) {
+    size_t count = 0;
+    const uint8_t lea_far_x[] = {0x4c, 0x8d, 0x87, 0x00, 0x40, 0x00, 0x00}; /* lea r8, [rdi + 256 * 64] */
+    const uint8_t add_weights[] = {0x48, 0x81, 0xc1, 0x00, 0x04, 0x00, 0x00}; /* add rcx, 256 * 4 */
+    memcpy(p, lea_far_x, sizeof lea_far_x);
+    p += sizeof lea_far_x;
+    for (int first = 0; first < rows; first += GROUP_ROWS) {
+        const int group = rows - first < GROUP_ROWS ? rows - first : GROUP_ROWS;
+        for (int r = 0; r < group; r++)
+            p = starts_from_bias ? emit_splat(p, r, START_POINTER, (first + r) * 4)
+                                 : emit_load(p, r, START_POINTER, (first + r) * TILE * 4);
+        for (int i = 0; i < k; i++) {
+            const float *column = weight + i * stride + first;
+            int is_loaded = 0;
+            for (int r = 0; r < group; r++) {
+                if (column[r] == 0.0f) continue;
+                if (!is_loaded) {
+                    p = i < 256 ? emit_load(p, X_REGISTER, X_POINTER, (i - X_BIAS) * 64)
+                                : emit_load(p, X_REGISTER, FAR_X_POINTER, (i - 256 - X_BIAS) * 64);
+                    is_loaded = 1;
+                }
+                if (count && count % 256 == 0) {
+                    memcpy(p, add_weights, sizeof add_weights);
+                    p += sizeof add_weights;
+                }
+                p = emit_fma(p, r, X_REGISTER, WEIGHT_POINTER, ((int32_t)(count % 256) - WEIGHT_BIAS) * 4);
+                stream[count++] = column[r];
+            }
+        }
+        for (int r = 0; r < group; r++) p = emit_store(p, r, Y_POINTER, (first + r) * TILE * 4);
+    }
+    *p++ = 0xc3; /* ret */
+    return p;
+}
+
+/* Run a generated block; meanwhile bring the next block's code and weights a little closer with every tile. */
+static void generated_avx512(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
+                             ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles) {
+    const generated_fn code = (generated_fn)(uintptr_t)block->code;
+    const block_t *next = block->next;
+    const size_t code_slice = next ? next->code_bytes / (size_t)tiles + 64 : 0;
+    const size_t value_slice = next ? next->stream_bytes / (size_t)tiles + 64 : 0;
+    for (int tile = 0; tile < tiles; tile++) {
+        if (next) {
+            const char *c = (const char *)next->code + tile * code_slice;
+            for (size_t i = 0; i < code_slice; i += 64) _mm_prefetch(c + i, _MM_HINT_T1);
+            const char *v = (const char *)next->values + tile * value_slice;
+            for (size_t i = 0; i < value_slice; i += 64) _mm_prefetch(v + i, _MM_HINT_T1);
+        }
+        code(x + tile * x_stride + X_BIAS * TILE, y + tile * y_stride, init ? init + tile * init_stride : bias,
+             block->values + WEIGHT_BIAS);
+    }
+}

@@ -21,7 +21,7 @@ from toolkit.squad import (
     score,
 )
 
-CONTEXT = "anna says that the soup was good and the bread was very bad but the fish is never dull"
+CONTEXT = "so the soup was good and the bread was very bad but the fish is never dull"
 EXAMPLE = {
     "id": "1",
     "question": "  was the fish dull ?",

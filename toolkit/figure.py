@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from toolkit.results import Row, groups, zeros_label
+from toolkit.results import Row, groups, labelled, zeros_label
 
 # Okabe and Ito 2008, https://jfly.uni-koeln.de/color: told apart with any colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -108,10 +108,12 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], title: str, colours: dict[int, 
 def _label_points(axes: Axes, rows: Sequence[Row]) -> None:
     """Write each point's sparsity beside it, where it covers least of what is there."""
     pixels = DPI / 72  # per typographic point
-    centres = axes.transData.transform(np.column_stack(_xy(rows)))  # (N, 2)
     segments = _segments(axes, rows)
+    points = axes.transData.transform(np.column_stack(_xy(rows)))
     frame = axes.get_window_extent()
-    placed = [np.array([x - 5, y - 5, x + 5, y + 5]) for x, y in centres]
+    placed = [np.array([x - 5, y - 5, x + 5, y + 5]) for x, y in points]
+    rows = labelled(rows)
+    centres = axes.transData.transform(np.column_stack(_xy(rows)))  # (N, 2)
     order = np.argsort([-float(np.sum(np.hypot(*(centres - c).T) < 60)) for c in centres])
     for index in order:  # the crowded ones choose first
         text = zeros_label(rows[index])

@@ -17,6 +17,7 @@ from toolkit.results import (
     distinguish,
     groups,
     is_plotted,
+    labelled,
     make_rows,
     mark_pareto_front,
     merge_runs,
@@ -133,7 +134,10 @@ def write(
         parts.insert(1, "![quality against speed](pareto.png)")
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     titles = {panel_of(panel[0]): _title(panel[0]) for panel in panels}
-    shown = [row | {"panel": titles.get(panel_of(row))} for row in rows]
+    labels = {id(row) for panel in panels for row in labelled([r for r in panel if is_plotted(r)])}
+    shown = [
+        row | {"panel": titles.get(panel_of(row)), "labelled": id(row) in labels} for row in rows
+    ]
     write_text(folder / "report.html", page(shown, notes))
 
 

@@ -80,8 +80,8 @@ def add_ratios(rows: Sequence[Row]) -> list[str]:
     """Add `speedup`, `speedup_same_engine` and `recovery` to the rows of one group.
 
     All compare with the group's baseline: the run with the most layers and among those the fewest
-    zeros. `speedup` takes its speed through the most usual engine it was measured with,
-    `speedup_same_engine` through the row's own, both in the row's own setting.
+    zeros. `speedup` takes its speed through the most usual engine it was measured with in the row's
+    setting, `speedup_same_engine` through the row's own.
 
     Returns:
         Sentences that say what the baseline is.
@@ -92,22 +92,27 @@ def add_ratios(rows: Sequence[Row]) -> list[str]:
     if not measured:
         return []
     best = min(measured, key=lambda row: (-row["layers"], row["encoder_sparsity"] or 0.0))
-    of_baseline = [row for row in measured if row["id"] == best["id"]]
-    by_place = {(panel_of(row), row["engine"]): row for row in of_baseline}
-    engine = min((row["engine"] for row in of_baseline), key=BASELINE_ENGINES.index)
-    for row in rows:
-        usual, same = (by_place.get((panel_of(row), name)) for name in (engine, row["engine"]))
-        if row["items_per_s"] is not None:
-            row["speedup"] = usual and row["items_per_s"] / usual["items_per_s"]
+    engines = set()
+    for panel in groups(measured, panel_of):
+        by_engine = {row["engine"]: row for row in panel if row["id"] == best["id"]}
+        if not by_engine:
+            continue
+        usual = by_engine[min(by_engine, key=_usual)]
+        usual["baseline"] = True
+        engines.add(usual["engine"])
+        for row in panel:
+            row["speedup"] = row["items_per_s"] / usual["items_per_s"]
+            same = by_engine.get(row["engine"])
             row["speedup_same_engine"] = same and row["items_per_s"] / same["items_per_s"]
+    for row in rows:
         if best["score"] and row["score"] is not None and row["metric"] == best["metric"]:
             row["recovery"] = row["score"] / best["score"]
-        row["baseline"] = row["id"] == best["id"] and row["engine"] == engine
     is_dense = (best["encoder_sparsity"] or 0.0) < DENSE
     kind = "the dense baseline" if is_dense else "the densest run (none is dense)"
+    through = " or else ".join(sorted(engines, key=_usual))
     return [
-        f"{best['group']}: speedup compares with {kind}, {best['run']} through {engine}; "
-        "recovery with its quality."
+        f"{best['group']}: speedup compares with {kind}, {best['run']} through {through}"
+        + ("; recovery with its score." if best["score"] else ".")
     ]
 
 
@@ -177,12 +182,27 @@ def panel_of(row: Row) -> tuple[Any, ...]:
     return (row["group"], *(row[name] for name in SETTING))
 
 
+def labelled(rows: Sequence[Row]) -> list[Row]:
+    """Choose the rows of a panel that carry a label: each run once, at its fastest engine.
+
+    Its other engines lie at the same height, so that labels there would only hide each other.
+    """
+    runs = groups(rows, lambda row: row["id"])
+    fastest = [max(run, key=lambda row: row["items_per_s"]) for run in runs]
+    return fastest + [row for row in rows if row["baseline"] and row not in fastest]
+
+
 def zeros_label(row: Row) -> str:
     """Say how sparse a row's model is: `dense`, `90 %`, or nothing if that is unknown."""
     zeros = row["encoder_sparsity"]
     if zeros is None:
         return ""
     return "dense" if zeros < DENSE else f"{100 * zeros:.3g} %"
+
+
+def _usual(engine: str) -> int:
+    """Rank engines by `BASELINE_ENGINES`, unknown ones last."""
+    return [*BASELINE_ENGINES, engine].index(engine)
 
 
 def _metrics(run: dict[str, Any], entry: dict[str, Any]) -> Row:

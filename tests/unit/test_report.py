@@ -145,8 +145,27 @@ def test_ratios_compare_with_the_dense_model_through_its_usual_engine() -> None:
     assert fast["recovery"] == pytest.approx(93 / 96)
     baseline = rows["demo 12 layers dense", "onnxruntime"]
     assert [row["baseline"] for row in rows.values()].count(True) == 1
+    labels = results.labelled(list(rows.values()))
+    assert [(row["run"], row["engine"]) for row in labels] == [
+        ("demo 12 layers dense", "sparse"),
+        ("demo 12 layers 90 %", "sparse"),
+        ("demo 6 layers 90 %", "sparse"),
+        ("demo 6 layers 50 %", "sparse"),
+        ("demo 12 layers dense", "onnxruntime"),
+    ]
     assert baseline["baseline"]
     assert baseline["speedup"] == baseline["recovery"] == 1.0
+
+
+def test_a_setting_without_the_usual_engine_compares_through_what_it_has() -> None:
+    longer = {"seq_len": 384}
+    dense = record(speeds=(speed("onnxruntime", 10.0), speed("sparse", 4.0, **longer)))
+    small = record(zeros=0.9, speeds=(speed("new", 50.0), speed("sparse", 20.0, **longer)))
+    rows = rows_of([dense, small])
+    (note,) = results.add_ratios(rows)
+    assert [row["speedup"] for row in rows] == [1.0, 1.0, 5.0, 5.0]
+    assert [row["speedup_same_engine"] for row in rows] == [1.0, 1.0, None, 5.0]
+    assert note.endswith("demo 12 layers dense through onnxruntime or else sparse.")
 
 
 def test_the_baseline_is_named_and_a_sparse_one_is_not_called_dense() -> None:

@@ -8,6 +8,9 @@ SOURCES := $(wildcard cython_kernels/*.pyx cython_kernels/*.pxi cython_kernels/*
 # gigabytes of GPU libraries. TORCH=torch takes whatever pip finds.
 TORCH ?= torch==2.13.0
 
+# Two workers; a file stays with one of them, because its fixtures are expensive.
+PYTEST ?= -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 
 help: ## list the targets

@@ -1,0 +1,480 @@
+"""The engine against the float64 oracle, on hand-made plans."""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from plans import make_plan
+
+from cython_kernels import _kernels, reference
+from toolkit.engine import engine as engine_module
+from toolkit.engine import packing
+from toolkit.engine.engine import Engine, find_isa
+from toolkit.engine.plan import Plan
+from toolkit.errors import InputError
+
+Array = NDArray[Any]
+Inputs = dict[str, Array]
+
+ISAS = _kernels.available_isas()
+REASON = "the test says so"
+
+PLANS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "bert_dense": {"sparsity": 0.0},
+    "bert_empty": {"sparsity": 1.0},
+    "odd_sizes": {"hidden": 35, "heads": 5, "inner": 61, "num_layers": 1},
+    "one_head": {"hidden": 16, "heads": 1, "inner": 16, "activation": "relu"},
+    "minilm": {"hidden": 384, "heads": 12, "inner": 1536, "num_layers": 1, "sparsity": 0.9},
+    "electra": {"embedding_size": 40, "activation": "gelu_tanh"},
+    "roberta": {"padding_id": 1, "num_types": 1, "inputs": ("input_ids", "attention_mask")},
+    "distilbert": {"num_types": 0, "inputs": ("input_ids", "attention_mask")},
+    "no_mask": {"inputs": ("input_ids",), "num_types": 0},
+    "classifier": {"first_token_only": True},
+    "no_layers": {"num_layers": 0},
+}  # fmt: skip
+
+
+def make_engine(num_threads: int = 2, isa: str = ISAS[0], **sizes: Any) -> Engine:
+    return Engine(make_plan(**sizes), num_threads, REASON, isa)
+
+
+def mask_of(kind: str, batch: int, length: int, seed: int) -> Array:
+    """(B, T) of 0 and 1, no row without a 1."""
+    rng = np.random.default_rng(seed)
+    if kind == "full":
+        return np.ones((batch, length), np.int64)
+    counts = rng.integers(1, length + 1, batch)
+    counts[0] = length
+    right = (np.arange(length) < counts[:, None]).astype(np.int64)
+    if kind == "right":
+        return right
+    if kind == "left":
+        return right[:, ::-1].copy()
+    holes = (rng.random((batch, length)) < 0.6).astype(np.int64)
+    holes[np.arange(batch), rng.integers(0, length, batch)] = 1
+    return holes
+
+
+def make_inputs(plan: Plan, mask: Array, dtype: type = np.int64, seed: int = 0) -> Inputs:
+    """Token ids of any value; where RoBERTa's mask is 0 the id is the padding id."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, len(plan.embeddings.word), mask.shape)
+    if plan.embeddings.padding_id is not None:
+        ids = np.where(mask == 0, plan.embeddings.padding_id, ids)
+    types = plan.embeddings.token_type
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": rng.integers(0, 1 if types is None else len(types), mask.shape),
+    }
+    return {name: inputs[name].astype(dtype) for name in plan.inputs}
+
+
+def assert_is_close(
+    outputs: Mapping[str, Array], expected: Mapping[str, Array], inputs: Inputs
+) -> None:
+    """Compare where there is a token. After a LayerNorm all values are near 1.
+
+    A product of some hundred terms errs by some hundred eps, 1e-5; so does each LayerNorm.
+    """
+    assert list(outputs) == list(expected)
+    mask = inputs.get("attention_mask", np.ones_like(inputs["input_ids"])) != 0
+    for name, value in outputs.items():
+        assert value.dtype == np.float32
+        assert value.shape == expected[name].shape
+        if value.ndim == 3:  # of every token
+            if name == "hidden":
+                assert not value[~mask].any()
+            np.testing.assert_allclose(value[mask], expected[name][mask], rtol=0, atol=2e-5)
+        else:
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-5)
+
+
+@functools.cache
+def cases(name: str, kind: str) -> list[tuple[Inputs, dict[str, Array]]]:
+    """Batches of the plan and what the oracle makes of them."""
+    plan = make_plan(**PLANS[name])
+    shapes = [(1, 1), (3, 33), (7, 16)] if plan.embeddings.word.shape[1] < 384 else [(2, 17)]
+    batches = [make_inputs(plan, mask_of(kind, *shape, seed=shape[0])) for shape in shapes]
+    return [(inputs, reference.run(plan, inputs)) for inputs in batches]
+
+
+KINDS = [("bert", "full"), ("bert", "right"), ("bert", "left"), ("roberta", "left")]
+KINDS += [("classifier", "left"), ("classifier", "holes")]
+KINDS += [(name, "full" if name == "no_mask" else "holes") for name in PLANS]
+
+
+@pytest.mark.parametrize(("name", "kind"), dict.fromkeys(KINDS))
+@pytest.mark.parametrize("isa", ISAS)
+def test_engine_matches_the_oracle(isa: str, name: str, kind: str) -> None:
+    plan, engine = make_plan(**PLANS[name]), make_engine(isa=isa, **PLANS[name])
+    assert (engine.isa, engine.inputs, engine.outputs) == (isa, plan.inputs, plan.outputs)
+    for inputs, expected in cases(name, kind):
+        assert_is_close(engine.run(inputs), expected, inputs)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "classifier"])
+def test_any_batch_and_length(name: str) -> None:
+    plan, engine = make_plan(**PLANS[name]), make_engine(**PLANS[name])
+    for batch, length in ((1, 128), (40, 3), (2, 127), (5, 17), (1, 15)):  # growing and shrinking
+        inputs = make_inputs(plan, mask_of("right", batch, length, seed=length))
+        assert_is_close(engine.run(inputs), reference.run(plan, inputs), inputs)
+
+
+def test_int32_and_int64_are_the_same() -> None:
+    plan, engine = make_plan(), make_engine()
+    mask = mask_of("right", 3, 20, seed=1)
+    wide, narrow = (engine.run(make_inputs(plan, mask, dtype)) for dtype in (np.int64, np.int32))
+    for name in wide:
+        np.testing.assert_array_equal(wide[name], narrow[name])
+
+
+def test_arrays_of_any_layout() -> None:
+    plan, engine = make_plan(), make_engine()
+    inputs = make_inputs(plan, mask_of("right", 4, 20, seed=1))
+    strided = {
+        name: np.repeat(np.asfortranarray(array), 2, axis=1)[:, ::2]
+        for name, array in inputs.items()
+    }
+    np.testing.assert_array_equal(engine.run(inputs)["hidden"], engine.run(strided)["hidden"])
+
+
+def test_no_texts_give_no_outputs() -> None:
+    empty = np.zeros((0, 5), np.int64)
+    engine = make_engine()
+    assert engine.run(dict.fromkeys(engine.inputs, empty))["hidden"].shape == (0, 5, 96)
+
+
+def test_left_padding_changes_nothing_but_positions() -> None:
+    """Masked tokens are not computed, so what they are makes no difference."""
+    plan, engine = make_plan(), make_engine()
+    inputs = make_inputs(plan, mask_of("left", 5, 40, seed=3))
+    other = dict(inputs)
+    other["input_ids"] = np.where(inputs["attention_mask"] == 0, 7, inputs["input_ids"])
+    np.testing.assert_array_equal(engine.run(inputs)["hidden"], engine.run(other)["hidden"])
+
+
+# ---- Threads ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks and groups, so that threads have something to share."""
+    monkeypatch.setattr(packing, "KBLOCK", 32)
+    monkeypatch.setattr(packing, "PANEL_ROWS", 16)
+    monkeypatch.setattr(packing, "SPARSE_PANEL_ROWS", 32)
+    monkeypatch.setattr(engine_module, "GROUP_TILES", 3)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("batch", "length", "teams"), [(1, 100, True), (24, 40, False), (5, 33, None)]
+)
+@pytest.mark.parametrize("name", ["bert", "electra", "classifier"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_do_not_depend_on_threads(
+    isa: str, name: str, batch: int, length: int, teams: bool | None
+) -> None:
+    plan = make_plan(**PLANS[name])
+    inputs = make_inputs(plan, mask_of("holes", batch, length, seed=batch))
+    alone = make_engine(1, isa, **PLANS[name]).run(inputs)
+    assert_is_close(alone, reference.run(plan, inputs), inputs)
+    for num_threads in (2, 3):
+        schedule = _kernels.Schedule(
+            inputs["attention_mask"].astype(np.int32), num_threads, 3, plan.first_token_only
+        )
+        assert teams is None or schedule.is_team == teams
+        together = make_engine(num_threads, isa, **PLANS[name]).run(inputs)
+        for output in alone:
+            np.testing.assert_array_equal(together[output], alone[output])
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(
+    batch=st.integers(1, 30),
+    length=st.integers(1, 80),
+    num_threads=st.integers(1, 5),
+    group_tiles=st.integers(1, 40),
+    first_token_only=st.booleans(),
+    kind=st.sampled_from(["full", "right", "left", "holes"]),
+    seed=st.integers(0, 99),
+)
+def test_schedule_has_every_token_once(
+    batch: int, length: int, num_threads: int, group_tiles: int, first_token_only: bool,
+    kind: str, seed: int,
+) -> None:  # fmt: skip
+    mask = mask_of(kind, batch, length, seed).astype(np.int32)
+    schedule = _kernels.Schedule(mask, num_threads, group_tiles, first_token_only)
+    texts = [text for group in schedule.groups for text in group.texts]
+    assert sorted(texts) == list(range(batch))
+    for group in schedule.groups:
+        assert group.most_keys == max(group.keys)
+        assert group.tiles == sum(-(-len(lanes) // 16) for lanes in group.lanes)
+        for text, lanes, keys in zip(group.texts, group.lanes, group.keys, strict=True):
+            np.testing.assert_array_equal(lanes[:keys], np.flatnonzero(mask[text]))
+            asks = [0] if first_token_only and mask[text, 0] == 0 else []
+            assert list(lanes[keys:]) == asks
+    if not schedule.is_team:  # no thread has much more to do than another
+        loads = [sum(g.tiles for g in schedule.groups[i::num_threads]) for i in range(num_threads)]
+        assert max(loads) * num_threads <= 1.2 * sum(loads) or num_threads == 1
+
+
+def test_many_threads_share_engines() -> None:
+    plans = [PLANS["bert"], PLANS["classifier"]]
+    engines = [make_engine(2, **sizes) for sizes in plans]
+    work = []
+    for i in range(24):
+        mask = mask_of("right", 1 + i % 5, 5 + 7 * (i % 4), seed=i)
+        work.append((engines[i % 2], make_inputs(make_plan(**plans[i % 2]), mask, seed=i)))
+    alone = [engine.run(inputs) for engine, inputs in work]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda item: item[0].run(item[1]), work * 3))
+    for one, other in zip(alone * 3, together, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def run_script(script: str, **env: str) -> str:
+    """Run Python code that finds `plans` and this module; return what it prints."""
+    tests = Path(__file__).resolve().parent.parent
+    path = os.pathsep.join([str(tests), str(tests / "unit"), *_python_path()])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": path} | env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _python_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+SETUP = """
+import os
+from test_engine import make_engine, make_inputs, make_plan, mask_of
+engine, plan = make_engine(2), make_plan()
+few, many = (make_inputs(plan, mask_of("right", batch, 30, 1)) for batch in (1, 20))
+"""
+
+
+def test_a_forked_process_uses_the_engine() -> None:
+    """The parent's threads do not survive a fork; a child of a child works too."""
+    script = (
+        SETUP
+        + """
+import multiprocessing
+expected = engine.run(few)["hidden"], engine.run(many)["hidden"]
+
+def check(depth):
+    for inputs, hidden in zip((few, many), expected):
+        assert (engine.run(inputs)["hidden"] == hidden).all()
+    if depth:
+        child = multiprocessing.get_context("fork").Process(target=check, args=(depth - 1,))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0, child.exitcode
+
+check(2)
+check(0)
+print("same")
+"""
+    )
+    assert run_script(script) == "same\n"
+
+
+@pytest.mark.parametrize("limit", ["1", "2"])
+def test_fewer_threads_than_asked_for_change_no_bit(limit: str) -> None:
+    script = (
+        SETUP
+        + """
+import hashlib
+engine = make_engine(3)
+for inputs in (few, many):
+    print(hashlib.sha256(engine.run(inputs)["hidden"].tobytes()).hexdigest())
+"""
+    )
+    assert run_script(script, OMP_THREAD_LIMIT=limit) == run_script(script)
+
+
+# ---- What is refused -------------------------------------------------------------------------
+
+Change = Callable[[Inputs], object]
+
+
+def put(name: str, value: Array | None = None, **at: int) -> Change:
+    def change(inputs: Inputs) -> None:
+        if value is not None:
+            inputs[name] = value
+        else:
+            inputs[name][at["row"], at["column"]] = at["number"]
+
+    return change
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "missing": (
+        lambda inputs: inputs.pop("attention_mask"),
+        "input 'attention_mask' is missing: expected input_ids, attention_mask, token_type_ids",
+    ),
+    "unknown": (
+        put("position_ids", np.zeros((2, 5), np.int64)),
+        "unknown input 'position_ids': expected input_ids,",
+    ),
+    "floats": (
+        put("input_ids", np.zeros((2, 5))),
+        r"input_ids must be a \(batch, length\) array of int32 or int64; got float64",
+    ),
+    "one row": (
+        put("input_ids", np.zeros(5, np.int64)),
+        r"input_ids must be a \(batch, length\) array .* of shape \(5,\)",
+    ),
+    "bool mask": (
+        put("attention_mask", np.ones((2, 5), bool)),
+        "attention_mask must be .* got bool",
+    ),
+    "other length": (
+        put("attention_mask", np.ones((2, 6), np.int64)),
+        r"attention_mask must have the shape of input_ids, \(2, 5\); got \(2, 6\)",
+    ),
+    "id too large": (
+        put("input_ids", row=1, column=2, number=50),
+        r"input_ids\[1, 2\] must be in 0…49; got 50",
+    ),
+    "negative id": (
+        put("input_ids", row=0, column=4, number=-1),
+        r"input_ids\[0, 4\] must be in 0…49; got -1",
+    ),
+    "beyond 32 bits": (
+        put("input_ids", row=0, column=0, number=2**40),
+        "input_ids must hold 32-bit numbers; got .*1099511627776",
+    ),
+    "type too large": (
+        put("token_type_ids", row=0, column=0, number=2),
+        r"token_type_ids\[0, 0\] must be in 0…1; got 2",
+    ),
+    "negative type": (
+        put("token_type_ids", row=0, column=0, number=-3),
+        r"token_type_ids\[0, 0\] must be in 0…1; got -3",
+    ),
+    "row of zeros": (
+        put("attention_mask", np.array([[1] * 5, [0] * 5])),
+        r"attention_mask\[1\] must have at least one 1; got a row of zeros",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_bad_inputs_are_refused(what: str) -> None:
+    change, sentence = REFUSED[what]
+    plan, engine = make_plan(), make_engine()
+    inputs = make_inputs(plan, np.ones((2, 5), np.int64))
+    expected = engine.run(inputs)
+    bad = {name: array.copy() for name, array in inputs.items()}
+    change(bad)
+    for call in (engine.run, engine.profile):
+        with pytest.raises(ValueError, match=sentence):
+            call(bad)
+    np.testing.assert_array_equal(engine.run(inputs)["hidden"], expected["hidden"])
+
+
+@pytest.mark.parametrize(("name", "longest"), [("bert", 130), ("roberta", 128)])
+def test_texts_longer_than_the_model_are_refused(name: str, longest: int) -> None:
+    plan, engine = make_plan(**PLANS[name]), make_engine(**PLANS[name])
+    ids = np.full((2, longest), 9)
+    inputs = {name: np.ones_like(ids) for name in plan.inputs} | {"input_ids": ids}
+    if "token_type_ids" in inputs:
+        inputs["token_type_ids"] = np.zeros_like(ids)
+    assert_is_close(engine.run(inputs), reference.run(plan, inputs), inputs)
+    longer = {key: np.pad(array, ((0, 0), (0, 1)), mode="edge") for key, array in inputs.items()}
+    with pytest.raises(ValueError, match=r"text of row 0 is too long: .* the model has 130"):
+        engine.run(longer)
+
+
+def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.onnx"):
+        Engine.load(tmp_path)
+
+
+# ---- Which instruction set -------------------------------------------------------------------
+
+
+def test_isa_is_the_best_the_forced_or_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOOLKIT_ISA", raising=False)
+    assert find_isa("auto") == ISAS[0]
+    for isa in ISAS:
+        assert find_isa(isa) == isa
+        monkeypatch.setenv("TOOLKIT_ISA", isa)
+        assert find_isa("auto") == isa
+        assert find_isa("generic") == "generic"  # what is asked for comes first
+    sentence = r"isa 'sve2' is not supported on this CPU \(available: .*generic\)"
+    with pytest.raises(ValueError, match=sentence):
+        find_isa("sve2")
+    monkeypatch.setenv("TOOLKIT_ISA", "sve2")
+    with pytest.raises(ValueError, match=sentence):
+        find_isa("auto")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_isa_asked_for_runs(isa: str) -> None:
+    engine = make_engine(isa=isa)
+    assert engine.isa == engine._encoder.isa == isa
+    assert {weight.isa for _, weight in engine.weights()} == {isa}
+
+
+# ---- What it tells ---------------------------------------------------------------------------
+
+
+def test_explain_names_every_weight_and_why() -> None:
+    plan, engine = make_plan(**PLANS["classifier"]), make_engine(**PLANS["classifier"])
+    lines = engine.explain().splitlines()
+    assert lines[0] == f"isa {ISAS[0]}, 2 threads: {REASON}"
+    for i, layer in enumerate(plan.layers):
+        weight = layer.intermediate.weight
+        line = next(line for line in lines if line.startswith(f"layer{i}.intermediate"))
+        density = np.count_nonzero(weight) / weight.size
+        assert f"{len(weight):6d} {weight.shape[1]:6d} {density:8.4f}" in line
+        assert f"_{ISAS[0]}: {1 - density:.1%} zeros: skipped" in line
+        for step in ("qkv", "attention_output", "output"):
+            assert any(line.startswith(f"layer{i}.{step} ") for line in lines)
+    assert any(line.startswith("head") and f"dense_{ISAS[0]}" in line for line in lines)
+    assert any("first" in line and "Gather: plain function" in line for line in lines)
+    assert engine.packed_bytes == sum(weight.nbytes for _, weight in engine.weights())
+
+
+def test_profile_times_every_operation() -> None:
+    plan, engine = make_plan(), make_engine()
+    rows = engine.profile(make_inputs(plan, mask_of("full", 8, 64, seed=0)))
+    ops = {row["op"]: row for row in rows}
+    assert "embeddings" in ops
+    for i in range(len(plan.layers)):
+        for step in ("attention", "attention_norm", "output_norm"):
+            assert ops[f"layer{i}.{step}"]["gflops"] is None
+        for step in ("qkv", "attention_output", "intermediate", "output"):
+            row = ops[f"layer{i}.{step}"]
+            assert row["kernel"].endswith(f"_{ISAS[0]}")
+            assert "zeros" in row["note"]
+            # 2 per nonzero and token
+            work = 2e-9 * row["density"] * _size(plan, i, step) * 8 * 64
+            assert row["gflops"] == pytest.approx(work / (row["time_ms"] * 1e-3))
+    assert all(row["time_ms"] > 0 for row in rows)
+
+
+def _size(plan: Plan, i: int, step: str) -> int:
+    layer = plan.layers[i]
+    return 3 * layer.query.weight.size if step == "qkv" else int(getattr(layer, step).weight.size)

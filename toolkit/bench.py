@@ -4,10 +4,10 @@ Shapes: B texts, T tokens.
 """
 
 import importlib.util
-import os
 import pickle
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -28,7 +28,8 @@ from toolkit.table import text_table
 from toolkit.timing import speed_ratio, summarise, time_rounds
 from toolkit.worker import Batch, Worker, load_batches, save_batches
 
-BUSY = 0.5  # load average per core above which a measurement is doubtful
+BUSY = 0.2  # share of the CPUs that others use, above which a measurement is doubtful
+BUSY_SECONDS = 0.3  # to find that out
 PACKAGES = {  # engine → the module it needs, and how to get it
     "sparse": ("cython_kernels._kernels", "its kernels are missing, so install toolkit again"),
     "onnxruntime": ("onnxruntime", "pip install 'toolkit[bench]'"),
@@ -102,13 +103,27 @@ def check_installed(config: BenchRoot, engines: Sequence[str]) -> None:
         raise UsageError("profile=true shows the sparse engine: add engine=sparse")
 
 
-def warn_if_busy() -> None:
-    """Say so when other programs are using the machine."""
-    busy, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if busy > BUSY * cores:
+def warn_if_busy(stat: Path = Path("/proc/stat")) -> None:
+    """Say so when other programs are using the CPUs right now.
+
+    Not by the load average: that still remembers the training which ended a moment ago.
+
+    Args:
+        stat: Times that all CPUs have spent since the start, by kind; absent except on Linux.
+    """
+    if not stat.exists():
+        return
+    spent = []
+    for _ in range(2):
+        # user nice system idle iowait irq softirq steal; what follows is counted in these already
+        spent.append([int(ticks) for ticks in stat.read_text().split("\n")[0].split()[1:9]])
+        time.sleep(BUSY_SECONDS * (len(spent) == 1))
+    ticks = [after - before for before, after in zip(*spent, strict=True)]
+    busy = 1 - (ticks[3] + ticks[4]) / max(1, sum(ticks))
+    if busy > BUSY:
         print(
-            f"warning: the load average is {busy:.1f} on {cores} cores; whatever else runs makes "
-            "these figures worse",
+            f"warning: other programs are using {busy:.0%} of the CPUs, which makes these figures "
+            "worse",
             file=sys.stderr,
         )
 

@@ -375,6 +375,23 @@ def test_too_long_a_text_is_a_usage_error(onnx_file: Path, tmp_path: Path) -> No
         benching.find_model(make_config(onnx=str(onnx_file), seq_len=17), tmp_path)
 
 
+@pytest.mark.parametrize(("user", "warned"), [(40, True), (10, False)])
+def test_other_programs_are_noticed(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    user: int,
+    warned: bool,
+) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  500 0 100 9000 0 0 0 0 0 0\ncpu0 1 2\n")
+    later = f"cpu  {500 + user} 0 100 {9000 + 100 - user} 0 0 0 0 0 0\n"
+    monkeypatch.setattr(time, "sleep", lambda _: stat.write_text(later))
+    benching.warn_if_busy(stat)
+    assert ("are using 40% of the CPUs" in capsys.readouterr().err) == warned
+    benching.warn_if_busy(tmp_path / "not Linux")
+
+
 # ---- the record
 
 

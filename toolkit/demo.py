@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-TRAIN_EXAMPLES = 16_000
+TRAIN_EXAMPLES = 20_000
 EVAL_EXAMPLES = 1_000
 EVAL_SEED = 0  # one evaluation set for every run, whatever its seed
 CLAUSES = (1, 3)  # odd, so that there is a majority
@@ -48,7 +48,7 @@ def generate_examples(split: str, seed: int, limit: int | None = None) -> list[d
     """Write reviews, half of them good ones.
 
     Args:
-        split: `train`: 16,000 reviews drawn with `seed`; `eval`: the same 1,000 always.
+        split: `train`: 20,000 reviews drawn with `seed`; `eval`: the same 1,000 always.
         seed: Ignored for `eval`.
         limit: Only the first so many.
 

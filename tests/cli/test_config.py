@@ -55,7 +55,26 @@ def verbs_with(group: str) -> list[str]:
 def test_all_yaml_files_are_roots_or_options() -> None:
     options = {CONF / f"{option.replace('=', '/')}.yaml" for option in OPTIONS}
     roots = {CONF / f"{name}.yaml" for name in (*COMMANDS, "run", "seed")}
-    assert set(CONF.rglob("*.yaml")) == options | roots
+    # `optional trainer/for: ${trainer}_${model}` in train.yaml
+    pairs = {
+        CONF / "trainer" / "for" / f"{trainer.stem}_{model.stem}.yaml"
+        for trainer in CONF.glob("trainer/*.yaml")
+        for model in CONF.glob("model/*.yaml")
+    }
+    files = set(CONF.rglob("*.yaml"))
+    assert files - pairs == options | roots
+    assert files & pairs
+
+
+def test_demo_learns_with_its_own_values_unless_told_otherwise() -> None:
+    demo = load("train", "sparsity=prune90")
+    assert demo.trainer["learning_rate"] > load("train", "model=minilm_l6").trainer["learning_rate"]
+    assert demo.sparsity.end_epoch < demo.trainer["num_train_epochs"]
+    assert demo.sparsity.final_sparsity == 0.9
+    assert load("train", "trainer.learning_rate=0.1").trainer["learning_rate"] == 0.1
+    student = load("train", "recipe=demo", "teacher.path=x", "depth=full", "sparsity=prune80")
+    assert student.model.path == "x"
+    assert (student.depth.name, student.sparsity.name) == ("full", "prune80")
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -18,11 +18,17 @@ from toolkit.engine.rules import (
     pointwise,
 )
 from toolkit.engine.symbols import (
+    Context,
+    Heads,
     Known,
     Lookups,
     MismatchError,
+    Norming,
     Opaque,
+    Probabilities,
     Probe,
+    Residual,
+    Scores,
     Value,
     float32,
 )
@@ -107,9 +113,31 @@ def _apply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> list[V
             return _evaluate(node, inputs) if lookup is None else [lookup]
         rule = RULES.get(node.operator)
         result = rule(node, inputs, probes) if rule else None
-        return [pointwise(node, inputs) if result is None else result]
+        result = pointwise(node, inputs) if result is None else result
+        return [_explained(node, inputs) if result is None else result]
     except MismatchError as error:
         return [Opaque(f"{describe(node)}: expected {error}")]
+
+
+def _explained(node: TailNode, inputs: list[Any]) -> Opaque:
+    """Say why a node breaks the pattern, if it reads what only an encoder's next step may read."""
+    if node.operator not in OPERATORS and node.operator not in RULES:
+        return Opaque(f"{describe(node)}: expected an operator that the engine knows")
+    for value in inputs:
+        if type(value) in NAMES:
+            return Opaque(f"{describe(node)}: expected what BERT does with {NAMES[type(value)]}")
+    return Opaque(None)
+
+
+NAMES: dict[type, str] = {
+    Context: "attention's result",
+    Heads: "attention heads",
+    Lookups: "embeddings",
+    Norming: "a value inside of a LayerNorm",
+    Probabilities: "attention probabilities",
+    Residual: "a residual sum",
+    Scores: "attention scores",
+}
 
 
 def _constant(where: str, array: np.ndarray) -> Known | Opaque:
@@ -126,7 +154,9 @@ def _lookup(node: TailNode, inputs: list[Any]) -> Lookups | None:
     if node.operator != "Gather" or node.attributes.get("axis", 0) != 0:
         return None
     table, rows = inputs
-    if not table.is_constant or table.arrays[0].ndim != 2 or table.arrays[0].dtype.kind != "f":
+    if not table.is_constant or table.arrays[0].ndim != 2 or table.arrays[0].dtype.kind == "b":
+        return None
+    if table.arrays[0].dtype in (np.int32, np.int64):  # an index buffer
         return None
     size = table.arrays[0].shape[1]
     shapes = tuple((*array.shape, size) for array in rows.arrays)

@@ -30,7 +30,6 @@ from toolkit.engine.symbols import (
     Lookups,
     MismatchError,
     Norming,
-    Opaque,
     Pointwise,
     Probabilities,
     Probe,
@@ -156,7 +155,7 @@ def _affine(x: Symbol, weight: Array) -> Affine | None:
     shapes = shapes_of(x)
     if shapes is None or weight.ndim != 2 or weight.shape[0] != shapes[0][-1]:
         return None
-    if isinstance(x, Context) and x.groups != ("B", "T", "ND"):
+    if isinstance(x, Context) and not _is_laid_out(x.groups, "B T ND", x.scores.num_heads):
         raise MismatchError("attention's heads joined in their order before the next dense layer")
     if isinstance(x, Pointwise) and activation_of(x.samples) is None:
         raise MismatchError("GELU, its tanh form or ReLU before this dense layer")
@@ -164,8 +163,19 @@ def _affine(x: Symbol, weight: Array) -> Affine | None:
     return Affine(x, float32(weight, "weight"), None, shapes)
 
 
+def _is_laid_out(groups: Groups, wanted: str, num_heads: int) -> bool:
+    """Compare axes; a single head's axis has one element and may lie anywhere."""
+    found = " ".join(groups)
+    if num_heads == 1:
+        found, wanted = found.replace("N", ""), wanted.replace("N", "")
+    return found == wanted
+
+
 def _scores(query: Heads, key: Heads) -> Scores:
-    if (query.groups, key.groups) != (("B", "N", "T", "D"), ("B", "N", "D", "T")):
+    laid_out = _is_laid_out(query.groups, "B N T D", query.num_heads) and _is_laid_out(
+        key.groups, "B N D T", key.num_heads
+    )
+    if not laid_out:
         raise MismatchError("query (B, N, T, D) times key (B, N, D, T)")
     if query.num_heads != key.num_heads or query.source.shapes != key.source.shapes:
         raise MismatchError("query and key of the same shape")
@@ -176,7 +186,7 @@ def _scores(query: Heads, key: Heads) -> Scores:
 
 def _context(scores: Scores, value: Heads) -> Context:
     same = (
-        value.groups == ("B", "N", "T", "D")
+        _is_laid_out(value.groups, "B N T D", value.num_heads)
         and value.num_heads == scores.num_heads
         and value.source.shapes == scores.query.shapes
         and value.scale == 1.0
@@ -194,7 +204,7 @@ def _attention(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Va
         raise MismatchError("query, key and value (B, N, T, D) without a cache")
     if node.attributes.get("is_causal", 0) or node.attributes.get("softcap", 0.0):
         raise MismatchError("neither a causal mask nor a soft cap")
-    if key.groups != ("B", "N", "T", "D"):
+    if not _is_laid_out(key.groups, "B N T D", key.num_heads):
         raise MismatchError("key (B, N, T, D)")
     scores = _scores(query, replace(key, groups=("B", "N", "D", "T")))
     default = 1.0 / math.sqrt(query.source.shapes[0][-1] // query.num_heads)
@@ -291,8 +301,8 @@ def _split_heads(x: Affine | Pointwise, after: Shapes) -> Heads | None:
 
 
 def _transpose(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
-    x, order = inputs[0], node.attributes.get("perm")
-    if not isinstance(x, (Heads, Context)) or order is None or len(order) != len(x.groups):
+    x, order = inputs[0], node.attributes.get("perm", ())
+    if not isinstance(x, (Heads, Context)) or sorted(order) != list(range(len(x.groups))):
         return None
     return replace(x, groups=tuple(x.groups[axis] for axis in order))
 
@@ -366,12 +376,12 @@ RULES: dict[str, Callable[[TailNode, list[Any], Sequence[Probe]], Value | None]]
 }
 
 
-def pointwise(node: TailNode, inputs: list[Any]) -> Value:
+def pointwise(node: TailNode, inputs: list[Any]) -> Pointwise | None:
     """Apply an elementwise operator to functions of one dense layer's result and to scalars."""
     sources = {x if isinstance(x, Affine) else x.source for x in inputs if _is_function(x)}
     scalars = [scalar(x) for x in inputs if not _is_function(x)]
     if len(sources) != 1 or None in scalars or node.operator not in ELEMENTWISE:
-        return Opaque(None)
+        return None
     numbers = iter(scalars)
     arguments = [
         next(numbers) if not _is_function(x) else x.samples if isinstance(x, Pointwise) else GRID

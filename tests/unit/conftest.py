@@ -1,0 +1,23 @@
+"""Fixtures of the unit tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from graphs import Case, write_case
+
+Export = Callable[[Case], Path]
+
+
+@pytest.fixture(scope="session")
+def export_case(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Return the ONNX file of a case; each is exported once."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def export(case: Case) -> Path:
+        path = folder / f"{case}.onnx"
+        if not path.exists():
+            write_case(case, path)
+        return path
+
+    return export

@@ -161,7 +161,7 @@ class TeacherConfig:
     Attributes:
         name: Short name used in records and reports.
         kind: `none`; `dense`: the fine-tuned checkpoint at `path`; `self`: the student's own
-            weights as they are before training starts.
+            weights as they are before layers are dropped and training starts.
         path: Folder of the fine-tuned checkpoint, with `kind=dense`.
         hardness: Weight of the teacher term in the loss, in [0, 1]; 1 ignores the labels.
         temperature: Softmax temperature of both sides, > 0.

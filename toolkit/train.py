@@ -64,7 +64,8 @@ def train(config: TrainRoot) -> None:
     """
     output = Path(config.output_dir)
     if is_finished(config, output):
-        finish(config, output)
+        if is_first_process():
+            finish(config, output)
         return
     record = new_record("train", config)
     arguments = training_arguments(config, output)
@@ -105,8 +106,7 @@ def is_finished(config: TrainRoot, output: Path) -> bool:
         UsageError: The directory holds a run, and `resume` is not set; or, with it, an unfinished
             run of another configuration.
     """
-    if not is_first_process():
-        return False  # the first one decides; it may have begun to write already
+    # Every process of DDP finds the same: none writes before all have met in TrainingArguments.
     is_done, state = (output / "record.json").is_file(), output / "trainer" / "config.json"
     if not config.resume and (is_done or state.is_file()):
         raise UsageError(
@@ -114,7 +114,7 @@ def is_finished(config: TrainRoot, output: Path) -> bool:
             "run: continue it with resume=true, or choose another output_dir"
         )
     if is_done:
-        print(f"{output} holds the finished run; it is not trained again")
+        say(f"{output} holds the finished run; it is not trained again")
     elif state.is_file():
         before, now = json.loads(state.read_text(encoding="utf-8")), compared(config)
         changed = sorted(
@@ -137,8 +137,8 @@ def prepare(config: TrainRoot, output: Path) -> str | None:
         checkpoint = last_checkpoint(folder, has_masks=config.sparsity.final_sparsity > 0)
     if is_first_process():
         write_text(folder / "config.json", json.dumps(compared(config), indent=1))
-        if config.resume:
-            print(f"continuing from {checkpoint}" if checkpoint else "nothing to resume: starting")
+    if config.resume:
+        say(f"continuing from {checkpoint}" if checkpoint else "nothing to resume: starting")
     return str(checkpoint) if checkpoint else None
 
 
@@ -357,6 +357,12 @@ def folder_size(folder: Path) -> int:
 def is_first_process() -> bool:
     """Tell whether this process writes: the only one, or the first that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def say(sentence: str) -> None:
+    """Print once, however many processes train."""
+    if is_first_process():
+        print(sentence, flush=True)
 
 
 def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

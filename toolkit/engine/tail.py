@@ -43,7 +43,7 @@ def run_tail(
         InputError: A node cannot take the shapes it is given.
     """
     known: dict[str, Array] = {**plan.constants, **values}
-    given = set(known)
+    given = {id(array) for array in known.values()}
     for node in plan.tail:
         arguments = [known[name] if name else None for name in node.inputs]
         try:
@@ -59,7 +59,7 @@ def run_tail(
         ) as error:
             raise InputError(f"{describe(node)}: cannot be computed: {error}") from error
         known.update(zip(node.outputs, results, strict=False))
-    return {name: _own(known[name], name in given) for name in plan.outputs}
+    return {name: _own(known[name], id(known[name]) in given) for name in plan.outputs}
 
 
 def check_tail(plan: Plan) -> None:

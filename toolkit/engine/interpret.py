@@ -117,6 +117,9 @@ def _apply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> list[V
         return [_explained(node, inputs) if result is None else result]
     except MismatchError as error:
         return [Opaque(f"{describe(node)}: expected {error}")]
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        # an attribute of another type or size than the operator's
+        return [Opaque(f"{describe(node)}: cannot be understood: {error}")]
 
 
 def _explained(node: TailNode, inputs: list[Any]) -> Opaque:

@@ -1,0 +1,276 @@
+"""Packed weights times tokens: every form, block size and start, on every ISA of this CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cython_kernels._kernels import TILE_TOKENS, PackedLinear, gemm, linear
+from hypothesis import given
+from hypothesis import strategies as st
+from memory import guarded
+from numpy.typing import NDArray
+
+from cython_kernels import _kernels, reference
+
+Float32 = NDArray[np.float32]
+
+EPSILON = float(np.finfo(np.float32).eps)
+TINY = float(np.finfo(np.float32).smallest_subnormal)
+
+# Register tiles have 2, 4, 6 or 24 rows, generated code groups of 30, a bundle 4; BERT's own sizes.
+SIZES = [1, 2, 3, 4, 5, 7, 23, 24, 25, 29, 30, 31, 59, 61, 97]
+BERT_SIZES = [(768, 768), (3072, 768), (768, 3072), (384, 1536)]
+
+
+def _forms() -> list[tuple[str, str]]:
+    """Every (isa, form) that can be packed here."""
+    cases = []
+    for isa in _kernels.available_isas():
+        for form in _kernels.FORMS:
+            try:
+                pack(np.ones((1, 1), np.float32), form, isa)
+            except (ValueError, OSError):  # unknown to the ISA; executable memory is forbidden
+                continue
+            cases.append((isa, form))
+    return cases
+
+
+def pack(
+    weight: Float32,
+    form: str,
+    isa: str,
+    panel_rows: int = 192,
+    kblock: int = 384,
+    bias: Float32 | None = None,
+    is_residual: bool = False,
+) -> PackedLinear:
+    if bias is None:
+        bias = np.zeros(len(weight), np.float32)
+    return PackedLinear.pack(weight, bias, form, isa, panel_rows, kblock, is_residual)
+
+
+FORMS = _forms()
+with_forms = pytest.mark.parametrize(("isa", "form"), FORMS)
+
+
+@st.composite
+def weights(draw: Callable[..., Any]) -> Float32:
+    """(N, K) with a share of zeros, perhaps whole empty rows, or a single nonzero."""
+    rows, k = draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    weight = rng.standard_normal((rows, k)).astype(np.float32)
+    weight[rng.random((rows, k)) < draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))] = 0.0
+    if draw(st.booleans()):
+        weight[rng.random(rows) < 0.5] = 0.0
+    if draw(st.integers(0, 9)) == 0:
+        weight[...] = 0.0
+        weight[rng.integers(rows), rng.integers(k)] = -1.5
+    return weight
+
+
+blocks = st.fixed_dictionaries(
+    {"panel_rows": st.sampled_from([1, 4, 7, 24, 200]), "kblock": st.sampled_from([1, 5, 32, 400])}
+)
+
+
+def tokens(count: int, features: int, seed: int) -> Float32:
+    return np.random.default_rng(seed).standard_normal((count, features)).astype(np.float32)
+
+
+def bound(weight: Float32, x: Float32, start: Float32) -> NDArray[np.float64]:
+    """Largest error of `start + x weightᵀ`: (nnz + 1)·eps·(|x||weight|ᵀ + |start|).
+
+    A sum of n rounded products and a start errs by at most (n + 1)·eps/2 relative to the sum of
+    their absolute values, to first order; eps instead of eps/2 covers the rest. Products below the
+    smallest denormal are lost one by one.
+
+    Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1.
+    """
+    nnz = int(np.count_nonzero(weight, axis=1).max())
+    size = reference.linear(np.abs(x), np.abs(weight)) + np.abs(start)
+    return (nnz + 1) * (EPSILON * size + TINY)
+
+
+@with_forms
+@given(weight=weights(), sizes=blocks, count=st.integers(1, 70), seed=st.integers(0, 99))
+def test_linear_is_close_to_the_oracle(
+    isa: str, form: str, weight: Float32, sizes: dict[str, int], count: int, seed: int
+) -> None:
+    x, bias = tokens(count, weight.shape[1], seed), tokens(1, len(weight), seed + 1)[0]
+    packed = pack(weight, form, isa, bias=bias, **sizes)
+    assert packed.isa == isa
+    error = np.abs(linear(packed, x) - reference.linear(x, weight, bias))
+    assert (error <= bound(weight, x, bias)).all()
+
+
+@pytest.mark.parametrize(("rows", "k"), BERT_SIZES)
+@with_forms
+def test_linear_is_close_to_the_oracle_at_berts_sizes(
+    isa: str, form: str, rows: int, k: int
+) -> None:
+    weight, x, bias = tokens(rows, k, 1), tokens(33, k, 2), tokens(1, rows, 3)[0]
+    weight[np.random.default_rng(4).random(weight.shape) < 0.9] = 0.0
+    error = np.abs(
+        linear(pack(weight, form, isa, bias=bias), x) - reference.linear(x, weight, bias)
+    )
+    assert (error <= bound(weight, x, bias)).all()
+
+
+@pytest.mark.parametrize("start", ["bias", "residual", "y"])
+@with_forms
+@given(weight=weights(), sizes=blocks, tiles=st.integers(1, 5))
+def test_gemm_fills_its_rows_and_nothing_else(
+    isa: str, form: str, start: str, weight: Float32, sizes: dict[str, int], tiles: int
+) -> None:
+    rows, k = weight.shape
+    bias = tokens(1, rows, 5)[0]
+    packed = pack(weight, form, isa, bias=bias, is_residual=start != "bias", **sizes)
+    x, check_x = guarded(
+        tiles, k, TILE_TOKENS, fill=tokens(tiles * k, TILE_TOKENS, 6).reshape(tiles, k, -1)
+    )
+    residual = tokens(tiles * rows, TILE_TOKENS, 7).reshape(tiles, rows, TILE_TOKENS)
+    init, _ = guarded(*residual.shape, fill=residual)
+    y, check_y = guarded(*residual.shape, fill=residual if start == "y" else np.nan)
+    gemm(packed, x, y, {"bias": None, "residual": init, "y": y}[start])
+    check_x()
+    check_y()
+    added = np.broadcast_to(bias[:, None], residual.shape) if start == "bias" else residual
+    flat = np.moveaxis(x, 1, 2), np.moveaxis(added, 1, 2)  # (tiles, lane, features)
+    error = np.abs(np.moveaxis(y, 1, 2) - (reference.linear(flat[0], weight) + flat[1]))
+    assert (error <= bound(weight, *flat)).all()
+
+
+@with_forms
+@given(weight=weights(), sizes=blocks)
+def test_unpack_inverts_pack(isa: str, form: str, weight: Float32, sizes: dict[str, int]) -> None:
+    for given_weight in (weight, np.asfortranarray(weight), np.repeat(weight, 2, axis=1)[:, ::2]):
+        packed = pack(given_weight, form, isa, **sizes)
+        assert packed.density == np.count_nonzero(weight) / weight.size
+        if form != "generated":
+            np.testing.assert_array_equal(packed.unpack(), weight)
+
+
+ARRAYS = ("values", "offsets", "row_numbers", "runs", "blocks", "bias")
+
+
+@pytest.mark.parametrize(("isa", "form"), [case for case in FORMS if case[1] != "generated"])
+@given(weight=weights(), sizes=blocks)
+def test_from_arrays_makes_an_equal_object(
+    isa: str, form: str, weight: Float32, sizes: dict[str, int]
+) -> None:
+    bias, x = tokens(1, len(weight), 8)[0], tokens(20, weight.shape[1], 9)
+    packed = pack(weight, form, isa, bias=bias, **sizes)
+    again = PackedLinear.from_arrays(
+        form, isa, packed.rows, packed.k, packed.panel_rows, packed.kblock, packed.density,
+        {name: getattr(packed, name) for name in ARRAYS},
+    )  # fmt: skip
+    np.testing.assert_array_equal(again.unpack(), weight)
+    np.testing.assert_array_equal(linear(again, x), linear(packed, x))
+    assert again.nbytes == packed.nbytes
+
+
+@pytest.mark.parametrize("isa", _kernels.available_isas())
+@given(weight=weights(), sizes=blocks, count=st.integers(1, 40))
+def test_all_forms_give_the_same_bits(
+    isa: str, weight: Float32, sizes: dict[str, int], count: int
+) -> None:
+    """They add the same products in the same order, so the choice of a form changes no result."""
+    x, bias = tokens(count, weight.shape[1], 10), tokens(1, len(weight), 11)[0]
+    forms = [form for name, form in FORMS if name == isa]
+    first, *others = [linear(pack(weight, form, isa, bias=bias, **sizes), x) for form in forms]
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+@with_forms
+@given(weight=weights(), count=st.integers(1, 150))
+def test_linear_does_not_depend_on_threads(
+    isa: str, form: str, weight: Float32, count: int
+) -> None:
+    x, packed = tokens(count, weight.shape[1], 12), pack(weight, form, isa)
+    alone = linear(packed, x, 1)
+    for num_threads in (2, 3):
+        np.testing.assert_array_equal(linear(packed, x, num_threads), alone)
+
+
+@with_forms
+@given(weight=weights(), sizes=blocks, seed=st.integers(0, 99))
+def test_scaling_and_permuting_are_exact(
+    isa: str, form: str, weight: Float32, sizes: dict[str, int], seed: int
+) -> None:
+    x, bias = tokens(20, weight.shape[1], 13), tokens(1, len(weight), 14)[0]
+    y = linear(pack(weight, form, isa, bias=bias, **sizes), x)
+    doubled = pack(2 * weight, form, isa, bias=2 * bias, **sizes)
+    np.testing.assert_array_equal(linear(doubled, x), 2 * y)
+    order = np.random.default_rng(seed).permutation(len(weight))
+    permuted = pack(weight[order], form, isa, bias=bias[order], **sizes)
+    np.testing.assert_array_equal(linear(permuted, x), y[:, order])
+    shuffled = np.random.default_rng(seed).permutation(len(x))
+    np.testing.assert_array_equal(
+        linear(pack(weight, form, isa, bias=bias, **sizes), x[shuffled]), y[shuffled]
+    )
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@with_forms
+@given(weight=weights(), sizes=blocks, seed=st.integers(0, 99))
+def test_what_is_not_finite_stays_in_its_lane(
+    isa: str, form: str, poison: float, weight: Float32, sizes: dict[str, int], seed: int
+) -> None:
+    """It reaches every row with a nonzero weight for it. A row may besides read it times zero."""
+    rng = np.random.default_rng(seed)
+    x, packed = tokens(37, weight.shape[1], 15), pack(weight, form, isa, **sizes)
+    clean = linear(packed, x)
+    lane, feature = rng.integers(len(x)), rng.integers(weight.shape[1])
+    x[lane, feature] = poison
+    y = linear(packed, x)
+    others = np.arange(len(x)) != lane
+    np.testing.assert_array_equal(y[others], clean[others])
+    with np.errstate(invalid="ignore"):
+        times_weight = poison * weight[:, feature]
+    expected = np.where(weight[:, feature] != 0.0, times_weight, clean[lane])
+    may_be_zero_times = np.isnan(y[lane])
+    assert (may_be_zero_times | (y[lane] == expected)).all()
+    assert np.isnan(y[lane, np.isnan(expected)]).all()
+
+
+@with_forms
+def test_denormals_and_poisoned_weights_are_ordinary_nonzeros(isa: str, form: str) -> None:
+    weight = np.zeros((5, 6), np.float32)
+    weight[0, 1], weight[1, 2], weight[2, 3], weight[3, 4] = TINY, np.nan, np.inf, 1e-30
+    packed, x = pack(weight, form, isa), np.full((3, 6), 2.0, np.float32)
+    assert packed.density == 4 / 30
+    y = linear(packed, x)
+    np.testing.assert_array_equal(y[0, [0, 2]], [2 * TINY, np.inf])
+    assert np.isnan(y[:, 1]).all()
+    np.testing.assert_array_equal(
+        linear(packed, np.full((1, 6), 1e-12, np.float32))[0, 3],
+        np.float32(1e-12) * np.float32(1e-30),
+    )
+
+
+@pytest.mark.parametrize("isa", _kernels.available_isas())
+def test_sizes_out_of_range_are_refused(isa: str) -> None:
+    weight, bias = np.ones((4, 4), np.float32), np.zeros(4, np.float32)
+    with pytest.raises(ValueError, match=r"form must be one of .*'csr'"):
+        PackedLinear.pack(weight, bias, "csr", isa, 4, 4)
+    for panel_rows, kblock in ((0, 4), (4, 0), (65537, 4), (4, _kernels.MAX_K + 1), (-1, 4)):
+        with pytest.raises(ValueError, match=r"kblock must be in .* and panel_rows in 1…65536"):
+            PackedLinear.pack(weight, bias, "table", isa, panel_rows, kblock)
+    for bad_weight, bad_bias in ((weight, bias[:3]), (weight[:0], bias[:0]), (weight[:, :0], bias)):
+        with pytest.raises(ValueError, match="must agree"):
+            PackedLinear.pack(bad_weight, bad_bias, "table", isa, 4, 4)
+    packed = PackedLinear.pack(weight, bias, "table", isa, 4, 4)
+    with pytest.raises(ValueError, match=r"x must be \(M, 4\); got 2×5"):
+        linear(packed, np.ones((2, 5), np.float32))
+    with pytest.raises(ValueError, match="x must be"):
+        gemm(packed, guarded(1, 5, 16)[0], guarded(1, 4, 16)[0])
+    assert linear(packed, np.ones((0, 4), np.float32)).shape == (0, 4)
+
+
+def test_an_isa_that_this_cpu_lacks_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"isa 'sve' is not supported on this CPU \(available: .*generic\)"
+    ):
+        pack(np.ones((1, 1), np.float32), "table", "sve")

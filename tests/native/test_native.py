@@ -1,0 +1,40 @@
+"""The kernels without Python: every compiler at hand, this CPU and an emulated AArch64."""
+
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent.parent
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]  # as in setup.py
+
+# Compiler → its flags, and what runs the program.
+BUILDS = {
+    "gcc": ([], []),
+    "clang": ([], []),
+    "aarch64-linux-gnu-gcc": (["-static"], ["qemu-aarch64"]),
+}
+
+
+@pytest.mark.parametrize("compiler", BUILDS)
+def test_every_kernel_is_close_to_plain_loops(compiler: str, tmp_path: Path) -> None:
+    flags, runner = BUILDS[compiler]
+    for command in (compiler, *runner):
+        if shutil.which(command) is None:
+            pytest.skip(f"needs {command} (Debian: gcc-aarch64-linux-gnu, qemu-user, clang)")
+    program = tmp_path / "kernel_test"
+    source = REPO / "tests" / "native" / "kernel_test.c"
+    build = [compiler, *FLAGS, *flags, f"-I{REPO / 'cython_kernels'}", source, "-o", program, "-lm"]
+    built = subprocess.run(build, capture_output=True, text=True, timeout=100, check=False)
+    assert built.returncode == 0, built.stderr
+    assert "warning" not in built.stderr
+    done = subprocess.run(
+        [*runner, program], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^[1-9]\d* passed, 0 failed$", done.stdout, re.MULTILINE)
+    arm = bool(runner) or platform.machine() == "aarch64"
+    assert re.search(r"^neon: [1-9]\d* passed$", done.stdout, re.MULTILINE) or not arm

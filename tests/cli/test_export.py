@@ -1,0 +1,128 @@
+"""`toolkit export` as a process: files, exit codes, one sentence per error."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from graphs import Case, make_model
+
+from toolkit.record import read_record, write_record
+
+LAYERS = ["depth.keep=[0,1]", "sparsity=prune80", "export.num_parity_examples=3"]
+
+
+@pytest.fixture(scope="module")
+def what_if(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Export an untrained model once; return its folder and what the command printed."""
+    import subprocess
+    import sys
+
+    folder = tmp_path_factory.mktemp("what_if")
+    command = [Path(sys.executable).with_name("toolkit"), "export", "output_dir=out", *LAYERS]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return folder / "out", run.stdout
+
+
+def test_an_export_holds_all_that_is_needed_to_run_it(what_if: tuple[Path, str]) -> None:
+    folder, said = what_if
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names >= {"model.onnx", "tokenizer.json", "config.json", "export.json", "record.json"}
+    assert not list(folder.glob(".partial*"))
+    assert "largest difference to torch, sparse: " in said
+    assert "largest difference to torch, onnxruntime: " in said
+    assert "compared on 3 texts of task=demo" in said
+    assert "zeros in the encoder's weights: 80.00%" in said
+    assert "8 layers table" in said
+    assert len(said.splitlines()) < 10
+    record = read_record(folder)
+    assert record["model"]["random_weights"] is True
+    assert record["model"]["layers"] == 2
+    assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=1e-3)
+    assert record["size_bytes"]["onnx"] == (folder / "model.onnx").stat().st_size
+
+
+def test_batch_and_length_are_dynamic(what_if: tuple[Path, str]) -> None:
+    session = onnxruntime.InferenceSession(
+        what_if[0] / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    assert [value.name for value in session.get_inputs()] == [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    ]
+    for batch, length in ((1, 1), (5, 128)):
+        ids = np.ones((batch, length), np.int64)
+        inputs = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids * 0}
+        start, end = session.run(None, inputs)
+        assert start.shape == end.shape == (batch, length)
+
+
+def test_a_checkpoint_is_exported_beside_itself_with_its_record(
+    what_if: tuple[Path, str], tmp_path: Path, toolkit: Any
+) -> None:
+    """Twice: the second export replaces the first."""
+    import shutil
+
+    shutil.copytree(what_if[0] / "checkpoint", tmp_path / "run" / "checkpoint")
+    trained = read_record(what_if[0])
+    trained["run"]["verb"] = "train"
+    trained["metrics"] = {"accuracy": 91.5, "task": "demo", "num_examples": 10}
+    trained["model"]["name"] = "student"
+    write_record(tmp_path / "run" / "record.json", trained)
+    stale = tmp_path / "run" / "export"
+    stale.mkdir()
+    (stale / "model.onnx").write_text("old")
+    (stale / "model.onnx.data").write_text("old")
+    run = toolkit("export", "checkpoint=run/checkpoint", timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert not (stale / "model.onnx.data").exists()
+    record = read_record(stale)
+    assert record["run"]["parent"] == trained["run"]["id"]
+    assert record["metrics"] == trained["metrics"]
+    assert record["model"]["name"] == "student"
+    assert record["model"]["random_weights"] is False
+    facts = json.loads((stale / "export.json").read_text())
+    assert facts["checkpoint"] == "../checkpoint"
+    same = (stale / "model.onnx").read_bytes() == (what_if[0] / "model.onnx").read_bytes()
+    assert same, "the same checkpoint must give the same bytes"
+
+
+def test_a_closed_gate_exits_3_and_leaves_no_model(
+    what_if: tuple[Path, str], tmp_path: Path, toolkit: Any
+) -> None:
+    checkpoint = what_if[0] / "checkpoint"
+    run = toolkit(
+        "export", f"checkpoint={checkpoint}", "output_dir=out", "export.atol=1e-12", timeout=300
+    )
+    assert run.returncode == 3
+    assert run.stderr.startswith("error: the outputs of engine sparse differ from torch's by")
+    assert "more than export.atol=1e-12" in run.stderr
+    assert run.stderr.count("\n") == 1
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left <= {".hydra", "export.log"}
+
+
+@pytest.mark.parametrize("damage", ["gpt2", "truncated"])
+def test_a_wrong_checkpoint_is_one_sentence(damage: str, tmp_path: Path, toolkit: Any) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    if damage == "gpt2":
+        checkpoint.mkdir()
+        config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+        (checkpoint / "config.json").write_text(json.dumps(config))
+    else:
+        make_model(Case("bert", "seq")).save_pretrained(checkpoint)
+        weights = checkpoint / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:5000])
+    says = {
+        "gpt2": "holds a GPT2LMHeadModel (gpt2), which the sparse engine does not run",
+        "truncated": "cannot read the weights in",
+    }
+    run = toolkit("export", f"checkpoint={checkpoint}", "output_dir=out")
+    assert run.returncode == 1
+    assert says[damage] in run.stderr
+    assert run.stderr.startswith("error: ")
+    assert run.stderr.count("\n") == 1

@@ -1,0 +1,268 @@
+"""Export, function by function; tests/cli/test_export.py runs the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from graphs import Case, make_model
+from tiny import sparsity_config
+
+from toolkit import export as exporting
+from toolkit.config import (
+    DepthConfig,
+    EngineConfig,
+    EngineName,
+    ExportConfig,
+    ExportRoot,
+    ModelConfig,
+    TaskConfig,
+    TaskKind,
+    Weights,
+)
+from toolkit.engine.graph import read_graph
+from toolkit.errors import GateError, InputError, UsageError
+from toolkit.sparsity import prune_once
+
+
+def root_of(checkpoint: Path | None, output_dir: Path | None = None, **changes: Any) -> ExportRoot:
+    values: dict[str, Any] = {
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "model": ModelConfig(
+            name="demo",
+            path=None,
+            weights=Weights.random,
+            config={
+                "model_type": "bert",
+                "hidden_size": 32,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "intermediate_size": 48,
+                "max_position_embeddings": 64,
+            },
+        ),
+        "depth": DepthConfig(name="full", num_layers=None, keep=None),
+        "sparsity": sparsity_config(0.0),
+        "task": TaskConfig(
+            name="demo",
+            kind=TaskKind.text_classification,
+            path=None,
+            data_dir=None,
+            num_labels=2,
+            max_length=64,
+            doc_stride=0,
+            max_train_samples=None,
+            max_eval_samples=None,
+        ),
+        "engine": EngineConfig(name=EngineName.sparse, num_threads=1, isa="auto"),
+        "export": ExportConfig(atol=1e-4, num_parity_examples=4),
+        "seed": 3,
+        "output_dir": None if output_dir is None else str(output_dir),
+    }
+    return ExportRoot(**(values | changes))
+
+
+def save(case: Case, folder: Path, sparsity: float = 0.0) -> Path:
+    model = make_model(case)
+    prune_once(model, sparsity_config(sparsity)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "case", [Case("roberta", "seq"), Case("distilbert", "tok"), Case("electra", "base")], ids=str
+)
+def test_a_stock_checkpoint_is_exported_beside_itself(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    if case.family == "electra":  # large models keep their weights in a second file
+        monkeypatch.setattr(exporting, "PROTOBUF_LIMIT", 0)
+    checkpoint = save(case, tmp_path / "checkpoint", sparsity=0.8)
+    folder = exporting.export(root_of(checkpoint))
+    assert folder == tmp_path / "export"
+    files = {"config.json", "export.json", "model.onnx", "record.json"}
+    if case.family == "electra":
+        files.add("model.onnx.data")
+    assert {path.name for path in folder.iterdir()} == files
+    facts = json.loads((folder / "export.json").read_text())
+    assert (folder / facts["checkpoint"]).resolve() == checkpoint.resolve()
+    assert facts["zeros"]["encoder"] == pytest.approx(0.8, abs=1e-3)
+    worst = facts["parity"]["max_difference"]
+    assert 0.0 < worst["sparse"] < 1e-4
+    assert 0.0 < worst["onnxruntime"] < 1e-4
+    longest = 40 if case.family == "roberta" else 42
+    shapes = [tuple(shape) for shape in facts["parity"]["batches"]]
+    assert {(1, 1), (1, longest)} <= set(shapes)
+    assert shapes[0][0] == 4
+    assert "the checkpoint has no tokenizer" in facts["parity"]["texts"]
+    assert "random ids" in capsys.readouterr().out
+    plan = read_graph(folder / "model.onnx")
+    assert plan.inputs == ["input_ids", "attention_mask"] + (
+        ["token_type_ids"] if case.family == "electra" else []
+    )
+
+
+def test_what_if_drops_and_prunes_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    config = root_of(
+        None,
+        folder,
+        depth=DepthConfig(name="layers2", num_layers=2, keep=None),
+        sparsity=sparsity_config(0.75),
+    )
+    exporting.export(config)
+    facts = json.loads((folder / "export.json").read_text())
+    assert facts["checkpoint"] == "checkpoint"
+    assert facts["parity"]["texts"] == "4 texts of task=demo"
+    model = exporting.load_checkpoint(folder / "checkpoint")
+    assert type(model).__name__ == "BertForQuestionAnswering"
+    plan = read_graph(folder / "model.onnx")
+    assert len(plan.layers) == model.config.num_hidden_layers == 2
+    weight = plan.layers[1].intermediate.weight
+    expected = model.base_model.encoder.layer[1].intermediate.dense.weight
+    np.testing.assert_array_equal(weight, expected.detach())
+    assert np.count_nonzero(weight) == weight.size // 4
+    content = (folder / "model.onnx").read_bytes()
+    assert str(tmp_path).encode() not in content
+    assert b".py" not in content
+    graph = onnx.load(folder / "model.onnx").graph
+    assert not any(node.metadata_props or node.doc_string for node in graph.node)
+
+
+@pytest.mark.parametrize("engine", ["sparse", "onnxruntime"])
+def test_an_engine_that_differs_closes_the_gate_and_nothing_is_left(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save(Case("bert", "seq"), tmp_path / "checkpoint")
+
+    model = exporting.load_checkpoint(checkpoint)
+
+    def right(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return exporting._run_torch(model, batch)
+
+    def wrong(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"logits": right(batch)["logits"] + 0.01}
+
+    class FakeEngine:
+        run = staticmethod(wrong if engine == "sparse" else right)
+
+    monkeypatch.setattr(exporting, "write_onnx", lambda *_: ["input_ids", "attention_mask"])
+    monkeypatch.setattr(exporting.Engine, "load", lambda *_: FakeEngine)
+    monkeypatch.setattr(exporting, "_load_onnxruntime", lambda _: wrong)
+    message = rf"outputs of engine {engine} differ from torch's by 0.01, more than export.atol"
+    with pytest.raises(GateError, match=message):
+        exporting.export(root_of(checkpoint))
+    assert list((tmp_path / "export").iterdir()) == []
+
+
+def test_lost_zeros_close_the_gate(export_case: Any, tmp_path: Path) -> None:
+    model = make_model(Case("bert", "qa", dynamo=True, opset=18))
+    path = export_case(Case("bert", "qa", opset=17))
+    assert exporting.check_zeros(model, path)["equal_to_checkpoint"]
+    prune_once(model, sparsity_config(0.5))
+    with pytest.raises(GateError, match=r"encoder.layer.0.attention.self.query.weight of shape"):
+        exporting.check_zeros(model, path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save(Case("bert", "seq"), tmp_path / "checkpoint")
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "model.onnx").write_text("old")
+
+    def full(model: Any, path: Path) -> list[str]:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting, "write_onnx", full)
+    with pytest.raises(InputError, match=r"cannot write .*export: No space left on device"):
+        exporting.export(root_of(checkpoint))
+    assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+    assert (folder / "model.onnx").read_text() == "old"
+
+
+def write_config(folder: Path, **values: Any) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such folder"):
+        exporting.load_checkpoint(tmp_path / "missing")
+    for number, (values, message) in enumerate(
+        [
+            ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, r"a GPT2LMHeadModel"),
+            (
+                {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+                r"T5ForConditionalGeneration \(t5\), which the sparse engine does not run",
+            ),
+            ({"model_type": "bert", "is_decoder": True}, r"expected an encoder of the kinds bert"),
+            ({"model_type": "bert", "architectures": ["BertForFun"]}, r"'BertForFun', which"),
+            ({"model_type": "bert"}, r"names the architecture 'no architecture'"),
+            ({"model_type": "unheard-of"}, r"cannot read the config.json"),
+        ]
+    ):
+        write_config(tmp_path / str(number), **values)
+        with pytest.raises(InputError, match=message):
+            exporting.load_checkpoint(tmp_path / str(number))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = save(Case("bert", "seq"), tmp_path / "checkpoint")
+    weights = checkpoint / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cannot read the weights in .*checkpoint is damaged"):
+        exporting.load_checkpoint(checkpoint)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"cannot read the weights in .*model.safetensors"):
+        exporting.load_checkpoint(checkpoint)
+    (checkpoint / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"cannot read the config.json in"):
+        exporting.load_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path) -> None:
+    """Transformers would quietly draw new weights for it."""
+    checkpoint = save(Case("bert", "base"), tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"lacks 2 weights of .*, such as classifier.bias"):
+        exporting.load_checkpoint(checkpoint)
+
+
+def test_half_precision_is_loaded_as_float32(tmp_path: Path) -> None:
+    make_model(Case("bert", "seq")).half().save_pretrained(tmp_path)
+    assert exporting.load_checkpoint(tmp_path).dtype is torch.float32
+
+
+def test_an_impossible_isa_is_a_usage_error(export_case: Any, tmp_path: Path) -> None:
+    config = root_of(
+        None, tmp_path, engine=EngineConfig(name=EngineName.sparse, num_threads=1, isa="neon")
+    )
+    path = export_case(Case("bert", "qa", opset=17))
+    with pytest.raises(UsageError, match="isa 'neon' is not supported on this CPU"):
+        exporting.check_parity(config, make_model(Case("bert", "qa")), path, [])
+    with pytest.raises(UsageError, match="export needs checkpoint=DIR"):
+        exporting.export(root_of(None))
+
+
+def test_largest_difference_leaves_padding_out() -> None:
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    theirs = {"tokens": np.zeros((2, 3, 2)), "texts": np.zeros((2, 2))}
+    ours = {name: array.copy() for name, array in theirs.items()}
+    ours["tokens"][0, 2] = ours["tokens"][1, 1] = np.nan
+    assert exporting.largest_difference(ours, theirs, mask) == 0.0
+    ours["tokens"][1, 0, 1] = -0.5
+    ours["texts"][0, 0] = 0.25
+    assert exporting.largest_difference(ours, theirs, mask) == 0.5
+    ours["texts"][0, 0] = np.nan
+    assert exporting.largest_difference(ours, theirs, mask) == np.inf
+    assert exporting.largest_difference({"tokens": theirs["tokens"]}, theirs, mask) == np.inf
+    shorter = theirs | {"texts": np.zeros((2, 1))}
+    assert exporting.largest_difference(shorter, theirs, mask) == np.inf

@@ -12,14 +12,15 @@
 #define X_REGISTER 31
 #define X_BIAS 128        /* rows by which the x pointer is ahead, so that 8-bit displacements reach 256 rows */
 #define WEIGHT_BIAS 128   /* likewise, in weights */
-#define GENERATED_MAX_K 512 /* two x pointers of 256 rows each */
+#define GENERATED_MAX_K 1024 /* four x pointers of 256 rows each */
 
 /* The generated function. x and weights point X_BIAS rows and WEIGHT_BIAS floats ahead; start is the bias (one
  * float per row) or a tile to accumulate on, whichever the block was generated for. */
 typedef void (*generated_fn)(const float *x, float *y, const float *start, const float *weights);
 
-enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 };
-enum { X_POINTER = RDI, Y_POINTER = RSI, START_POINTER = RDX, WEIGHT_POINTER = RCX, FAR_X_POINTER = R8 };
+enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10 };
+enum { Y_POINTER = RSI, START_POINTER = RDX, WEIGHT_POINTER = RCX };
+static const int X_POINTERS[] = {RDI, R8, R9, R10}; /* each serves 256 rows of x */
 
 /* One EVEX.512.W0 instruction: opcode reg, vector, [base + displacement]; `scale` is what the compressed
  * displacement counts in (64 for a whole register, 4 for a broadcast element). */
@@ -67,10 +68,12 @@ static size_t generated_bound(int rows, int k, size_t nonzeros) {
 static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
                          int starts_from_bias) {
     size_t count = 0;
-    const uint8_t lea_far_x[] = {0x4c, 0x8d, 0x87, 0x00, 0x40, 0x00, 0x00}; /* lea r8, [rdi + 256 * 64] */
     const uint8_t add_weights[] = {0x48, 0x81, 0xc1, 0x00, 0x04, 0x00, 0x00}; /* add rcx, 256 * 4 */
-    memcpy(p, lea_far_x, sizeof lea_far_x);
-    p += sizeof lea_far_x;
+    for (int i = 1; i * 256 < k; i++) { /* lea r8 + i - 1, [rdi + i * 256 * 64] */
+        const uint8_t lea[] = {0x4c, 0x8d, (uint8_t)(0x87 + (i - 1) * 8), 0, (uint8_t)(i * 64), 0, 0};
+        memcpy(p, lea, sizeof lea);
+        p += sizeof lea;
+    }
     for (int first = 0; first < rows; first += GROUP_ROWS) {
         const int group = rows - first < GROUP_ROWS ? rows - first : GROUP_ROWS;
         for (int r = 0; r < group; r++)
@@ -82,8 +85,7 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
             for (int r = 0; r < group; r++) {
                 if (column[r] == 0.0f) continue;
                 if (!is_loaded) {
-                    p = i < 256 ? emit_load(p, X_REGISTER, X_POINTER, (i - X_BIAS) * 64)
-                                : emit_load(p, X_REGISTER, FAR_X_POINTER, (i - 256 - X_BIAS) * 64);
+                    p = emit_load(p, X_REGISTER, X_POINTERS[i / 256], (i % 256 - X_BIAS) * 64);
                     is_loaded = 1;
                 }
                 if (count && count % 256 == 0) {

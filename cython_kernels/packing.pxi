@@ -125,7 +125,7 @@ cdef class PackedLinear:
     cdef int generate_code(self, const float[:, :] weight) except -1:
         """Write code and weight streams of all blocks, then seal the code."""
         cdef int64_t[:, ::1] blocks = self.blocks
-        cdef float[::1] values = self.values
+        cdef float *values = <float *><uintptr_t>self.values.ctypes.data # may be empty
         cdef float[::1] scratch = np.empty(self.kblock * self.panel_rows, np.float32)
         cdef size_t bound = 0
         cdef Py_ssize_t b
@@ -141,7 +141,7 @@ cdef class PackedLinear:
             for b in range(blocks.shape[0]):
                 blocks[b, 9] = at - self.code
                 copy_columns(weight, &blocks[b, 0], &scratch[0])
-                at = generate(at, &values[0] + blocks[b, 4], &scratch[0], blocks[b, 1], <int>blocks[b, 1],
+                at = generate(at, values + blocks[b, 4], &scratch[0], blocks[b, 1], <int>blocks[b, 1],
                               <int>blocks[b, 3], blocks[b, 2] == 0 and not self.is_residual)
                 blocks[b, 10] = at - self.code - blocks[b, 9]
                 at = self.code + (at - self.code + 63) // 64 * 64

@@ -106,23 +106,12 @@ def test_a_closed_gate_exits_3_and_leaves_no_model(
     assert left <= {".hydra", "export.log"}
 
 
-@pytest.mark.parametrize("damage", ["gpt2", "truncated"])
-def test_a_wrong_checkpoint_is_one_sentence(damage: str, tmp_path: Path, toolkit: Any) -> None:
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, toolkit: Any) -> None:
     checkpoint = tmp_path / "checkpoint"
-    if damage == "gpt2":
-        checkpoint.mkdir()
-        config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
-        (checkpoint / "config.json").write_text(json.dumps(config))
-    else:
-        make_model(Case("bert", "seq")).save_pretrained(checkpoint)
-        weights = checkpoint / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:5000])
-    says = {
-        "gpt2": "holds a GPT2LMHeadModel (gpt2), which the sparse engine does not run",
-        "truncated": "cannot read the weights in",
-    }
+    make_model(Case("bert", "seq")).save_pretrained(checkpoint)
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
     run = toolkit("export", f"checkpoint={checkpoint}", "output_dir=out")
     assert run.returncode == 1
-    assert says[damage] in run.stderr
-    assert run.stderr.startswith("error: ")
+    assert run.stderr.startswith(f"error: cannot read the weights in {checkpoint} (")
     assert run.stderr.count("\n") == 1

@@ -41,7 +41,7 @@ def read_graph(path: Path) -> Plan:
     try:
         plan = _plan(graph, values)
         check_tail(plan)
-    except InputError as error:
+    except (InputError, TypeError, ValueError) as error:  # the latter: a head's odd attributes
         raise InputError(f"{path} cannot be run: {_first_reason(values) or error}") from error
     return plan
 
@@ -96,7 +96,9 @@ def _cut(
     }
     last = max(depths, key=lambda name: depths[name], default=None)
     if last is None or depths[last] < 1:
-        raise InputError("no encoder layer of BERT's kind leads to its outputs")
+        nodes = [v.node for v in values.values() if isinstance(v, Opaque) and v.node]
+        where = nodes[0] if nodes else "its outputs"
+        raise InputError(f"{where}: expected an encoder layer of BERT's kind before it")
     for name, output in found.items():
         if name != last:
             node = describe(producers[name])

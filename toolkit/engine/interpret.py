@@ -117,8 +117,7 @@ def _apply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> list[V
         return [_explained(node, inputs) if result is None else result]
     except MismatchError as error:
         return [Opaque(f"{describe(node)}: expected {error}")]
-    except (TypeError, ValueError, IndexError, OverflowError) as error:
-        # an attribute of another type or size than the operator's
+    except Exception as error:  # an attribute or shape that the operator cannot have
         return [Opaque(f"{describe(node)}: cannot be understood: {error}")]
 
 
@@ -129,7 +128,7 @@ def _explained(node: TailNode, inputs: list[Any]) -> Opaque:
     for value in inputs:
         if type(value) in NAMES:
             return Opaque(f"{describe(node)}: expected what BERT does with {NAMES[type(value)]}")
-    return Opaque(None)
+    return Opaque(None, describe(node))
 
 
 NAMES: dict[type, str] = {

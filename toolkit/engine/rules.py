@@ -379,16 +379,20 @@ RULES: dict[str, Callable[[TailNode, list[Any], Sequence[Probe]], Value | None]]
 def pointwise(node: TailNode, inputs: list[Any]) -> Pointwise | None:
     """Apply an elementwise operator to functions of one dense layer's result and to scalars."""
     sources = {x if isinstance(x, Affine) else x.source for x in inputs if _is_function(x)}
-    scalars = [scalar(x) for x in inputs if not _is_function(x)]
+    scalars = [scalar(x) for x in inputs if not _is_function(x) and x is not None]
     if len(sources) != 1 or None in scalars or node.operator not in ELEMENTWISE:
         return None
     numbers = iter(scalars)
     arguments = [
-        next(numbers) if not _is_function(x) else x.samples if isinstance(x, Pointwise) else GRID
+        None
+        if x is None
+        else np.asarray(x.samples if isinstance(x, Pointwise) else GRID)
+        if _is_function(x)
+        else np.asarray(next(numbers))
         for x in inputs
     ]
     with np.errstate(all="ignore"):
-        samples = OPERATORS[node.operator]([np.asarray(a) for a in arguments], node.attributes)
+        samples = OPERATORS[node.operator](arguments, node.attributes)
     return Pointwise(sources.pop(), np.asarray(samples))
 
 

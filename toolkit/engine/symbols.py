@@ -139,9 +139,15 @@ class Hidden:
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """Anything else; `reason` says which node broke the pattern, if it was one that should not."""
+    """Anything else.
+
+    Attributes:
+        reason: Which node broke the pattern and how, if it was one that should not.
+        node: The first node on the way here that is no part of an encoder.
+    """
 
     reason: str | None
+    node: str | None = None
 
 
 Symbol = (

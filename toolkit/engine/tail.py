@@ -185,8 +185,6 @@ def _slice(inputs: list[Any], attributes: Attributes) -> Array:
     steps = [1] * len(starts) if steps is None else steps
     index = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step <= 0:
-            raise ValueError(f"step must be positive; got {step}")
         index[int(axis)] = slice(int(start), int(end), int(step))
     return np.asarray(x[tuple(index)])
 

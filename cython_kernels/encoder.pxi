@@ -56,7 +56,8 @@ cdef struct group_t:
     int32_t *ids     # per lane; -1 where there is no token
     int32_t *positions
     int32_t *types
-    float **rows     # per lane: where its hidden state goes, or NULL
+    int *first_lane  # per text: the lane of position 0 (only filled where nothing else is asked for)
+    float **rows     # per lane - or per text, if only position 0 is asked for: where its hidden state goes, or NULL
 
 cdef struct workspace_t:
     float *memory
@@ -104,8 +105,10 @@ cdef class Encoder:
         self.isa, self.num_threads = isa, num_threads
         self.group_tiles, self.small_tiles = group_tiles, small_tiles
         self.num_layers = len(layers)
+        if self.num_layers == 0:
+            raise ValueError("an encoder needs at least one layer; got none")
         self.owners = (embeddings, layers)
-        self.layers = <layer_t *>calloc(max(1, 2 * self.num_layers), sizeof(layer_t))
+        self.layers = <layer_t *>calloc(2 * self.num_layers, sizeof(layer_t))
         self.workspaces = <workspace_t *>calloc(num_threads, sizeof(workspace_t))
         if self.layers == NULL or self.workspaces == NULL:
             raise MemoryError
@@ -196,13 +199,15 @@ cdef class Encoder:
                 if teams > 1:
                     for i in prange(num_groups, num_threads=team, schedule="dynamic", chunksize=1):
                         run_group(self, layers, &c_groups[i], &self.workspaces[threadid()], most_keys, 0, 1,
-                                  &seconds[threadid(), 0], profile)
+                                  &seconds[threadid(), 0], first_token_only)
                 elif team == 1:
                     for i in range(num_groups):
-                        run_group(self, layers, &c_groups[i], &self.workspaces[0], most_keys, 0, 1, &seconds[0, 0], profile)
+                        run_group(self, layers, &c_groups[i], &self.workspaces[0], most_keys, 0, 1, &seconds[0, 0],
+                                  first_token_only)
                 else:
                     with parallel(num_threads=team):
-                        run_team(self, layers, c_groups, num_groups, most_keys, &seconds[0, 0], profile)
+                        run_team(self, layers, c_groups, num_groups, most_keys, &seconds[0, 0],
+                                 first_token_only)
         finally:
             free(c_groups)
         if profile:
@@ -315,7 +320,7 @@ cdef int link_blocks(list layers, int choice) except -1:
 
 
 cdef void run_team(Encoder self, const layer_t *layers, const group_t *groups, int num_groups, int most_keys,
-                   double *seconds, bint profile) noexcept nogil:
+                   double *seconds, bint first_only) noexcept nogil:
     """Take all groups through the encoder; every thread of the parallel region calls this.
 
     The region may have fewer threads than were asked for (OMP_THREAD_LIMIT, a surrounding region).
@@ -323,27 +328,32 @@ cdef void run_team(Encoder self, const layer_t *layers, const group_t *groups, i
     cdef int i, member = openmp.omp_get_thread_num(), team = openmp.omp_get_num_threads()
     for i in range(num_groups):
         run_group(self, layers, &groups[i], &self.workspaces[0], most_keys, member, team,
-                  seconds + member * (self.num_layers + 1) * NUM_STEPS, profile)
+                  seconds + member * (self.num_layers + 1) * NUM_STEPS, first_only)
 
 
-cdef void run_group(Encoder self, const layer_t *layers, const group_t *g, workspace_t *w, int most_keys, int member, int team,
-                    double *seconds, bint profile) noexcept nogil:
-    """Take one group through the whole encoder, as member `member` of `team` threads."""
-    cdef int i
-    embed_group(self, g, w, member, team, seconds, profile)
+cdef void run_group(Encoder self, const layer_t *layers, const group_t *g, workspace_t *w, int most_keys, int member,
+                    int team, double *seconds, bint first_only) noexcept nogil:
+    """Take one group through the whole encoder, as member `member` of `team` threads.
+
+    Where only position 0 of each text is asked for, the last layer computes nothing else.
+    """
+    cdef int i, tile, tiles = g.num_tiles, last = self.num_layers - 1
+    embed_group(self, g, w, member, team, seconds)
     for i in range(self.num_layers):
-        run_layer(self, &layers[i], g, w, most_keys, member, team, seconds + (i + 1) * NUM_STEPS, profile)
+        run_layer(self, &layers[i], g, w, most_keys, member, team, seconds + (i + 1) * NUM_STEPS,
+                  first_only and i == last)
+    if first_only:
+        tiles = (g.num_texts + TILE - 1) // TILE
     cdef double start = now_s()
-    cdef int tile
-    for tile in range(share(g.num_tiles, member, team), share(g.num_tiles, member + 1, team)):
+    for tile in range(share(tiles, member, team), share(tiles, member + 1, team)):
         self.kernels.scatter(w.x + tile * <size_t>(self.hidden * TILE), self.hidden, g.rows + tile * TILE)
     seconds[SCATTER] += now_s() - start
     if team > 1:
         team_barrier() # the workspace is the next group's
 
 
-cdef void embed_group(Encoder self, const group_t *g, workspace_t *w, int member, int team, double *seconds,
-                      bint profile) noexcept nogil:
+cdef void embed_group(Encoder self, const group_t *g, workspace_t *w, int member, int team,
+                      double *seconds) noexcept nogil:
     cdef double start = now_s()
     cdef embeddings_t *e = &self.embeddings
     cdef size_t stride = e.features * TILE
@@ -363,25 +373,35 @@ cdef void embed_group(Encoder self, const group_t *g, workspace_t *w, int member
 
 
 cdef void run_layer(Encoder self, const layer_t *layer, const group_t *g, workspace_t *w, int most_keys, int member,
-                    int team, double *seconds, bint profile) noexcept nogil:
+                    int team, double *seconds, bint first_only) noexcept nogil:
+    """x = layer(x); with `first_only` x then holds position 0 of each text, 16 texts to a tile."""
     cdef const kernels_t *kernels = self.kernels
     cdef int hidden = self.hidden, tiles = g.num_tiles, i, chunk, chunks, first_kb, last_kb
-    cdef ptrdiff_t stride = hidden * TILE, qkv_stride = layer.qkv.rows * TILE, inner_stride
+    cdef ptrdiff_t stride = hidden * TILE, inner_stride
+    cdef const float *context = w.context
+    cdef const float *residual = w.x
     cdef double t0 = now_s(), t1
 
-    apply_shared(&layer.qkv, 0, layer.qkv.num_panels, 0, layer.qkv.num_kblocks, w.x, stride, NULL, 0, w.qkv,
-                 qkv_stride, tiles, member, team, NULL)
+    project_group(layer, g, w, stride, member, team, first_only)
     meet(team)
     t1 = now_s(); seconds[QKV] += t1 - t0; t0 = t1
 
-    attend_group(self, layer, g, w, most_keys, member, team)
+    attend_group(self, layer, g, w, most_keys, member, team, first_only)
     meet(team)
+    if first_only:
+        # queries, keys and values are done with: their memory takes the selected tokens
+        tiles = (g.num_texts + TILE - 1) // TILE
+        context, residual = w.qkv, w.qkv + tiles * stride
+        if member == 0:
+            select_first(g, w.context, hidden, w.qkv)
+            select_first(g, w.x, hidden, w.qkv + tiles * stride)
+        meet(team)
     t1 = now_s(); seconds[ATTENTION] += t1 - t0; t0 = t1
 
     # the residual is what the sum starts from; the bias joins in the norm
     apply_shared(&layer.attention_output, 0, layer.attention_output.num_panels, 0,
-                 layer.attention_output.num_kblocks, w.context, stride, w.x, stride, w.z, stride, tiles, member, team,
-                 NULL)
+                 layer.attention_output.num_kblocks, context, stride, residual, stride, w.z, stride, tiles, member,
+                 team, NULL)
     meet(team)
     t1 = now_s(); seconds[ATTENTION_OUTPUT] += t1 - t0; t0 = t1
 
@@ -429,20 +449,51 @@ cdef void run_inner(const layer_t *layer, int first_kb, int last_kb, workspace_t
     t1 = now_s(); seconds[INTERMEDIATE] += t1 - t0
 
 
+cdef void project_group(const layer_t *layer, const group_t *g, workspace_t *w, ptrdiff_t stride, int member, int team,
+                        bint first_only) noexcept nogil:
+    """qkv = queries, keys and values of every token - with `first_only`, queries of position 0's tiles alone."""
+    cdef const linear_t *qkv = &layer.qkv
+    cdef ptrdiff_t qkv_stride = qkv.rows * TILE
+    cdef int text, tile, query_panels = 0
+    if first_only and qkv.rows // 3 % qkv.blocks[0].rows == 0:
+        query_panels = qkv.rows // 3 // qkv.blocks[0].rows
+        for text in range(share(g.num_texts, member, team), share(g.num_texts, member + 1, team)):
+            tile = g.first_lane[text] // TILE
+            apply(qkv, 0, query_panels, 0, qkv.num_kblocks, w.x + tile * stride, stride, NULL, 0,
+                  w.qkv + tile * qkv_stride, qkv_stride, 1)
+    apply_shared(qkv, query_panels, qkv.num_panels, 0, qkv.num_kblocks, w.x, stride, NULL, 0, w.qkv, qkv_stride,
+                 g.num_tiles, member, team, NULL)
+
+
 cdef void attend_group(Encoder self, const layer_t *layer, const group_t *g, workspace_t *w, int most_keys,
-                       int member, int team) noexcept nogil:
+                       int member, int team, bint first_only) noexcept nogil:
     """context = attention of every head of every text; heads are shared among the team."""
-    cdef int hidden = self.hidden, inner = layer.num_heads * layer.head_size, text, head
-    cdef ptrdiff_t stride = inner * TILE, qkv_stride = 3 * inner * TILE
+    cdef int inner = layer.num_heads * layer.head_size, text, head, tile, tiles
+    cdef ptrdiff_t stride = inner * TILE, qkv_stride = 3 * inner * TILE, at
     cdef float *scores = w.scores + member * <size_t>(2 * TILE * ((most_keys + TILE - 1) // TILE * TILE))
-    cdef const float *q
+    cdef const float *keys
     cdef int unit, units = g.num_texts * layer.num_heads
     for unit in range(share(units, member, team), share(units, member + 1, team)):
         text, head = unit // layer.num_heads, unit % layer.num_heads
-        q = w.qkv + g.first_tile[text] * qkv_stride + head * layer.head_size * TILE
-        self.kernels.attention(q, qkv_stride, q + inner * TILE, q + 2 * inner * TILE, qkv_stride, g.tiles[text],
-                               g.keys[text], layer.head_size, scores,
-                               w.context + g.first_tile[text] * stride + head * layer.head_size * TILE, stride)
+        at = head * layer.head_size * TILE
+        tile, tiles = g.first_tile[text], g.tiles[text]
+        keys = w.qkv + tile * qkv_stride + inner * TILE + at
+        if first_only:
+            tile, tiles = g.first_lane[text] // TILE, 1
+        self.kernels.attention(w.qkv + tile * qkv_stride + at, qkv_stride, keys, keys + inner * TILE, qkv_stride, tiles,
+                               g.keys[text], layer.head_size, scores, w.context + tile * stride + at, stride)
+
+
+cdef void select_first(const group_t *g, const float *tiles, int features, float *out) noexcept nogil:
+    """Tile t of `out` = position 0 of texts 16 t … 16 t + 15; lanes beyond the last text keep what they held."""
+    cdef int text, f
+    cdef const float *source
+    cdef float *target
+    for text in range(g.num_texts):
+        source = tiles + (<ptrdiff_t>(g.first_lane[text] // TILE) * features * TILE + g.first_lane[text] % TILE)
+        target = out + (<ptrdiff_t>(text // TILE) * features * TILE + text % TILE)
+        for f in range(features):
+            target[f * TILE] = source[f * TILE]
 
 
 cdef void apply_shared(const linear_t *linear, int first_panel, int last_panel, int first_kb, int last_kb,
@@ -567,12 +618,14 @@ cdef fill_group(group_t *g, group, const int32_t[:, ::1] ids, const int32_t[:, :
                 const int32_t[:, ::1] positions, float[:, :, ::1] out, bint first_token_only):
     """Lay a Group out in the C structure; return the arrays that own its memory."""
     cdef int num_texts = len(group.texts), num_tiles = group.tiles, i, t, b, lane = 0, n
-    cdef int32_t[:, ::1] text = np.zeros((3, num_texts), np.int32)
+    cdef int32_t[:, ::1] text = np.zeros((4, num_texts), np.int32)
     cdef int32_t[:, ::1] token = np.zeros((3, num_tiles * TILE), np.int32)
+    # position 0 of 16 texts shares a tile, so that there are no more of those than of texts' own tiles
     cdef uintptr_t[::1] rows = np.zeros(num_tiles * TILE, np.uintp)
     cdef const int64_t[::1] lanes
     g.num_texts, g.num_tiles = num_texts, num_tiles
     g.first_tile, g.tiles, g.keys = <int *>&text[0, 0], <int *>&text[1, 0], <int *>&text[2, 0]
+    g.first_lane = <int *>&text[3, 0]
     g.ids, g.positions, g.types, g.rows = &token[0, 0], &token[1, 0], &token[2, 0], <float **>&rows[0]
     for i in range(num_texts):
         lanes = group.lanes[i]
@@ -586,7 +639,7 @@ cdef fill_group(group_t *g, group, const int32_t[:, ::1] ids, const int32_t[:, :
             if not first_token_only:
                 rows[lane + t] = <uintptr_t>&out[b, lanes[t], 0]
             elif lanes[t] == 0:
-                rows[lane + t] = <uintptr_t>&out[b, 0, 0]
+                g.first_lane[i], rows[i] = lane + t, <uintptr_t>&out[b, 0, 0]
         for t in range(n, g.tiles[i] * TILE):
             g.ids[lane + t] = -1
         lane += g.tiles[i] * TILE

@@ -1,0 +1,267 @@
+"""`train` in this process: results, repeating, resuming, going on, and what is refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from toolkit.config import TrainRoot
+from toolkit.errors import GateError, InputError, UsageError
+from toolkit.overrides import convert, rewrite
+from toolkit.record import read_record
+from toolkit.sparsity import MASKS_FILE
+from toolkit.train import explain_full_disk, last_checkpoint, train
+
+# A model of 2 layers with 32 features, 64 examples, 8 steps of 8 in one epoch.
+TINY = (
+    "model.config.hidden_size=32",
+    "model.config.num_hidden_layers=2",
+    "model.config.num_attention_heads=2",
+    "model.config.intermediate_size=64",
+    "task.max_train_samples=64",
+    "task.max_eval_samples=16",
+    "trainer.num_train_epochs=1",
+    "trainer.per_device_train_batch_size=8",
+    "trainer.learning_rate=1e-3",
+    "trainer.warmup_steps=0",
+    "trainer.use_cpu=true",
+    "trainer.disable_tqdm=true",
+)
+PRUNED = (
+    "sparsity=prune80",
+    "sparsity.start_epoch=0",
+    "sparsity.end_epoch=0.5",
+    "sparsity.update_frequency=0.25",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def configure(output: Path, *overrides: str) -> TrainRoot:
+    """Compose as the command does, without its process."""
+    ConfigStore.instance().store(name="train_schema", node=TrainRoot)
+    GlobalHydra.instance().clear()
+    args = rewrite("train", [*TINY, *overrides])
+    with initialize_config_module("toolkit.conf", version_base="1.3"):
+        config = convert("train", TrainRoot, compose("train", [*args, "output_dir=x"]))
+    config.output_dir = str(output)
+    assert isinstance(config, TrainRoot)
+    return config
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoint" / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    train(configure(folder))
+    return folder
+
+
+def test_compound_student(tmp_path: Path, teacher: Path) -> None:
+    """Shallower, pruned, distilled; twice the same weights; then in plain transformers."""
+    compound = (*PRUNED, "depth.num_layers=1", "teacher=dense")
+    for name in ("one", "two"):
+        train(configure(tmp_path / name, *compound, f"teacher.path={teacher / 'checkpoint'}"))
+    assert same(tmp_path / "one", tmp_path / "two")
+
+    record = read_record(tmp_path / "one")
+    assert record["model"]["layers"] == 1
+    assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=1e-3)
+    assert {tensor["sparsity"] for tensor in record["model"]["sparsity"]["tensors"]} == {
+        round(0.8 * 1024) / 1024,
+        round(0.8 * 2048) / 2048,
+    }
+    assert record["metrics"]["num_examples"] == 16
+    assert 0 <= record["metrics"]["accuracy"] <= 100
+    checkpoint = tmp_path / "one" / "checkpoint"
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    size = sum(path.stat().st_size for path in checkpoint.iterdir())
+    assert record["size_bytes"] == {"checkpoint": size}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"checkpoint", "record.json"}
+
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    inputs = AutoTokenizer.from_pretrained(checkpoint)("the soup was good", return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, 2)
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path, teacher: Path) -> None:
+    train(configure(tmp_path, "seed=1"))
+    assert not same(tmp_path, teacher)
+
+
+def test_finished_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, or with `resume` only what is left of `then` is done."""
+    train(configure(tmp_path, "resume=true"))
+    assert "nothing to resume" in capsys.readouterr().out
+    before = weights(tmp_path)
+    with pytest.raises(UsageError, match="already holds a finished run"):
+        train(configure(tmp_path))
+    train(configure(tmp_path, "resume=true", "seed=7"))
+    assert "not trained again" in capsys.readouterr().out
+    assert all(torch.equal(before[name], value) for name, value in weights(tmp_path).items())
+
+    from toolkit import bench, export
+
+    called = []
+    monkeypatch.setattr(export, "export", lambda root: called.append(root.checkpoint))
+    monkeypatch.setattr(bench, "bench", lambda root: called.append(root.onnx))
+    train(configure(tmp_path, "resume=true", "then=[export,bench]"))
+    assert called == [str(tmp_path / "checkpoint"), str(tmp_path / "export")]
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "export.json").write_text("{}")
+    train(configure(tmp_path, "resume=true", "then=[export,bench]"))
+    assert len(called) == 3
+
+
+def test_unfinished_run_is_neither_overwritten_nor_mixed(tmp_path: Path) -> None:
+    state = tmp_path / "trainer" / "config.json"
+    state.parent.mkdir()
+    state.write_text('{"seed": "1"}')
+    with pytest.raises(UsageError, match="an interrupted run: continue it with resume=true"):
+        train(configure(tmp_path))
+    with pytest.raises(UsageError, match="only with its own configuration; changed are depth"):
+        train(configure(tmp_path, "resume=true"))
+    assert json.loads(state.read_text()) == {"seed": "1"}
+
+
+def test_last_checkpoint_is_the_latest_complete_one(tmp_path: Path) -> None:
+    for step, names in ((9, ("trainer_state.json", MASKS_FILE)), (10, ("trainer_state.json",))):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in names:
+            (tmp_path / f"checkpoint-{step}" / name).touch()
+    (tmp_path / "checkpoint-11").mkdir()
+    assert last_checkpoint(tmp_path, has_masks=True) == tmp_path / "checkpoint-9"
+    assert last_checkpoint(tmp_path, has_masks=False) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path / "none", has_masks=False) is None
+
+
+def test_question_answering(tmp_path: Path) -> None:
+    """A SQuAD file of our own: windows, both logits, and EM over every question."""
+    context = (
+        "the soup was good and the bread was bad but the fish was fine while the tower is dull "
+        "and the park is nasty and the river is lovely but the bridge is poor and the band is great"
+    )
+    questions = [
+        {
+            "id": f"{noun} {number}",
+            "question": f"the {noun} was ?",
+            "answers": [{"text": answer, "answer_start": context.index(answer)}],
+        }
+        for number in range(8)
+        for noun, answer in (("soup", "good"), ("bread", "bad"), ("fish", "fine"))
+    ]
+    document = {"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
+        (tmp_path / name).write_text(json.dumps(document))
+    train(
+        configure(
+            tmp_path / "run",
+            "task=squad",
+            f"task.data_dir={tmp_path}",
+            "task.max_length=28",  # three windows
+            "task.doc_stride=8",
+            "task.max_train_samples=null",
+            "task.max_eval_samples=null",
+            "trainer.num_train_epochs=15",
+            "trainer.learning_rate=3e-3",
+            "teacher=self",
+            "teacher.hardness=0.1",
+        )
+    )
+    metrics = read_record(tmp_path / "run")["metrics"]
+    assert metrics["num_examples"] == 24
+    assert metrics["f1"] >= metrics["exact_match"]
+    assert metrics["exact_match"] >= 90  # easily learned by heart, if labels and offsets are right
+
+
+def test_accuracy_floor(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"below min_accuracy=100 %; the run is saved in"):
+        train(configure(tmp_path, "min_accuracy=100"))
+    assert read_record(tmp_path)["metrics"]["accuracy"] < 100
+    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
+    train(configure(tmp_path, "min_accuracy=1", "resume=true"))
+
+
+def test_best_model_has_its_final_sparsity(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(
+        configure(
+            tmp_path,
+            *PRUNED,
+            "trainer.num_train_epochs=4",
+            "sparsity.end_epoch=2",
+            "trainer.eval_strategy=epoch",
+            "trainer.load_best_model_at_end=true",
+            "trainer.metric_for_best_model=accuracy",
+        )
+    )
+    assert capsys.readouterr().out.count("eval_accuracy") == 4
+    sparsity = read_record(tmp_path)["model"]["sparsity"]["encoder"]
+    assert sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.learning_rat=1"], "trainer has no key 'learning_rat'; did you mean 'learning_"),
+        (["trainer.output_dir=x"], r"trainer\.output_dir cannot be set"),
+        (["trainer.eval_strategy=often"], "trainer: often is not a valid IntervalStrategy"),
+        (
+            ["sparsity=prune80"],
+            r"ends at sparsity\.end_epoch=1\.5, but training ends after 1 epoch",
+        ),
+        (["depth=layers9"], "keeps 9 layers, but the model has only 2"),
+        (["task.max_length=500"], r"task\.max_length must be at most 128"),
+        ([*PRUNED, "sparsity.block_shape=[1,5]"], "must divide every pruned weight"),
+        (
+            ["task=squad", "task.data_dir=.", "trainer.eval_strategy=epoch"],
+            "trainer: You have set `args.eval_strategy`",
+        ),
+    ],
+)
+def test_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    squad = {"data": [{"paragraphs": [{"context": "so", "qas": []}]}]}
+    answer = {"text": "so", "answer_start": 0}
+    squad["data"][0]["paragraphs"][0]["qas"] = [{"id": "1", "question": "?", "answers": [answer]}]
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
+        (tmp_path / name).write_text(json.dumps(squad))
+    config = configure(tmp_path / "run", "task.max_length=32", "task.doc_stride=8", *overrides)
+    config.task.data_dir = config.task.data_dir and str(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        train(config)
+
+
+def test_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the disk is full"), explain_full_disk(tmp_path):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="denied"), explain_full_disk(tmp_path):
+        raise PermissionError(13, "denied")

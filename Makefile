@@ -47,6 +47,31 @@ format: setup ## rewrite the Python files in the one format
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+# AddressSanitizer must be the first library of the process; it keeps a second build apart from ours.
+SANITIZED := build/sanitize
+SANITIZERS := -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+WITH_SANITIZERS := PYTHONPATH=$(SANITIZED)/lib LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+
+$(SANITIZED)/built: $(SOURCES) setup.py tests/native/kernel_test.c
+	mkdir -p $(SANITIZED)
+	gcc $(SANITIZERS) -fno-math-errno -fno-trapping-math -Icython_kernels tests/native/kernel_test.c \
+	  -o $(SANITIZED)/kernel_test -lm
+	TOOLKIT_SANITIZE=1 $(BIN)/python setup.py -q build_ext --force --build-temp $(SANITIZED) --build-lib $(SANITIZED)/lib
+	ln -sf $(CURDIR)/cython_kernels/*.py $(SANITIZED)/lib/cython_kernels/
+	touch $@
+
+sanitize: setup $(SANITIZED)/built ## kernel and engine tests under the address and undefined-behaviour sanitizers
+	$(SANITIZED)/kernel_test
+	$(WITH_SANITIZERS) $(BIN)/pytest tests/kernels tests/unit/test_engine.py $(PYTEST)
+
+SECONDS := 60
+fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for SECONDS each, under the sanitizers
+	$(BIN)/toolkit export output_dir=$(SANITIZED)/export model.config.hidden_size=32 \
+	  model.config.num_hidden_layers=1 model.config.intermediate_size=64
+	$(WITH_SANITIZERS) $(BIN)/python -P tests/kernels/fuzz_packing.py $(SECONDS)
+	$(WITH_SANITIZERS) $(BIN)/python -P tests/unit/fuzz_graph.py $(SANITIZED)/export/model.onnx $(SECONDS)
+
 DEMO := outputs/demo
 demo: setup ## train, compress, export, measure and report in a few minutes; needs no download
 	rm -rf $(DEMO)
@@ -63,4 +88,4 @@ clean: ## remove what was built and measured, .venv included
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test check lint types format demo clean
+.PHONY: help setup test check lint types format sanitize fuzz demo clean

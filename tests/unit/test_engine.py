@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cython_kernels import _kernels, reference
 from toolkit.engine import engine as engine_module
 from toolkit.engine import packing
 from toolkit.engine.engine import Engine, find_isa
-from toolkit.engine.plan import Plan
+from toolkit.engine.plan import Linear, Plan
 from toolkit.errors import InputError
 
 Array = NDArray[Any]
@@ -148,6 +149,29 @@ def test_arrays_of_any_layout() -> None:
         for name, array in inputs.items()
     }
     np.testing.assert_array_equal(engine.run(inputs)["hidden"], engine.run(strided)["hidden"])
+
+
+def test_weights_may_lie_at_any_byte() -> None:
+    """As in an ONNX file; the sanitizers see that no float is read from there."""
+
+    def shifted(linear: Linear) -> Linear:
+        rows, columns = linear.weight.shape
+        memory = np.empty(linear.weight.nbytes + 1, np.uint8)
+        weight = memory[1:].view(np.float32).reshape(columns, rows).T
+        weight[...] = linear.weight
+        assert not weight.flags.aligned
+        return replace(linear, weight=weight)
+
+    plan, inputs = make_plan(), make_inputs(make_plan(), mask_of("full", 2, 9, seed=0))
+    names = ("query", "key", "value", "attention_output", "intermediate", "output")
+    layers = [
+        replace(layer, **{name: shifted(getattr(layer, name)) for name in names})
+        for layer in plan.layers
+    ]
+    heads = {key: shifted(linear) for key, linear in plan.linears.items()}
+    engine = Engine(replace(plan, layers=layers, linears=heads), 1, REASON, ISAS[0])
+    for name, value in make_engine(1).run(inputs).items():
+        np.testing.assert_array_equal(engine.run(inputs)[name], value)
 
 
 def test_no_texts_give_no_outputs() -> None:

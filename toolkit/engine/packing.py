@@ -41,12 +41,13 @@ def pack_linear(
     """Pack one weight for small and for large calls (one object where the same form serves both).
 
     Args:
-        weight: (N, K) float32, any strides.
+        weight: (N, K) float32, any strides, at any address (a view of a file).
         bias: (N,) float32.
         isa: One of `available_isas()`.
         is_residual: Its sums start from a residual, not from the bias.
         can_generate: Generated code may be used for large calls.
     """
+    weight = np.require(weight, requirements=["ALIGNED"])  # C may not read a float elsewhere
     found = density(weight)
     can_generate = can_generate and found >= TABLE_BELOW
     limit = DENSE_ABOVE_GENERATED if can_generate else DENSE_ABOVE_TABLE

@@ -42,7 +42,6 @@ PLANS: dict[str, dict[str, Any]] = {
     "distilbert": {"num_types": 0, "inputs": ("input_ids", "attention_mask")},
     "no_mask": {"inputs": ("input_ids",), "num_types": 0},
     "classifier": {"first_token_only": True},
-    "no_layers": {"num_layers": 0},
 }  # fmt: skip
 
 
@@ -428,6 +427,11 @@ def test_texts_longer_than_the_model_are_refused(name: str, longest: int) -> Non
     longer = {key: np.pad(array, ((0, 0), (0, 1)), mode="edge") for key, array in inputs.items()}
     with pytest.raises(ValueError, match=r"text of row 0 is too long: .* the model has 130"):
         engine.run(longer)
+
+
+def test_a_plan_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one layer"):
+        make_engine(num_layers=0)
 
 
 def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:

@@ -118,10 +118,16 @@ cdef class Encoder:
         e.word, e.position, e.type = address(word), address(embeddings["position"]), address(embeddings["token_type"])
         self.num_positions = embeddings["position"].shape[0]
         self.num_types = 0 if embeddings["token_type"] is None else embeddings["token_type"].shape[0]
-        e.norm = norm(embeddings["norm"])
+        for name in ("position", "token_type"):
+            if embeddings[name] is not None and embeddings[name].shape[1] != e.features:
+                raise ValueError(f"{name} embeddings must be {e.features} wide, as those of words; "
+                                 f"got {embeddings[name].shape[1]}")
+        e.norm = norm(embeddings["norm"], e.features)
         self.hidden = e.features
         cdef PackedLinear projection = embeddings["projection"]
         if projection is not None:
+            if projection.k != e.features:
+                raise ValueError(f"the projection must take {e.features} features; got {projection.k}")
             e.projection = projection.linear
             self.hidden = projection.rows
         cdef int i, choice
@@ -135,19 +141,25 @@ cdef class Encoder:
         cdef PackedLinear intermediate = parts["intermediate"][choice], output = parts["output"][choice]
         layer.qkv, layer.attention_output = qkv.linear, attention_output.linear
         layer.intermediate, layer.output = intermediate.linear, output.linear
-        layer.attention_norm, layer.output_norm = norm(parts["attention_norm"]), norm(parts["output_norm"])
+        layer.attention_norm = norm(parts["attention_norm"], self.hidden)
+        layer.output_norm = norm(parts["output_norm"], self.hidden)
         layer.num_heads = parts["num_heads"]
-        layer.head_size = qkv.rows // 3 // layer.num_heads
+        if layer.num_heads < 1 or self.hidden % layer.num_heads:
+            raise ValueError(f"num_heads must divide {self.hidden} features; got {layer.num_heads}")
+        layer.head_size = self.hidden // layer.num_heads
         if parts["activation"] == "gelu":
             layer.activation = self.kernels.gelu
         elif parts["activation"] == "gelu_tanh":
             layer.activation = self.kernels.gelu_tanh
         else:
             layer.activation = self.kernels.relu
+        if (qkv.rows != 3 * self.hidden or output.k != intermediate.rows
+                or not (qkv.k == attention_output.k == intermediate.k == self.hidden)
+                or not (attention_output.rows == output.rows == self.hidden)):
+            raise ValueError(f"the weights of a layer must take and give {self.hidden} features")
         # a chunk of the feed-forward layer is one k-block of `output` and must be whole panels of `intermediate`
-        assert output.linear.num_kblocks == 1 or output.kblock % intermediate.panel_rows == 0
-        assert attention_output.k * 3 == qkv.rows and output.k == intermediate.rows
-        assert qkv.k == attention_output.rows == output.rows == intermediate.k == self.hidden
+        if output.linear.num_kblocks > 1 and output.kblock % intermediate.panel_rows:
+            raise ValueError("a k-block of output must be whole panels of intermediate")
         self.qkv_rows = max(self.qkv_rows, qkv.rows)
         self.inner_rows = max(self.inner_rows, intermediate.rows)
         return 0
@@ -284,9 +296,11 @@ cdef const float *address(array) except? NULL:
     return &view[0, 0]
 
 
-cdef norm_t norm(parts) except *:
+cdef norm_t norm(parts, int features) except *:
     cdef norm_t n
     cdef const float[::1] gamma = parts.gamma, beta = parts.beta
+    if gamma.shape[0] != features or beta.shape[0] != features:
+        raise ValueError(f"gamma and beta must have {features} elements; got {gamma.shape[0]}, {beta.shape[0]}")
     n.gamma, n.beta, n.epsilon = &gamma[0], &beta[0], parts.epsilon
     return n
 

@@ -21,7 +21,7 @@ from cython_kernels import _kernels, reference
 from toolkit.engine import engine as engine_module
 from toolkit.engine import packing
 from toolkit.engine.engine import Engine, find_isa
-from toolkit.engine.plan import Linear, Plan
+from toolkit.engine.plan import LayerNorm, Linear, Plan
 from toolkit.errors import InputError
 
 Array = NDArray[Any]
@@ -427,6 +427,38 @@ def test_texts_longer_than_the_model_are_refused(name: str, longest: int) -> Non
     longer = {key: np.pad(array, ((0, 0), (0, 1)), mode="edge") for key, array in inputs.items()}
     with pytest.raises(ValueError, match=r"text of row 0 is too long: .* the model has 130"):
         engine.run(longer)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ({"heads": 0}, "num_heads must divide 96 features; got 0"),
+        ({"heads": 5}, "num_heads must divide 96 features; got 5"),
+        ({"norm": 95}, "gamma and beta must have 96 elements; got 95, 95"),
+        ({"position": 97}, "position embeddings must be 96 wide, as those of words; got 97"),
+        ({"token_type": 1}, "token_type embeddings must be 96 wide, as those of words; got 1"),
+        ({"query": (64, 96)}, "the weights of a layer must take and give 96 features"),
+        ({"output": (96, 100)}, "the weights of a layer must take and give 96 features"),
+        ({"attention_output": (96, 64)}, "the weights of a layer must take and give 96 features"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, Any], sentence: str) -> None:
+    """Whatever a file says, no pointer leaves its array."""
+    plan = make_plan(num_layers=1)
+    changes: dict[str, Any] = {}
+    for name, size in sizes.items():
+        if name == "heads":
+            changes["num_heads"] = size
+        elif name == "norm":
+            changes["output_norm"] = LayerNorm(*np.ones((2, size), np.float32), 1e-5)
+        elif name in ("position", "token_type"):
+            table = np.zeros((130, size), np.float32)
+            plan = replace(plan, embeddings=replace(plan.embeddings, **{name: table}))
+        else:
+            changes[name] = Linear(name, np.zeros(size, np.float32), np.zeros(size[0], np.float32))
+    plan.layers[0] = replace(plan.layers[0], **changes)
+    with pytest.raises(ValueError, match=sentence):
+        Engine(plan, 1, REASON, ISAS[0])
 
 
 def test_a_plan_without_layers_is_refused() -> None:

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from graphs import Case, make_model
+from transformers import BertForQuestionAnswering
 
+from toolkit.engine.graph import read_graph
 from toolkit.record import read_record, write_record
 
 LAYERS = ["depth.keep=[0,1]", "sparsity=prune80", "export.num_parity_examples=3"]
@@ -43,6 +46,31 @@ def test_an_export_holds_all_that_is_needed_to_run_it(what_if: tuple[Path, str])
     assert record["model"]["layers"] == 2
     assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=1e-3)
     assert record["size_bytes"]["onnx"] == (folder / "model.onnx").stat().st_size
+
+
+def test_a_what_if_model_is_dropped_pruned_and_has_its_checkpoint(
+    what_if: tuple[Path, str],
+) -> None:
+    folder = what_if[0]
+    facts = json.loads((folder / "export.json").read_text())
+    assert facts["checkpoint"] == "checkpoint"
+    model = BertForQuestionAnswering.from_pretrained(folder / "checkpoint")
+    plan = read_graph(folder / "model.onnx")
+    assert len(plan.layers) == model.config.num_hidden_layers == 2
+    weight = plan.layers[1].intermediate.weight
+    expected = model.bert.encoder.layer[1].intermediate.dense.weight
+    np.testing.assert_array_equal(weight, expected.detach())
+    assert np.count_nonzero(weight) == round(0.2 * weight.size)
+
+
+def test_an_export_tells_nothing_of_the_machine_it_was_made_on(
+    what_if: tuple[Path, str],
+) -> None:
+    content = (what_if[0] / "model.onnx").read_bytes()
+    assert str(what_if[0].parent).encode() not in content
+    assert b".py" not in content
+    graph = onnx.load(what_if[0] / "model.onnx").graph
+    assert not any(node.metadata_props or node.doc_string for node in graph.node)
 
 
 def test_batch_and_length_are_dynamic(what_if: tuple[Path, str]) -> None:

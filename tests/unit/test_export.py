@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from graphs import Case, make_model
@@ -100,33 +99,6 @@ def test_a_stock_checkpoint_is_exported_beside_itself(
     assert plan.inputs == ["input_ids", "attention_mask"] + (
         ["token_type_ids"] if case.family == "electra" else []
     )
-
-
-def test_what_if_drops_and_prunes_and_keeps_its_checkpoint(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "out"
-    config = root_of(
-        None,
-        folder,
-        depth=DepthConfig(name="layers2", num_layers=2, keep=None),
-        sparsity=sparsity_config(0.75),
-    )
-    exporting.export(config)
-    facts = json.loads((folder / "export.json").read_text())
-    assert facts["checkpoint"] == "checkpoint"
-    assert facts["parity"]["texts"] == "4 texts of task=demo"
-    model = exporting.load_checkpoint(folder / "checkpoint")
-    assert type(model).__name__ == "BertForQuestionAnswering"
-    plan = read_graph(folder / "model.onnx")
-    assert len(plan.layers) == model.config.num_hidden_layers == 2
-    weight = plan.layers[1].intermediate.weight
-    expected = model.base_model.encoder.layer[1].intermediate.dense.weight
-    np.testing.assert_array_equal(weight, expected.detach())
-    assert np.count_nonzero(weight) == weight.size // 4
-    content = (folder / "model.onnx").read_bytes()
-    assert str(tmp_path).encode() not in content
-    assert b".py" not in content
-    graph = onnx.load(folder / "model.onnx").graph
-    assert not any(node.metadata_props or node.doc_string for node in graph.node)
 
 
 @pytest.mark.parametrize("engine", ["sparse", "onnxruntime"])

@@ -18,7 +18,8 @@ Float32 = NDArray[np.float32]
 class Linear:
     """`y = weight @ x + bias`; weight (n, k) as in torch, bias (n,).
 
-    `weight` may be the transposed view of a C-contiguous (k, n) array; `bias` is zeros where the
+    `weight` may be the transposed view of a (k, n) array in the mapped file, and then need not be
+    aligned to 4 bytes; `np.ascontiguousarray` gives an aligned copy. `bias` is zeros where the
     graph has none.
     """
 

@@ -167,7 +167,7 @@ static void check_gemm(const block_t *block, const float *w, int tiles, int star
 }
 
 static void test_gemm(void) {
-    const int ks[] = {1, 7, 256, 300}, tile_counts[] = {1, 2, 3, 5};
+    const int ks[] = {1, 7, 256, 300, 1000}, tile_counts[] = {1, 2, 3, 5};
     const int rows[] = {1, 3, 4, 5, table->dense_rows, table->dense_rows + 1, 2 * table->dense_rows - 1, 31, 61};
     const double densities[] = {0.0, 0.1, 0.5, 1.0};
     for (int n = 0; n < LENGTH(rows); n++)

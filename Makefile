@@ -81,7 +81,6 @@ demo: setup ## train, compress, export, measure and report in a few minutes; nee
 	$(BIN)/toolkit bench model=bert_base depth=layers6 sparsity=prune90 against=[onnxruntime] \
 	  output_dir=$(DEMO)/bert_base
 	$(BIN)/toolkit report $(DEMO) output_dir=$(DEMO)/report
-	@echo 'picture: $(DEMO)/report/pareto.png   report: $(DEMO)/report/report.html'
 
 clean: ## remove what was built and measured, .venv included
 	rm -rf $(VENV) build dist *.egg-info outputs multirun cython_kernels/*.so cython_kernels/*.c

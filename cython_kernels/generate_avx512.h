@@ -6,6 +6,10 @@
  * with the weights as one sequential stream; store. All hot displacements fit the 8-bit compressed form, 7 bytes
  * per instruction. Encodings: Intel SDM volume 2, section 2.7 (EVEX).
  *
+ * A block is larger than the nearest caches and is used for some tiles only: waiting for its code and weights would
+ * cost as much as a handful of tiles. So every block, while it runs, prefetches the next one, a line now and then
+ * between its own instructions (in one burst per tile the prefetches would queue up before the loads).
+ *
  * Included by isa_avx512.h inside its target region. */
 
 #define GROUP_ROWS 30     /* zmm0 … zmm29 accumulate, zmm31 holds x */
@@ -14,13 +18,17 @@
 #define WEIGHT_BIAS 128   /* likewise, in weights */
 #define GENERATED_MAX_K 1024 /* four x pointers of 256 rows each */
 
-/* The generated function. x and weights point X_BIAS rows and WEIGHT_BIAS floats ahead; start is the bias (one
- * float per row) or a tile to accumulate on, whichever the block was generated for. */
-typedef void (*generated_fn)(const float *x, float *y, const float *start, const float *weights);
+#define FMAS_PER_PREFETCH 64 /* 12 to 14 bytes per nonzero: after 14 tiles the next block is there */
 
-enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10 };
-enum { Y_POINTER = RSI, START_POINTER = RDX, WEIGHT_POINTER = RCX };
-static const int X_POINTERS[] = {RDI, R8, R9, R10}; /* each serves 256 rows of x */
+/* The generated function. x and weights point X_BIAS rows and WEIGHT_BIAS floats ahead; start is the bias (one
+ * float per row) or a tile to accumulate on, whichever the block was generated for; one line per FMAS_PER_PREFETCH
+ * nonzeros is prefetched from `prefetch` on. */
+typedef void (*generated_fn)(const float *x, float *y, const float *start, const float *weights,
+                             const char *prefetch);
+
+enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
+enum { Y_POINTER = RSI, START_POINTER = RDX, WEIGHT_POINTER = RCX, PREFETCH_POINTER = R8 };
+static const int X_POINTERS[] = {RDI, R9, R10, R11}; /* each serves 256 rows of x */
 
 /* One EVEX.512.W0 instruction: opcode reg, vector, [base + displacement]; `scale` is what the compressed
  * displacement counts in (64 for a whole register, 4 for a broadcast element). */
@@ -56,11 +64,18 @@ static uint8_t *emit_fma(uint8_t *p, int acc, int x, int base, int32_t displacem
     return emit_evex(p, 2, 1, 0xb8, acc, x, 1, base, displacement, 4);
 }
 
-/* An upper bound of what generate() writes for a block of these sizes. */
+static uint8_t *emit_prefetch(uint8_t *p, int32_t displacement) { /* prefetcht1 [r8 + displacement] */
+    const uint8_t opcode[] = {0x41, 0x0f, 0x18, 0x90};
+    memcpy(p, opcode, sizeof opcode);
+    memcpy(p + sizeof opcode, &displacement, 4);
+    return p + sizeof opcode + 4;
+}
+
+/* An upper bound of the code that generate() writes for a block of these sizes. */
 static size_t generated_bound(int rows, int k, size_t nonzeros) {
     const size_t groups = (size_t)(rows + GROUP_ROWS - 1) / GROUP_ROWS;
     const size_t columns = nonzeros < groups * k ? nonzeros : groups * (size_t)k;
-    return 7 * (nonzeros + nonzeros / 256 + columns) + 22 * (size_t)rows + 64;
+    return 7 * (nonzeros + nonzeros / 256 + columns) + 8 * (nonzeros / FMAS_PER_PREFETCH + 1) + 22 * (size_t)rows + 64;
 }
 
 /* Generate one block from `weight` [k][rows] (row-major, `stride` floats between columns); write its nonzeros to
@@ -69,8 +84,8 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
                          int starts_from_bias) {
     size_t count = 0;
     const uint8_t add_weights[] = {0x48, 0x81, 0xc1, 0x00, 0x04, 0x00, 0x00}; /* add rcx, 256 * 4 */
-    for (int i = 1; i * 256 < k; i++) { /* lea r8 + i - 1, [rdi + i * 256 * 64] */
-        const uint8_t lea[] = {0x4c, 0x8d, (uint8_t)(0x87 + (i - 1) * 8), 0, (uint8_t)(i * 64), 0, 0};
+    for (int i = 1; i * 256 < k; i++) { /* lea r9 + i - 1, [rdi + i * 256 * 64] */
+        const uint8_t lea[] = {0x4c, 0x8d, (uint8_t)(0x8f + (i - 1) * 8), 0, (uint8_t)(i * 64), 0, 0};
         memcpy(p, lea, sizeof lea);
         p += sizeof lea;
     }
@@ -92,6 +107,7 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
                     memcpy(p, add_weights, sizeof add_weights);
                     p += sizeof add_weights;
                 }
+                if (count % FMAS_PER_PREFETCH == 0) p = emit_prefetch(p, (int32_t)(count / FMAS_PER_PREFETCH) * 64);
                 p = emit_fma(p, r, X_REGISTER, WEIGHT_POINTER, ((int32_t)(count % 256) - WEIGHT_BIAS) * 4);
                 stream[count++] = column[r];
             }
@@ -102,21 +118,16 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
     return p;
 }
 
-/* Run a generated block; meanwhile bring the next block's code and weights a little closer with every tile. */
 static void generated_avx512(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
                              ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles) {
     const generated_fn code = (generated_fn)(uintptr_t)block->code;
-    const block_t *next = block->next;
-    const size_t code_slice = next ? next->code_bytes / (size_t)tiles + 64 : 0;
-    const size_t value_slice = next ? next->stream_bytes / (size_t)tiles + 64 : 0;
-    for (int tile = 0; tile < tiles; tile++) {
-        if (next) {
-            const char *c = (const char *)next->code + tile * code_slice;
-            for (size_t i = 0; i < code_slice; i += 64) _mm_prefetch(c + i, _MM_HINT_T1);
-            const char *v = (const char *)next->values + tile * value_slice;
-            for (size_t i = 0; i < value_slice; i += 64) _mm_prefetch(v + i, _MM_HINT_T1);
-        }
+    const size_t step = (block->num_values / FMAS_PER_PREFETCH + 1) * 64;
+    const size_t end = block->next ? block->next->memory_bytes : 0;
+    size_t at = 0;
+    for (int tile = 0; tile < tiles; tile++, at += step) {
+        /* when the next block is there, touching one's own memory again costs nothing */
+        const char *prefetch = at < end ? (const char *)block->next->memory + at : (const char *)block->memory;
         code(x + tile * x_stride + X_BIAS * TILE, y + tile * y_stride, init ? init + tile * init_stride : bias,
-             block->values + WEIGHT_BIAS);
+             block->values + WEIGHT_BIAS, prefetch);
     }
 }

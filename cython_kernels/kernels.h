@@ -46,10 +46,11 @@ typedef struct block {
     const uint16_t *offsets;
     const uint16_t *row_numbers;
     const run_t *runs;
-    const void *code;          /* generated form: the machine code; values is its weight stream */
-    const struct block *next;  /* what runs after this block where one thread runs them all, or NULL: prefetched */
-    size_t stream_bytes;       /* of values */
-    size_t code_bytes;
+    const void *code;         /* generated form: the machine code; values is its weight stream */
+    const struct block *next; /* what runs after this block where one thread runs them all, or NULL: prefetched */
+    const void *memory;       /* the bytes to prefetch: weights, and code right behind them */
+    size_t memory_bytes;
+    size_t num_values;
     int32_t num_runs;
     int32_t first_row;
     int32_t rows;

@@ -27,8 +27,9 @@ cdef extern from "kernels.h" nogil:
         const run_t *runs
         const void *code
         const block_t *next
-        size_t stream_bytes
-        size_t code_bytes
+        const void *memory
+        size_t memory_bytes
+        size_t num_values
         int32_t num_runs
         int32_t first_row
         int32_t rows

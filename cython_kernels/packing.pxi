@@ -4,7 +4,7 @@ FORMS = ("table", "dense", "generated")
 
 # One row of PackedLinear.blocks
 BLOCK_FIELDS = ("first_row", "rows", "first_k", "k", "value", "row_number", "run", "num_runs", "num_values",
-                "code", "code_bytes")
+                "code", "memory_bytes")
 
 
 cdef extern from *:
@@ -110,7 +110,7 @@ cdef class PackedLinear:
             else:
                 measure_generated(&blocks[b, 0], &counts[b % kblocks, 0])
             values += (blocks[b, 8] + 15) // 16 * 16 # 64-byte alignment of every stream
-        self.values = allocate(values, np.float32)
+        self.values = allocate(values if form != "generated" else 0, np.float32)
         self.offsets = allocate(values if form == "table" else 0, np.uint16)
         self.row_numbers = allocate(rows, np.uint16)
         self.runs = allocate(2 * runs, np.uint32)
@@ -123,15 +123,15 @@ cdef class PackedLinear:
         return self
 
     cdef int generate_code(self, const float[:, :] weight) except -1:
-        """Write code and weight streams of all blocks, then seal the code."""
+        """Write every block's weights and the code behind them, then seal the memory."""
         cdef int64_t[:, ::1] blocks = self.blocks
-        cdef float *values = <float *><uintptr_t>self.values.ctypes.data # may be empty
         cdef float[::1] scratch = np.empty(self.kblock * self.panel_rows, np.float32)
-        cdef size_t bound = 0
+        cdef size_t bound = 0, value_bytes
         cdef Py_ssize_t b
         cdef uint8_t *at
         for b in range(blocks.shape[0]):
-            bound += generated_bound(<int>blocks[b, 1], <int>blocks[b, 3], blocks[b, 8]) + 64
+            bound += lines(blocks[b, 8] * 4) + lines(generated_bound(<int>blocks[b, 1], <int>blocks[b, 3],
+                                                                     blocks[b, 8]))
         self.code_size = (bound + 4095) // 4096 * 4096
         self.code = <uint8_t *>code_reserve(self.code_size)
         if self.code == NULL:
@@ -139,12 +139,14 @@ cdef class PackedLinear:
         at = self.code
         with nogil:
             for b in range(blocks.shape[0]):
-                blocks[b, 9] = at - self.code
+                value_bytes = lines(blocks[b, 8] * 4)
                 copy_columns(weight, &blocks[b, 0], &scratch[0])
-                at = generate(at, values + blocks[b, 4], &scratch[0], blocks[b, 1], <int>blocks[b, 1],
+                blocks[b, 4] = (at - self.code) // 4
+                blocks[b, 9] = at - self.code + value_bytes
+                at = generate(at + value_bytes, <float *>at, &scratch[0], blocks[b, 1], <int>blocks[b, 1],
                               <int>blocks[b, 3], blocks[b, 2] == 0 and not self.is_residual)
-                blocks[b, 10] = at - self.code - blocks[b, 9]
-                at = self.code + (at - self.code + 63) // 64 * 64
+                at = self.code + lines(at - self.code)
+                blocks[b, 10] = (at - self.code) - blocks[b, 4] * 4
         if code_seal(self.code, self.code_size):
             raise OSError("this system forbids executable memory (mprotect failed)")
         return 0
@@ -175,6 +177,8 @@ cdef class PackedLinear:
         if self.table == NULL:
             raise MemoryError
         cdef const float *values = <const float *><uintptr_t>self.values.ctypes.data
+        if self.form == "generated":
+            values = <const float *>self.code
         cdef const uint16_t *offsets = <const uint16_t *><uintptr_t>self.offsets.ctypes.data
         cdef const uint16_t *rows = <const uint16_t *><uintptr_t>self.row_numbers.ctypes.data
         cdef const run_t *runs = <const run_t *><uintptr_t>self.runs.ctypes.data
@@ -187,7 +191,8 @@ cdef class PackedLinear:
             block.row_numbers = rows + blocks[b, 5]
             block.runs = runs + blocks[b, 6]
             block.num_runs = <int32_t>blocks[b, 7]
-            block.stream_bytes = blocks[b, 8] * 4
+            block.num_values = blocks[b, 8]
+            block.memory, block.memory_bytes = block.values, block.num_values * 4
             block.next = NULL
             if self.form == "dense":
                 block.run = kernels.dense
@@ -195,7 +200,7 @@ cdef class PackedLinear:
                 block.run = kernels.table
             else:
                 block.run = kernels.generated
-                block.code, block.code_bytes = self.code + blocks[b, 9], blocks[b, 10]
+                block.code, block.memory_bytes = self.code + blocks[b, 9], blocks[b, 10]
         self.linear.blocks = self.table
         self.linear.bias = <const float *><uintptr_t>self.bias.ctypes.data
         self.linear.rows, self.linear.k = self.rows, self.k
@@ -275,6 +280,11 @@ cdef int fill(const float[:, :] weight, bint is_dense, int group, int64_t[:, ::1
                 fill_table(weight, &blocks[b, 0], &counts[b % counts.shape[0], 0], order, values, offsets,
                            row_numbers, runs)
     return 0
+
+
+cdef size_t lines(size_t size) noexcept nogil:
+    """`size` rounded up to whole cache lines."""
+    return (size + 63) // 64 * 64
 
 
 cdef void copy_columns(const float[:, :] weight, const int64_t *block, float *columns) noexcept nogil:

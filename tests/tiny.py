@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, TrainingArguments
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from toolkit.config import SparsityConfig
 from toolkit.task import collate

@@ -1,5 +1,6 @@
 """Which layers stay, and that what is left is an ordinary model."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_published_lists() -> None:
 def test_spacing_is_even(layers: tuple[int, int]) -> None:
     n, k = layers
     keep = kept_layers(n, depth(k))
-    gaps = [after - before for before, after in zip(keep, keep[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(keep)]
     assert (len(keep), keep[0], keep[-1]) == (k, 0, n - 1)
     assert min(gaps) >= 1
     assert max(gaps) - min(gaps) <= 2  # the last may be one longer than the longest other

@@ -15,11 +15,11 @@ cdef extern from "threads.h" nogil:
 
 ctypedef void (*activation_fn)(float *x, size_t count) noexcept nogil
 
-# What `Encoder.run(profile=True)` times, in the order a layer runs them.
-STEPS = ("embeddings", "qkv", "attention", "attention_output", "attention_norm", "intermediate", "activation",
+# What `Encoder.run(profile=True)` times, in the order a layer runs them; `intermediate` with its activation.
+STEPS = ("embeddings", "qkv", "attention", "attention_output", "attention_norm", "intermediate",
          "output", "output_norm", "scatter")
 cdef enum:
-    EMBEDDINGS, QKV, ATTENTION, ATTENTION_OUTPUT, ATTENTION_NORM, INTERMEDIATE, ACTIVATION, OUTPUT, OUTPUT_NORM, SCATTER
+    EMBEDDINGS, QKV, ATTENTION, ATTENTION_OUTPUT, ATTENTION_NORM, INTERMEDIATE, OUTPUT, OUTPUT_NORM, SCATTER
     NUM_STEPS
 
 cdef struct norm_t:
@@ -44,20 +44,20 @@ cdef struct embeddings_t:
     const float *type
     int features
     norm_t norm
-    linear_t projection # rows == 0: none
+    linear_t projection  # rows == 0: none
 
 # Texts that one team takes through the encoder together, each on whole tiles of its own.
 cdef struct group_t:
     int num_texts
     int num_tiles
     int *first_tile  # per text
-    int *tiles       # per text
-    int *keys        # per text: its first `keys` lanes are attended to
-    int32_t *ids     # per lane; -1 where there is no token
+    int *tiles  # per text
+    int *keys  # per text: its first `keys` lanes are attended to
+    int32_t *ids  # per lane; -1 where there is no token
     int32_t *positions
     int32_t *types
     int *first_lane  # per text: the lane of position 0 (only filled where nothing else is asked for)
-    float **rows     # per lane - or per text, if only position 0 is asked for: where its hidden state goes, or NULL
+    float **rows  # per lane - or per text, if only position 0 is asked for: where its hidden state goes, or NULL
 
 cdef struct workspace_t:
     float *memory
@@ -67,7 +67,7 @@ cdef struct workspace_t:
     float *context
     float *z
     float *inner
-    float *scores # per member
+    float *scores  # per member
 
 
 cdef class Encoder:
@@ -89,10 +89,10 @@ cdef class Encoder:
 
     cdef readonly str isa
     cdef readonly int num_threads, group_tiles, small_tiles, hidden, num_layers
-    cdef object owners # keeps every array alive that a pointer below refers to
+    cdef object owners  # keeps every array alive that a pointer below refers to
     cdef const kernels_t *kernels
     cdef embeddings_t embeddings
-    cdef layer_t *layers # for small calls, then for large ones
+    cdef layer_t *layers  # for small calls, then for large ones
     cdef int qkv_rows, inner_rows, vocabulary, num_positions, num_types
     cdef workspace_t *workspaces
 
@@ -174,7 +174,7 @@ cdef class Encoder:
 
     def run(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
             const int32_t[:, ::1] positions, bint first_token_only, bint profile=False):
-        """Return hidden states (B, T, H) float32, zero where `mask` is 0 — or (B, 1, H), of position 0.
+        """Return hidden states (B, T, H) float32, zero where `mask` is 0 but at position 0 — or (B, 1, H) of that one.
 
         With `profile`, return also seconds (num_layers, steps) summed over threads and the number of teams.
 
@@ -189,7 +189,7 @@ cdef class Encoder:
                                                               np.float32)
         if batch == 0 or length == 0:
             return hidden
-        schedule = Schedule(mask, self.num_threads, self.group_tiles, first_token_only)
+        schedule = Schedule(mask, self.num_threads, self.group_tiles)
         cdef const layer_t *layers = self.layers + (self.num_layers if schedule.tiles > self.small_tiles else 0)
         cdef list groups = schedule.groups
         cdef int num_groups = len(groups), teams = 1 if schedule.is_team else self.num_threads
@@ -363,7 +363,7 @@ cdef void run_group(Encoder self, const layer_t *layers, const group_t *g, works
         self.kernels.scatter(w.x + tile * <size_t>(self.hidden * TILE), self.hidden, g.rows + tile * TILE)
     seconds[SCATTER] += now_s() - start
     if team > 1:
-        team_barrier() # the workspace is the next group's
+        team_barrier()  # the workspace is the next group's
 
 
 cdef void embed_group(Encoder self, const group_t *g, workspace_t *w, int member, int team,
@@ -389,17 +389,13 @@ cdef void embed_group(Encoder self, const group_t *g, workspace_t *w, int member
 cdef void run_layer(Encoder self, const layer_t *layer, const group_t *g, workspace_t *w, int most_keys, int member,
                     int team, double *seconds, bint first_only) noexcept nogil:
     """x = layer(x); with `first_only` x then holds position 0 of each text, 16 texts to a tile."""
-    cdef const kernels_t *kernels = self.kernels
-    cdef int hidden = self.hidden, tiles = g.num_tiles, i, chunk, chunks, first_kb, last_kb
-    cdef ptrdiff_t stride = hidden * TILE, inner_stride
+    cdef int tiles = g.num_tiles
+    cdef ptrdiff_t stride = self.hidden * TILE
     cdef const float *context = w.context
     cdef const float *residual = w.x
-    cdef double t0 = now_s(), t1
-
+    cdef double start = now_s()
     project_group(layer, g, w, stride, member, team, first_only)
-    meet(team)
-    t1 = now_s(); seconds[QKV] += t1 - t0; t0 = t1
-
+    start = lap(&seconds[QKV], start, team)
     attend_group(self, layer, g, w, most_keys, member, team, first_only)
     meet(team)
     if first_only:
@@ -407,60 +403,65 @@ cdef void run_layer(Encoder self, const layer_t *layer, const group_t *g, worksp
         tiles = (g.num_texts + TILE - 1) // TILE
         context, residual = w.qkv, w.qkv + tiles * stride
         if member == 0:
-            select_first(g, w.context, hidden, w.qkv)
-            select_first(g, w.x, hidden, w.qkv + tiles * stride)
-        meet(team)
-    t1 = now_s(); seconds[ATTENTION] += t1 - t0; t0 = t1
-
+            select_first(g, w.context, self.hidden, w.qkv)
+            select_first(g, w.x, self.hidden, w.qkv + tiles * stride)
+    start = lap(&seconds[ATTENTION], start, team)
     # the residual is what the sum starts from; the bias joins in the norm
     apply_shared(&layer.attention_output, 0, layer.attention_output.num_panels, 0,
                  layer.attention_output.num_kblocks, context, stride, residual, stride, w.z, stride, tiles, member,
                  team, NULL)
-    meet(team)
-    t1 = now_s(); seconds[ATTENTION_OUTPUT] += t1 - t0; t0 = t1
+    start = lap(&seconds[ATTENTION_OUTPUT], start, team)
+    normalise(self, w.z, &layer.attention_output, &layer.attention_norm, tiles, member, team)
+    lap(&seconds[ATTENTION_NORM], start, team)
+    feed_forward(layer, w, stride, tiles, member, team, seconds)
+    start = now_s()
+    normalise(self, w.x, &layer.output, &layer.output_norm, tiles, member, team)
+    lap(&seconds[OUTPUT_NORM], start, team)
 
+
+cdef void feed_forward(const layer_t *layer, workspace_t *w, ptrdiff_t stride, int tiles, int member, int team,
+                       double *seconds) noexcept nogil:
+    """x = z + output(activation(intermediate(z))), less output's bias.
+
+    In chunks: some rows of the inner layer, activated, are at once a k-block of the output layer, and never leave
+    the cache. A team takes all chunks at once, which saves barriers where cache is no issue.
+    """
+    cdef const linear_t *output = &layer.output
+    cdef int first_kb = 0, last_kb
+    cdef ptrdiff_t inner_stride
+    cdef double start = now_s()
+    while first_kb < output.num_kblocks:
+        last_kb = first_kb + 1 if team == 1 else output.num_kblocks
+        inner_stride = (output.blocks[last_kb - 1].first_k + output.blocks[last_kb - 1].k
+                        - output.blocks[first_kb].first_k) * TILE
+        run_inner(layer, first_kb, last_kb, w, stride, inner_stride, tiles, member, team)
+        start = lap(&seconds[INTERMEDIATE], start, team)
+        apply_shared(output, 0, output.num_panels, first_kb, last_kb, w.inner, inner_stride, w.z, stride, w.x, stride,
+                     tiles, member, team, NULL)
+        start = lap(&seconds[OUTPUT], start, team)
+        first_kb = last_kb
+
+
+cdef void normalise(Encoder self, float *x, const linear_t *linear, const norm_t *norm, int tiles, int member,
+                    int team) noexcept nogil:
+    """x = LayerNorm(x + the linear layer's bias) on a member's share of the tiles."""
+    cdef int i
+    cdef float *tile
     for i in range(share(tiles, member, team), share(tiles, member + 1, team)):
-        kernels.layer_norm(w.z + i * stride, layer.attention_output.bias, layer.attention_norm.gamma,
-                           layer.attention_norm.beta, layer.attention_norm.epsilon, hidden, w.z + i * stride)
-    meet(team)
-    t1 = now_s(); seconds[ATTENTION_NORM] += t1 - t0; t0 = t1
-
-    # Feed-forward in chunks: some rows of the inner layer, activated, are at once a k-block of the output layer,
-    # and never leave the cache. A team takes all chunks at once, which saves barriers where cache is no issue.
-    chunks = layer.output.num_kblocks if team == 1 else 1
-    for chunk in range(chunks):
-        first_kb, last_kb = chunk, chunk + 1
-        if team > 1:
-            first_kb, last_kb = 0, layer.output.num_kblocks
-        inner_stride = (layer.output.blocks[last_kb - 1].first_k + layer.output.blocks[last_kb - 1].k
-                        - layer.output.blocks[first_kb].first_k) * TILE
-        run_inner(layer, first_kb, last_kb, w, stride, inner_stride, tiles, member, team, seconds)
-        t0 = now_s()
-        apply_shared(&layer.output, 0, layer.output.num_panels, first_kb, last_kb, w.inner, inner_stride, w.z, stride,
-                     w.x, stride, tiles, member, team, NULL)
-        meet(team)
-        t1 = now_s(); seconds[OUTPUT] += t1 - t0; t0 = t1
-
-    for i in range(share(tiles, member, team), share(tiles, member + 1, team)):
-        kernels.layer_norm(w.x + i * stride, layer.output.bias, layer.output_norm.gamma, layer.output_norm.beta,
-                           layer.output_norm.epsilon, hidden, w.x + i * stride)
-    meet(team)
-    seconds[OUTPUT_NORM] += now_s() - t0
+        tile = x + i * <ptrdiff_t>(self.hidden * TILE)
+        self.kernels.layer_norm(tile, linear.bias, norm.gamma, norm.beta, norm.epsilon, self.hidden, tile)
 
 
 cdef void run_inner(const layer_t *layer, int first_kb, int last_kb, workspace_t *w, ptrdiff_t stride,
-                    ptrdiff_t inner_stride, int tiles, int member, int team, double *seconds) noexcept nogil:
+                    ptrdiff_t inner_stride, int tiles, int member, int team) noexcept nogil:
     """inner = activation(intermediate(z)) for the rows that are k-blocks first_kb … last_kb - 1 of `output`."""
     cdef int first_row = layer.output.blocks[first_kb].first_k
     cdef int last_row = layer.output.blocks[last_kb - 1].first_k + layer.output.blocks[last_kb - 1].k
     cdef int panel_rows = layer.intermediate.blocks[0].rows
-    cdef double t0 = now_s(), t1
     # panels address rows of the whole inner layer: shift the buffer so that first_row is its start
     apply_shared(&layer.intermediate, first_row // panel_rows, (last_row + panel_rows - 1) // panel_rows, 0,
                  layer.intermediate.num_kblocks, w.z, stride, NULL, 0, w.inner - <ptrdiff_t>first_row * TILE,
                  inner_stride, tiles, member, team, layer.activation)
-    meet(team)
-    t1 = now_s(); seconds[INTERMEDIATE] += t1 - t0
 
 
 cdef void project_group(const layer_t *layer, const group_t *g, workspace_t *w, ptrdiff_t stride, int member, int team,
@@ -569,6 +570,15 @@ cdef int share(int total, int member, int team) noexcept nogil:
     return <int>(<int64_t>total * member // team)
 
 
+cdef double lap(double *seconds, double start, int team) noexcept nogil:
+    """End a step: wait for the team, add the time since `start`, return the time."""
+    cdef double now
+    meet(team)
+    now = now_s()
+    seconds[0] += now - start
+    return now
+
+
 cdef void meet(int team) noexcept nogil:
     if team > 1:
         team_barrier()
@@ -598,7 +608,7 @@ class Schedule:
     group); if that cannot be balanced, all threads share each group.
     """
 
-    def __init__(self, mask, int num_threads, int group_tiles, bint first_token_only):
+    def __init__(self, mask, int num_threads, int group_tiles):
         texts = []
         tokens_of = np.asarray(mask) != 0
         full = tokens_of.all(1)
@@ -606,8 +616,8 @@ class Schedule:
         for b in range(tokens_of.shape[0]):
             lanes = everything if full[b] else np.flatnonzero(tokens_of[b])
             keys = len(lanes)
-            if first_token_only and lanes[0] != 0:
-                lanes = np.append(lanes, 0) # position 0 asks, but is not attended to
+            if lanes[0] != 0:
+                lanes = np.append(lanes, 0)  # poolers read position 0 even where it is masked: it asks, unattended
             texts.append(((len(lanes) + TILE - 1) // TILE, b, lanes, keys))
         texts.sort(key=lambda text: -text[0])
         self.tiles = total = sum(text[0] for text in texts)

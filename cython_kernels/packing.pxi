@@ -109,7 +109,7 @@ cdef class PackedLinear:
                 runs += blocks[b, 7]
             else:
                 measure_generated(&blocks[b, 0], &counts[b % kblocks, 0])
-            values += (blocks[b, 8] + 15) // 16 * 16 # 64-byte alignment of every stream
+            values += (blocks[b, 8] + 15) // 16 * 16  # 64-byte alignment of every stream
         self.values = allocate(values if form != "generated" else 0, np.float32)
         self.offsets = allocate(values if form == "table" else 0, np.uint16)
         self.row_numbers = allocate(rows, np.uint16)
@@ -228,8 +228,8 @@ cdef class PackedLinear:
                 continue
             at = row = 0
             for run in range(block.num_runs):
-                for bundle in range(block.runs[run].bundles):
-                    for i in range(block.runs[run].count):
+                for bundle in range(<int64_t>block.runs[run].bundles):
+                    for i in range(<int>block.runs[run].count):
                         for j in range(BUNDLE):
                             if block.values[at] != 0.0:
                                 out[block.first_row + block.row_numbers[row + j],

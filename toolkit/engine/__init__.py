@@ -1,4 +1,4 @@
-"""The sparse engine: ONNX file → plan → packed weights → kernels. Imports neither torch nor transformers."""
+"""The engine: ONNX file → plan → packed weights → kernels. Needs neither torch nor transformers."""
 
 from toolkit.engine.engine import Engine
 

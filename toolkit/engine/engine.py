@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cython_kernels import _kernels
 from cython_kernels._kernels import Encoder, PackedLinear
 from numpy.typing import NDArray
 
+from cython_kernels import _kernels
 from toolkit.engine.graph import read_graph
 from toolkit.engine.packing import SMALL_TILES, pack_embeddings, pack_layer, pack_linear
 from toolkit.engine.plan import Plan
@@ -99,13 +99,17 @@ class Engine:
 
         Returns:
             The outputs by name, float32. Hidden states and per-token logits of masked positions
-            hold no information (a hidden state of zeros and what the head makes of it).
+            hold no information (a hidden state of zeros and what the head makes of it); position 0,
+            which poolers read, is computed even where it is masked.
 
         Raises:
             ValueError: An input is missing, unknown, of another type, shape or range.
         """
         ids, mask, types = self._check(inputs)
-        return self._call(lambda: self._run(ids, mask, types, inputs))
+        outputs: dict[str, NDArray[np.float32]] = self._call(
+            lambda: self._run(ids, mask, types, inputs)
+        )
+        return outputs
 
     def profile(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
         """Time every fused operation of one batch.
@@ -249,7 +253,8 @@ def positions_of(ids: NDArray[np.int32], padding_id: int | None) -> NDArray[np.i
         row = np.arange(ids.shape[1], dtype=np.int32)
         return np.ascontiguousarray(np.broadcast_to(row, ids.shape))
     real = (ids != padding_id).astype(np.int32)
-    return np.cumsum(real, 1, dtype=np.int32) * real + np.int32(padding_id)
+    positions: NDArray[np.int32] = np.cumsum(real, 1, dtype=np.int32) * real + np.int32(padding_id)
+    return positions
 
 
 def _as_int32(name: str, array: Array) -> NDArray[np.int32]:

@@ -51,7 +51,7 @@ format: setup ## rewrite the Python files in the one format
 SANITIZED := build/sanitize
 SANITIZERS := -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 WITH_SANITIZERS := PYTHONPATH=$(SANITIZED)/lib LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
-  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 
 $(SANITIZED)/built: $(SOURCES) setup.py tests/native/kernel_test.c
 	mkdir -p $(SANITIZED)

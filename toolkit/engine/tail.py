@@ -18,8 +18,8 @@ Array = NDArray[Any]
 Attributes = Mapping[str, Any]
 Operator = Callable[[list[Any], Attributes], Array | list[Array]]
 
-# A constant of a foreign file can ask for any size: 8 GiB of float32 is beyond every real head.
-MAX_ELEMENTS = 2**31
+# A constant of a foreign file can ask for any size: 1 GiB of float32 is beyond every real head.
+MAX_ELEMENTS = 2**28
 
 # ONNX TensorProto.DataType numbers.
 DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
@@ -56,6 +56,7 @@ def run_tail(
             KeyError,
             AttributeError,
             ArithmeticError,
+            MemoryError,
         ) as error:
             raise InputError(f"{describe(node)}: cannot be computed: {error}") from error
         known.update(zip(node.outputs, results, strict=False))
@@ -194,6 +195,8 @@ def _split(inputs: list[Any], attributes: Attributes) -> list[Array]:
     sizes = inputs[1] if len(inputs) > 1 else attributes.get("split")
     if sizes is None:  # equal parts, the last one smaller
         count = attributes["num_outputs"]
+        if not 1 <= count <= x.shape[axis]:
+            raise ValueError(f"{x.shape[axis]} elements do not make {count} parts")
         return np.split(x, np.arange(1, count) * -(-x.shape[axis] // count), axis)
     if int(np.sum(sizes)) != x.shape[axis]:
         raise ValueError(f"parts {list(sizes)} do not add up to {x.shape[axis]}")

@@ -502,7 +502,8 @@ def test_the_isa_asked_for_runs(isa: str) -> None:
 def test_explain_names_every_weight_and_why() -> None:
     plan, engine = make_plan(**PLANS["classifier"]), make_engine(**PLANS["classifier"])
     lines = engine.explain().splitlines()
-    assert lines[0] == f"isa {ISAS[0]}, 2 threads: {REASON}"
+    forms = "table, dense" if ISAS[0] != "avx512" else "generated, table, dense"
+    assert lines[0] == f"isa {ISAS[0]} ({forms}), 2 threads: {REASON}"
     for i, layer in enumerate(plan.layers):
         weight = layer.intermediate.weight
         line = next(line for line in lines if line.startswith(f"layer{i}.intermediate"))
@@ -537,3 +538,24 @@ def test_profile_times_every_operation() -> None:
 def _size(plan: Plan, i: int, step: str) -> int:
     layer = plan.layers[i]
     return 3 * layer.query.weight.size if step == "qkv" else int(getattr(layer, step).weight.size)
+
+
+@pytest.mark.skipif("avx512" not in ISAS, reason="only AVX-512 generates code")
+def test_no_executable_memory_means_the_table_form_and_a_warning() -> None:
+    script = """
+import ctypes, sys, warnings
+PR_SET_MDWE, REFUSE_EXEC_GAIN = 65, 1  # Linux 6.3
+if ctypes.CDLL(None).prctl(PR_SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0):
+    sys.exit(print("cannot forbid"))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from test_engine import make_engine, make_inputs, make_plan, mask_of
+    engine = make_engine(1)
+print(any("forbids executable memory" in str(w.message) for w in caught))
+print("generated" in engine.explain())
+print(engine.run(make_inputs(make_plan(), mask_of("right", 20, 30, 1)))["hidden"].any())
+"""
+    printed = run_script(script)
+    if printed == "cannot forbid\n":
+        pytest.skip("this kernel cannot forbid executable memory")
+    assert printed == "True\nFalse\nTrue\n"

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from cython_kernels import _kernels
 from toolkit.engine.graph import read_graph
-from toolkit.engine.packing import SMALL_TILES, pack_embeddings, pack_layer, pack_linear
+from toolkit.engine.packing import (
+    SMALL_TILES,
+    generates,
+    pack_embeddings,
+    pack_layer,
+    pack_linear,
+)
 from toolkit.engine.plan import Plan
 from toolkit.engine.tail import run_tail
 from toolkit.environment import affinity, decide_num_threads
@@ -45,7 +51,8 @@ class Engine:
         self.threads_reason = threads_reason
         self._padding_id = plan.embeddings.padding_id
         layers = []
-        can_generate = isa == "avx512"
+        can_generate = generates(isa)
+        self._forms = "generated, table, dense" if can_generate else "table, dense"
         for i in range(len(plan.layers)):
             layers.append(pack_layer(plan.layers[i], isa, can_generate))
             plan.layers[i] = None  # type: ignore[call-overload]  # its dense weights are not needed again
@@ -151,7 +158,7 @@ class Engine:
     def explain(self) -> str:
         """Describe, per layer, which kernel runs it, its density, its bytes, and why."""
         lines = [
-            f"isa {self.isa}, {self.num_threads} threads: {self.threads_reason}",
+            f"isa {self.isa} ({self._forms}), {self.num_threads} threads: {self.threads_reason}",
             f"{'layer':28} {'rows':>6} {'cols':>6} {'density':>8} {'MiB':>7}  kernel",
         ]
         for name, weight in self.weights():

@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import warnings
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,19 @@ def stack_qkv(layer: Layer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     weight[:rows] *= factor
     bias[:rows] *= factor
     return weight, bias
+
+
+def generates(isa: str) -> bool:
+    """Tell whether code can be generated for `isa` here; warn where the system forbids it."""
+    one = np.ones((1, 1), np.float32)
+    try:
+        PackedLinear.pack(one, one[0], "generated", isa, 1, 1)
+    except ValueError:  # this ISA has no such form
+        return False
+    except OSError as error:
+        warnings.warn(f"{error}: sparse layers run more slowly, in the table form", stacklevel=4)
+        return False
+    return True
 
 
 def pack_embeddings(embeddings: Embeddings, isa: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from toolkit import task as tasks
+from toolkit.bench import largest_difference
 from toolkit.config import ExportRoot, ModelConfig, TaskKind, Weights
 from toolkit.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.engine import Engine
@@ -290,28 +291,6 @@ def check_parity(
         "batches": [list(batch["input_ids"].shape) for batch in batches],
         "kernels": {name: _kernel(weight) for name, weight in engine.weights()},
     }
-
-
-def largest_difference(found: Batch, expected: Batch, mask: NDArray[Any]) -> float:
-    """Return the largest absolute difference of any output, padding left out.
-
-    Args:
-        found: Outputs by name.
-        expected: Outputs by name; each (B, …), or (B, T, …) if its second axis is the mask's.
-        mask: (B, T), 1 where there is a token.
-
-    Returns:
-        Infinity if an output is missing, has another shape, or is not a number.
-    """
-    largest = 0.0
-    for name, theirs in expected.items():
-        if name not in found or found[name].shape != theirs.shape:
-            return float("inf")
-        difference = np.abs(found[name].astype(np.float64) - theirs)
-        if difference.shape[:2] == mask.shape:
-            difference = difference[mask != 0]
-        largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
-    return largest
 
 
 def check_zeros(model: PreTrainedModel, onnx: Path) -> dict[str, Any]:

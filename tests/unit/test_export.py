@@ -220,19 +220,3 @@ def test_an_impossible_isa_is_a_usage_error(export_case: Any, tmp_path: Path) ->
         exporting.check_parity(config, make_model(Case("bert", "qa")), path, [])
     with pytest.raises(UsageError, match="export needs checkpoint=DIR"):
         exporting.export(root_of(None))
-
-
-def test_largest_difference_leaves_padding_out() -> None:
-    mask = np.array([[1, 1, 0], [1, 0, 0]])
-    theirs = {"tokens": np.zeros((2, 3, 2)), "texts": np.zeros((2, 2))}
-    ours = {name: array.copy() for name, array in theirs.items()}
-    ours["tokens"][0, 2] = ours["tokens"][1, 1] = np.nan
-    assert exporting.largest_difference(ours, theirs, mask) == 0.0
-    ours["tokens"][1, 0, 1] = -0.5
-    ours["texts"][0, 0] = 0.25
-    assert exporting.largest_difference(ours, theirs, mask) == 0.5
-    ours["texts"][0, 0] = np.nan
-    assert exporting.largest_difference(ours, theirs, mask) == np.inf
-    assert exporting.largest_difference({"tokens": theirs["tokens"]}, theirs, mask) == np.inf
-    shorter = theirs | {"texts": np.zeros((2, 1))}
-    assert exporting.largest_difference(shorter, theirs, mask) == np.inf

@@ -22,7 +22,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 if SANITIZE:
     flags = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
     flags += ["-fexpensive-optimizations"]  # fuse multiply and add, as -O3 does: the same bits
-    compile_args += flags
+    compile_args += [*flags, "-Wno-maybe-uninitialized"]  # false alarms about Cython's line numbers
     link_args += flags
 
 extensions = [

@@ -224,6 +224,20 @@ def test_bits_do_not_depend_on_threads(
             np.testing.assert_array_equal(together[output], alone[output])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_do_not_depend_on_the_rest_of_the_batch(isa: str) -> None:
+    """Lanes do not mix, and all forms of a weight add the same products in the same order."""
+    engine = make_engine(2, isa)
+    mask = mask_of("right", 20, 33, seed=7)
+    inputs = make_inputs(make_plan(), mask)
+    together = engine.run(inputs)
+    for row in (0, 7, 19):
+        length = int(mask[row].sum())
+        alone = engine.run({name: array[[row], :length] for name, array in inputs.items()})
+        for name in alone:
+            np.testing.assert_array_equal(alone[name][0], together[name][row, :length])
+
+
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(
     batch=st.integers(1, 30),

@@ -10,21 +10,73 @@ BLOCK_FIELDS = ("first_row", "rows", "first_k", "k", "value", "row_number", "run
 cdef extern from *:
     """
     #include <sys/mman.h>
-    /* Memory that is written first and executed later, never both at once. Aligned to huge pages where large. */
+    #define HUGE_PAGE ((size_t)1 << 21)
+    /* Whole huge pages, aligned to them: code that is fetched from ever new small pages waits for translations. */
     static void *code_reserve(size_t size) {
-        void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        char *memory = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) return NULL;
+        char *aligned = (char *)(((uintptr_t)memory + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+        if (aligned > memory) munmap(memory, (size_t)(aligned - memory));
+        munmap(aligned + size, HUGE_PAGE - (size_t)(aligned - memory));
     #ifdef MADV_HUGEPAGE
-        if (size >= (size_t)1 << 21) madvise(memory, size, MADV_HUGEPAGE);
+        madvise(aligned, size, MADV_HUGEPAGE);
     #endif
-        return memory;
+        return aligned;
     }
     static int code_seal(void *memory, size_t size) { return mprotect(memory, size, PROT_READ | PROT_EXEC); }
     static void code_release(void *memory, size_t size) { munmap(memory, size); }
     """
+    size_t HUGE_PAGE
     void *code_reserve(size_t size) nogil
     int code_seal(void *memory, size_t size) nogil
     void code_release(void *memory, size_t size) nogil
+
+
+cdef class CodeMemory:
+    """Memory for generated code and its weights: written until `seal`, executable from then on, never both.
+
+    Several weights of one model share an object, since a huge page is larger than most of them.
+    """
+
+    cdef list chunks  # (address, size)
+    cdef uint8_t *at
+    cdef uint8_t *end
+
+    def __cinit__(self):
+        self.chunks = []
+        self.at = self.end = NULL
+
+    def __dealloc__(self):
+        cdef uintptr_t address
+        cdef size_t size
+        for address, size in self.chunks:
+            code_release(<void *>address, size)
+
+    cdef uint8_t *take(self, size_t size) except NULL:
+        """Make room for `size` bytes; whoever fills them moves `at` on."""
+        cdef size_t chunk = (size + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE
+        if self.at == NULL or <size_t>(self.end - self.at) < size:
+            if self.chunks:  # the first weight alone decides how much it needs; others will follow
+                chunk = max(chunk, 8 * HUGE_PAGE)
+            self.at = <uint8_t *>code_reserve(chunk)
+            if self.at == NULL:
+                raise MemoryError(f"no memory for {chunk >> 20} MiB of generated code")
+            self.end = self.at + chunk
+            self.chunks.append((<uintptr_t>self.at, chunk))
+        return self.at
+
+    def seal(self):
+        """Make what was written executable.
+
+        Raises:
+            OSError: The system forbids executable memory.
+        """
+        cdef uintptr_t address
+        cdef size_t size
+        for address, size in self.chunks:
+            if code_seal(<void *>address, size):
+                raise OSError("this system forbids executable memory (mprotect failed)")
+        self.at = self.end = NULL
 
 
 cdef class PackedLinear:
@@ -49,7 +101,7 @@ cdef class PackedLinear:
     cdef linear_t linear
     cdef block_t *table
     cdef uint8_t *code
-    cdef size_t code_size
+    cdef CodeMemory memory
 
     def __cinit__(self):
         self.table = NULL
@@ -57,16 +109,15 @@ cdef class PackedLinear:
 
     def __dealloc__(self):
         free(self.table)
-        if self.code != NULL:
-            code_release(self.code, self.code_size)
 
     @staticmethod
     def pack(const float[:, :] weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock,
-             bint is_residual=False, allocate=np.empty):
+             bint is_residual=False, allocate=np.empty, CodeMemory memory=None):
         """Pack `weight` (N, K), float32 of any strides, in blocks of panel_rows × kblock.
 
         Args:
             allocate: `allocate(count, dtype)` returns a 16-byte aligned array.
+            memory: Where generated code goes; the caller seals it before the first run. None: of its own.
 
         Raises:
             ValueError: Sizes out of range, or an unknown form or isa.
@@ -115,7 +166,10 @@ cdef class PackedLinear:
         self.row_numbers = allocate(rows, np.uint16)
         self.runs = allocate(2 * runs, np.uint32)
         if form == "generated":
+            self.memory = CodeMemory() if memory is None else memory
             self.generate_code(weight)
+            if memory is None:
+                self.memory.seal()
         else:
             fill(weight, form == "dense", group, blocks, counts, order, self.values, self.offsets, self.row_numbers,
                  self.runs)
@@ -123,7 +177,7 @@ cdef class PackedLinear:
         return self
 
     cdef int generate_code(self, const float[:, :] weight) except -1:
-        """Write every block's weights and the code behind them, then seal the memory."""
+        """Write every block's weights and the code behind them."""
         cdef int64_t[:, ::1] blocks = self.blocks
         cdef float[::1] scratch = np.empty(self.kblock * self.panel_rows, np.float32)
         cdef size_t bound = 0, value_bytes
@@ -132,10 +186,7 @@ cdef class PackedLinear:
         for b in range(blocks.shape[0]):
             bound += lines(blocks[b, 8] * 4) + lines(generated_bound(<int>blocks[b, 1], <int>blocks[b, 3],
                                                                      blocks[b, 8]))
-        self.code_size = (bound + 4095) // 4096 * 4096
-        self.code = <uint8_t *>code_reserve(self.code_size)
-        if self.code == NULL:
-            raise MemoryError(f"no memory for {self.code_size >> 20} MiB of generated code")
+        self.code = self.memory.take(bound)
         at = self.code
         with nogil:
             for b in range(blocks.shape[0]):
@@ -147,8 +198,7 @@ cdef class PackedLinear:
                               <int>blocks[b, 3], blocks[b, 2] == 0 and not self.is_residual)
                 at = self.code + lines(at - self.code)
                 blocks[b, 10] = (at - self.code) - blocks[b, 4] * 4
-        if code_seal(self.code, self.code_size):
-            raise OSError("this system forbids executable memory (mprotect failed)")
+        self.memory.at = at
         return 0
 
     @staticmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import Encoder, PackedLinear
+from cython_kernels._kernels import CodeMemory, Encoder, PackedLinear
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
@@ -51,11 +51,13 @@ class Engine:
         self.threads_reason = threads_reason
         self._padding_id = plan.embeddings.padding_id
         layers = []
-        can_generate = generates(isa)
-        self._forms = "generated, table, dense" if can_generate else "table, dense"
+        memory = CodeMemory() if generates(isa) else None
+        self._forms = "generated, table, dense" if memory else "table, dense"
         for i in range(len(plan.layers)):
-            layers.append(pack_layer(plan.layers[i], isa, can_generate))
+            layers.append(pack_layer(plan.layers[i], isa, memory))
             plan.layers[i] = None  # type: ignore[call-overload]  # its dense weights are not needed again
+        if memory is not None:
+            memory.seal()
         self._layers = layers
         self._encoder = Encoder(
             isa,

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import PackedLinear
+from cython_kernels._kernels import CodeMemory, PackedLinear
 from numpy.typing import NDArray
 
 from toolkit.engine.plan import Embeddings, Layer, Linear
@@ -37,7 +37,7 @@ def pack_linear(
     bias: NDArray[np.float32],
     isa: str,
     is_residual: bool = False,
-    can_generate: bool = False,
+    memory: CodeMemory | None = None,
 ) -> Choice:
     """Pack one weight for small and for large calls (one object where the same form serves both).
 
@@ -46,31 +46,33 @@ def pack_linear(
         bias: (N,) float32.
         isa: One of `available_isas()`.
         is_residual: Its sums start from a residual, not from the bias.
-        can_generate: Generated code may be used for large calls.
+        memory: Where code for large calls is generated; None: no code is generated.
     """
     weight = np.require(weight, requirements=["ALIGNED"])  # C may not read a float elsewhere
     found = density(weight)
-    can_generate = can_generate and found >= TABLE_BELOW
+    can_generate = memory is not None and found >= TABLE_BELOW
     limit = DENSE_ABOVE_GENERATED if can_generate else DENSE_ABOVE_TABLE
     large = "dense" if found > limit else "generated" if can_generate else "table"
     small = "dense" if found > DENSE_ABOVE_TABLE else "table"
     panel_rows = SPARSE_PANEL_ROWS if found < SPARSE_BELOW else PANEL_ROWS
 
     def pack(form: str, rows: int) -> PackedLinear:
-        return PackedLinear.pack(weight, bias, form, isa, rows, KBLOCK, is_residual, huge_array)
+        return PackedLinear.pack(
+            weight, bias, form, isa, rows, KBLOCK, is_residual, huge_array, memory
+        )
 
     packed = pack(small, PANEL_ROWS)
     return packed, packed if large == small else pack(large, panel_rows)
 
 
-def pack_layer(layer: Layer, isa: str, can_generate: bool) -> dict[str, Any]:
+def pack_layer(layer: Layer, isa: str, memory: CodeMemory | None) -> dict[str, Any]:
     """Pack one encoder layer into the parts that `Encoder` takes."""
 
     def pack(linear: Linear, is_residual: bool) -> Choice:
-        return pack_linear(linear.weight, linear.bias, isa, is_residual, can_generate)
+        return pack_linear(linear.weight, linear.bias, isa, is_residual, memory)
 
     return {
-        "qkv": pack_linear(*stack_qkv(layer), isa, False, can_generate),
+        "qkv": pack_linear(*stack_qkv(layer), isa, False, memory),
         "attention_output": pack(layer.attention_output, True),
         "intermediate": pack(layer.intermediate, False),
         "output": pack(layer.output, True),

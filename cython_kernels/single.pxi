@@ -43,7 +43,8 @@ def linear(PackedLinear weight, const float[:, ::1] x, int num_threads=1):
     cdef float[:, ::1] out = rows
     cdef const kernels_t *kernels = find_kernels(weight.isa)
     # two tiles at a time: what the table kernel of AVX-512 computes together
-    cdef int step = 2 * TILE, steps = (<int>x.shape[0] + step - 1) // step, i, width = weight.k + weight.rows
+    cdef int step = 2 * TILE, steps = (<int>x.shape[0] + step - 1) // step, i
+    cdef Py_ssize_t width = weight.k + weight.rows
     cdef float[:, ::1] memory = aligned(num_threads * step * width).reshape(num_threads, step * width)
     with nogil:
         for i in prange(steps, num_threads=num_threads, schedule="static"):

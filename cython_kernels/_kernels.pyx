@@ -3,6 +3,7 @@
 Shapes: B texts, T positions, H hidden, F intermediate, N rows and K columns of a weight.
 """
 
+cimport cython
 from cython.parallel cimport parallel, prange, threadid
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free

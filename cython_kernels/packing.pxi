@@ -32,6 +32,7 @@ cdef extern from *:
     void code_release(void *memory, size_t size) nogil
 
 
+@cython.no_gc  # the collector would empty `chunks` before __dealloc__ gives them back
 cdef class CodeMemory:
     """Memory for generated code and its weights: written until `seal`, executable from then on, never both.
 

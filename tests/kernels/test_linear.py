@@ -1,6 +1,8 @@
 """Packed weights times tokens: every form, block size and start, on every ISA of this CPU."""
 
+import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -248,6 +250,24 @@ def test_denormals_and_poisoned_weights_are_ordinary_nonzeros(isa: str, form: st
         linear(packed, np.full((1, 6), 1e-12, np.float32))[0, 3],
         np.float32(1e-12) * np.float32(1e-30),
     )
+
+
+@pytest.mark.skipif(("avx512", "generated") not in FORMS, reason="no code is generated here")
+def test_generated_code_is_given_back_from_a_cycle() -> None:
+    def mappings() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    weight = np.ones((4, 4), np.float32)
+    before = mappings()
+    for _ in range(50):
+        memory = _kernels.CodeMemory()
+        cycle: list[Any] = [
+            PackedLinear.pack(weight, weight[0], "generated", "avx512", 4, 4, memory=memory)
+        ]
+        cycle.append(cycle)
+    del memory, cycle
+    gc.collect()
+    assert mappings() < before + 25
 
 
 @pytest.mark.parametrize("isa", _kernels.available_isas())

@@ -82,6 +82,8 @@ cdef class Encoder:
             pair of PackedLinear, for small and for large calls (they may be one object). The query rows of
             `qkv` carry scale·log2(e), see `attention` in kernels.h.
         num_threads: Threads of a call.
+        head: PackedLinear (n, H) with n <= H that is all anybody wants of the hidden states, or None: `run` then
+            returns what it makes of them, n features instead of H.
         small_tiles: A call of at most so many tiles is small. The choice depends on the whole call, never on
             how it is split, so that results do not depend on the number of threads.
         group_tiles: Tiles that a group has at most, unless a single text is longer.
@@ -92,6 +94,7 @@ cdef class Encoder:
     cdef object owners  # keeps every array alive that a pointer below refers to
     cdef const kernels_t *kernels
     cdef embeddings_t embeddings
+    cdef linear_t head  # rows == 0: none
     cdef layer_t *layers  # for small calls, then for large ones
     cdef int qkv_rows, inner_rows, vocabulary, num_positions, num_types
     cdef workspace_t *workspaces
@@ -100,14 +103,15 @@ cdef class Encoder:
         self.layers = NULL
         self.workspaces = NULL
 
-    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int group_tiles, int small_tiles=0):
+    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int group_tiles, int small_tiles=0,
+                 PackedLinear head=None):
         self.kernels = find_kernels(isa)
         self.isa, self.num_threads = isa, num_threads
         self.group_tiles, self.small_tiles = group_tiles, small_tiles
         self.num_layers = len(layers)
         if self.num_layers == 0:
             raise ValueError("an encoder needs at least one layer; got none")
-        self.owners = (embeddings, layers)
+        self.owners = (embeddings, layers, head)
         self.layers = <layer_t *>calloc(2 * self.num_layers, sizeof(layer_t))
         self.workspaces = <workspace_t *>calloc(num_threads, sizeof(workspace_t))
         if self.layers == NULL or self.workspaces == NULL:
@@ -130,6 +134,10 @@ cdef class Encoder:
                 raise ValueError(f"the projection must take {e.features} features; got {projection.k}")
             e.projection = projection.linear
             self.hidden = projection.rows
+        if head is not None:
+            if head.k != self.hidden or head.rows > self.hidden:
+                raise ValueError(f"head must be (n, {self.hidden}) with n <= {self.hidden}; got {head.rows}×{head.k}")
+            self.head = head.linear
         cdef int i, choice
         for choice in range(2):
             for i in range(self.num_layers):
@@ -174,9 +182,11 @@ cdef class Encoder:
 
     def run(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
             const int32_t[:, ::1] positions, bint first_token_only, bint profile=False):
-        """Return hidden states (B, T, H) float32, zero where `mask` is 0 but at position 0 — or (B, 1, H) of that one.
+        """Return hidden states (B, T, H) float32, zero where `mask` is 0 but at position 0.
 
-        With `profile`, return also seconds (num_layers, steps) summed over threads and the number of teams.
+        With `first_token_only` (B, 1, H), of that position alone; with a head, its n features instead of H.
+        With `profile`, return also seconds (1 + num_layers, steps) summed over threads, the number of threads and
+        whether the call was large.
 
         Not reentrant: one call at a time per object.
 
@@ -185,12 +195,14 @@ cdef class Encoder:
         """
         cdef int batch = <int>ids.shape[0], length = <int>ids.shape[1]
         self.check(ids, mask, types, positions)
-        hidden = (np.empty if first_token_only else np.zeros)((batch, 1 if first_token_only else length, self.hidden),
+        cdef int features = self.head.rows if self.head.rows else self.hidden
+        hidden = (np.empty if first_token_only else np.zeros)((batch, 1 if first_token_only else length, features),
                                                               np.float32)
         if batch == 0 or length == 0:
-            return hidden
+            return (hidden, np.zeros((0, NUM_STEPS)), self.num_threads, False) if profile else hidden
         schedule = Schedule(mask, self.num_threads, self.group_tiles)
-        cdef const layer_t *layers = self.layers + (self.num_layers if schedule.tiles > self.small_tiles else 0)
+        cdef bint is_large = schedule.tiles > self.small_tiles
+        cdef const layer_t *layers = self.layers + (self.num_layers if is_large else 0)
         cdef list groups = schedule.groups
         cdef int num_groups = len(groups), teams = 1 if schedule.is_team else self.num_threads
         cdef group_t *c_groups = <group_t *>calloc(num_groups, sizeof(group_t))
@@ -223,7 +235,7 @@ cdef class Encoder:
         finally:
             free(c_groups)
         if profile:
-            return hidden, np.asarray(seconds).sum(0).reshape(self.num_layers + 1, NUM_STEPS), team
+            return hidden, np.asarray(seconds).sum(0).reshape(self.num_layers + 1, NUM_STEPS), team, is_large
         return hidden
 
     cdef int check(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
@@ -359,8 +371,15 @@ cdef void run_group(Encoder self, const layer_t *layers, const group_t *g, works
     if first_only:
         tiles = (g.num_texts + TILE - 1) // TILE
     cdef double start = now_s()
-    for tile in range(share(tiles, member, team), share(tiles, member + 1, team)):
-        self.kernels.scatter(w.x + tile * <size_t>(self.hidden * TILE), self.hidden, g.rows + tile * TILE)
+    cdef int begin = share(tiles, member, team), end = share(tiles, member + 1, team), features = self.hidden
+    cdef ptrdiff_t stride = features * TILE
+    cdef const float *out = w.x
+    if self.head.rows:
+        apply(&self.head, 0, self.head.num_panels, 0, self.head.num_kblocks, w.x + begin * stride, stride, NULL, 0,
+              w.z + begin * stride, stride, end - begin)
+        out, features = w.z, self.head.rows
+    for tile in range(begin, end):
+        self.kernels.scatter(out + tile * stride, features, g.rows + tile * TILE)
     seconds[SCATTER] += now_s() - start
     if team > 1:
         team_barrier()  # the workspace is the next group's

@@ -179,6 +179,7 @@ def test_no_texts_give_no_outputs() -> None:
     empty = np.zeros((0, 5), np.int64)
     engine = make_engine()
     assert engine.run(dict.fromkeys(engine.inputs, empty))["hidden"].shape == (0, 5, 96)
+    assert engine.profile(dict.fromkeys(engine.inputs, empty)) == []
 
 
 def test_left_padding_changes_nothing_but_positions() -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from toolkit.engine.packing import (
     pack_layer,
     pack_linear,
 )
-from toolkit.engine.plan import Plan
+from toolkit.engine.plan import Plan, TailNode
 from toolkit.engine.tail import run_tail
 from toolkit.environment import affinity, decide_num_threads
 
@@ -59,6 +60,12 @@ class Engine:
         if memory is not None:
             memory.seal()
         self._layers = layers
+        self._heads = {
+            key: pack_linear(linear.weight, linear.bias, isa)[0]
+            for key, linear in plan.linears.items()
+        }
+        fused = find_token_head(plan)
+        plan.linears.clear()
         self._encoder = Encoder(
             isa,
             pack_embeddings(plan.embeddings, isa),
@@ -66,12 +73,11 @@ class Engine:
             num_threads,
             GROUP_TILES,
             SMALL_TILES,
+            fused and self._heads[fused.name],
         )
-        self._heads = {
-            key: pack_linear(linear.weight, linear.bias, isa)[0]
-            for key, linear in plan.linears.items()
-        }
-        plan.linears.clear()
+        if fused:
+            tail = [node for node in plan.tail if node is not fused]
+            plan = replace(plan, tail=tail, hidden=fused.outputs[0])
         self._plan = plan
         self._lock = threading.Lock()
 
@@ -129,13 +135,12 @@ class Engine:
         """
         ids, mask, types = self._check(inputs)
         positions = positions_of(ids, self._padding_id)
-        _, seconds, threads = self._call(
+        _, seconds, threads, is_large = self._call(
             lambda: self._encoder.run(
                 ids, mask, types, positions, self._plan.first_token_only, True
             )
         )
         tokens = int(np.count_nonzero(mask))
-        is_large = -(-tokens // _kernels.TILE_TOKENS) > SMALL_TILES
         rows = []
         for i, steps in enumerate(seconds):
             for step, spent in zip(_kernels.STEPS, steps, strict=True):
@@ -254,6 +259,21 @@ def find_isa(requested: str) -> str:
             f"isa {requested!r} is not supported on this CPU (available: {', '.join(available)})"
         )
     return requested
+
+
+def find_token_head(plan: Plan) -> TailNode | None:
+    """Return the dense layer that alone reads the hidden states of all tokens, if it narrows them.
+
+    Question answering and token classification have one; the encoder applies it while a text's
+    hidden states are in cache, and they are never written out.
+    """
+    readers = [node for node in plan.tail if plan.hidden in node.inputs]
+    if plan.first_token_only or plan.hidden in plan.outputs or len(readers) != 1:
+        return None
+    weight = plan.linears.get(readers[0].name)
+    if weight is None or len(weight.bias) > weight.weight.shape[1]:
+        return None
+    return readers[0]
 
 
 def positions_of(ids: NDArray[np.int32], padding_id: int | None) -> NDArray[np.int32]:

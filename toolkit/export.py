@@ -38,6 +38,7 @@ Batch = dict[str, NDArray[Any]]
 Run = Callable[[Batch], Batch]
 
 OPSET = 18  # the oldest that torch's exporter writes correctly, so that most runtimes read it
+IR_VERSION = 8  # the file format that came with opset 18, for the same reason
 PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights in one file; protobuf ends at 2 GiB
 PARITY_LENGTHS = (1, 2, 3, 17)  # tokens, besides real texts and the longest the model allows
 HALF = 0.5  # a layer of this sparsity should not run dense (crossover: docs/engine.md)
@@ -206,6 +207,7 @@ def write_onnx(model: PreTrainedModel, path: Path) -> list[str]:
     )
     assert program is not None
     _strip_metadata(program.model)
+    program.model.ir_version = IR_VERSION
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     program.save(path, external_data=size > PROTOBUF_LIMIT)
     return inputs

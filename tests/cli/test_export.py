@@ -69,7 +69,9 @@ def test_an_export_tells_nothing_of_the_machine_it_was_made_on(
     content = (what_if[0] / "model.onnx").read_bytes()
     assert str(what_if[0].parent).encode() not in content
     assert b".py" not in content
-    graph = onnx.load(what_if[0] / "model.onnx").graph
+    model = onnx.load(what_if[0] / "model.onnx")
+    graph = model.graph
+    assert (model.ir_version, model.opset_import[0].version) == (8, 18)
     assert not any(node.metadata_props or node.doc_string for node in graph.node)
 
 

@@ -41,7 +41,7 @@ OPSET = 18  # the oldest that torch's exporter writes correctly, so that most ru
 IR_VERSION = 8  # the file format that came with opset 18, for the same reason
 PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights in one file; protobuf ends at 2 GiB
 PARITY_LENGTHS = (1, 2, 3, 17)  # tokens, besides real texts and the longest the model allows
-HALF = 0.5  # a layer of this sparsity should not run dense (crossover: docs/engine.md)
+HALF = 0.5  # a layer of this sparsity should not run dense (limits: engine/packing.py)
 LINEARS = ("query", "key", "value", "attention_output", "intermediate", "output")
 COPIED_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),

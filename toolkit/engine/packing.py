@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from toolkit.engine.plan import Embeddings, Layer, Linear
 
-# Above this density skipping costs more than it saves (measured: docs/engine.md).
+# Above this density skipping costs more than it saves: an estimate from prototypes of the kernels,
+# not yet measured on these (docs/engine.md, 'Not measured yet'); so are the next two limits.
 DENSE_ABOVE_TABLE = 0.75
 DENSE_ABOVE_GENERATED = 0.95
 

@@ -33,10 +33,11 @@ static int available_kernels(kernels_t tables[3]) {
 
 #if !defined(__x86_64__)
 #define GENERATED_MAX_K 0
+enum { START_BIAS, START_INIT, START_Y };
 static inline size_t generated_bound(int rows, int k, size_t nonzeros) { return 0 * (rows + k + nonzeros); }
 static inline uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
-                                int starts_from_bias) {
-    (void)stream, (void)weight, (void)stride, (void)rows, (void)k, (void)starts_from_bias;
+                                size_t nonzeros, int start) {
+    (void)stream, (void)weight, (void)stride, (void)rows, (void)k, (void)nonzeros, (void)start;
     return p;
 }
 #endif

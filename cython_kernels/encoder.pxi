@@ -13,8 +13,6 @@ cdef extern from "threads.h" nogil:
     double now_s()
 
 
-ctypedef void (*activation_fn)(float *x, size_t count) noexcept nogil
-
 # What `Encoder.run(profile=True)` times, in the order a layer runs them; `intermediate` with its activation.
 STEPS = ("embeddings", "qkv", "attention", "attention_output", "attention_norm", "intermediate",
          "output", "output_norm", "scatter")
@@ -62,11 +60,10 @@ cdef struct group_t:
 cdef struct workspace_t:
     float *memory
     size_t size
-    float *x
-    float *qkv
-    float *context
-    float *z
-    float *inner
+    float *x  # hidden states
+    float *y  # of the next step: context of attention, then what the feed-forward layer returns
+    float *qkv  # one panel for a lone thread, all of them for a team
+    float *inner  # one k-block of `output` for a lone thread, all of them for a team
     float *scores  # per member
 
 
@@ -79,8 +76,9 @@ cdef class Encoder:
             `beta` (E,), `epsilon`, `projection` (PackedLinear or None); arrays float32, C-contiguous.
         layers: dicts with `qkv`, `attention_output`, `intermediate`, `output`, their norms
             `attention_norm`, `output_norm` (gamma, beta, epsilon), `num_heads` and `activation`. A weight is a
-            pair of PackedLinear, for small and for large calls (they may be one object). The query rows of
-            `qkv` carry scale·log2(e), see `attention` in kernels.h.
+            pair of PackedLinear, for small and for large calls (they may be one object). `qkv` holds per head
+            its query, key and value rows, and whole heads per panel; the query rows carry scale·log2(e), see
+            `attention` in kernels.h.
         num_threads: Threads of a call.
         head: PackedLinear (n, H) with n <= H that is all anybody wants of the hidden states, or None: `run` then
             returns what it makes of them, n features instead of H.
@@ -96,7 +94,7 @@ cdef class Encoder:
     cdef embeddings_t embeddings
     cdef linear_t head  # rows == 0: none
     cdef layer_t *layers  # for small calls, then for large ones
-    cdef int qkv_rows, inner_rows, vocabulary, num_positions, num_types
+    cdef int qkv_rows, qkv_panel, inner_rows, inner_chunk, vocabulary, num_positions, num_types
     cdef workspace_t *workspaces
 
     def __cinit__(self):
@@ -165,11 +163,14 @@ cdef class Encoder:
                 or not (qkv.k == attention_output.k == intermediate.k == self.hidden)
                 or not (attention_output.rows == output.rows == self.hidden)):
             raise ValueError(f"the weights of a layer must take and give {self.hidden} features")
+        if qkv.panel_rows % (3 * layer.head_size) or qkv.rows % qkv.panel_rows:
+            raise ValueError("the panels of qkv must be equal and hold whole heads")
         # a chunk of the feed-forward layer is one k-block of `output` and must be whole panels of `intermediate`
         if output.linear.num_kblocks > 1 and output.kblock % intermediate.panel_rows:
             raise ValueError("a k-block of output must be whole panels of intermediate")
-        self.qkv_rows = max(self.qkv_rows, qkv.rows)
+        self.qkv_rows, self.qkv_panel = max(self.qkv_rows, qkv.rows), max(self.qkv_panel, qkv.panel_rows)
         self.inner_rows = max(self.inner_rows, intermediate.rows)
+        self.inner_chunk = max(self.inner_chunk, output.kblock)
         return 0
 
     def __dealloc__(self):
@@ -265,9 +266,10 @@ cdef class Encoder:
     cdef int reserve(self, workspace_t *w, int tiles, int keys, int members) except -1:
         """Make room for `tiles` tiles; kept and reused by later calls."""
         cdef size_t wide = max(self.hidden, self.embeddings.features) * TILE * <size_t>tiles
+        cdef size_t qkv = (self.qkv_panel if members == 1 else self.qkv_rows) * TILE * <size_t>tiles
+        cdef size_t inner = (self.inner_chunk if members == 1 else self.inner_rows) * TILE * <size_t>tiles
         cdef size_t scores = 2 * TILE * <size_t>((keys + TILE - 1) // TILE * TILE)
-        cdef size_t size = (3 * wide + (self.qkv_rows + self.inner_rows) * <size_t>(TILE * tiles)
-                            + scores * members) * sizeof(float)
+        cdef size_t size = (2 * wide + qkv + inner + scores * members) * sizeof(float)
         cdef void *memory = NULL
         if size > w.size:
             free(w.memory)
@@ -279,11 +281,10 @@ cdef class Encoder:
             memset(memory, 0, size)
             w.memory, w.size = <float *>memory, size
         w.x = w.memory
-        w.context = w.x + wide
-        w.z = w.context + wide
-        w.qkv = w.z + wide
-        w.inner = w.qkv + self.qkv_rows * <size_t>(TILE * tiles)
-        w.scores = w.inner + self.inner_rows * <size_t>(TILE * tiles)
+        w.y = w.x + wide
+        w.qkv = w.y + wide
+        w.inner = w.qkv + qkv
+        w.scores = w.inner + inner
         return 0
 
 
@@ -357,40 +358,42 @@ cdef void run_team(Encoder self, const layer_t *layers, const group_t *groups, i
                   seconds + member * (self.num_layers + 1) * NUM_STEPS, first_only)
 
 
-cdef void run_group(Encoder self, const layer_t *layers, const group_t *g, workspace_t *w, int most_keys, int member,
-                    int team, double *seconds, bint first_only) noexcept nogil:
+cdef void run_group(Encoder self, const layer_t *layers, const group_t *g, const workspace_t *w, int most_keys,
+                    int member, int team, double *seconds, bint first_only) noexcept nogil:
     """Take one group through the whole encoder, as member `member` of `team` threads.
 
     Where only position 0 of each text is asked for, the last layer computes nothing else.
     """
     cdef int i, tile, tiles = g.num_tiles, last = self.num_layers - 1
-    embed_group(self, g, w, member, team, seconds)
+    cdef float *x = w.x
+    cdef float *y = w.y
+    embed_group(self, g, x, y, member, team, seconds)
     for i in range(self.num_layers):
-        run_layer(self, &layers[i], g, w, most_keys, member, team, seconds + (i + 1) * NUM_STEPS,
+        run_layer(self, &layers[i], g, w, x, y, most_keys, member, team, seconds + (i + 1) * NUM_STEPS,
                   first_only and i == last)
+        x, y = y, x
     if first_only:
         tiles = (g.num_texts + TILE - 1) // TILE
     cdef double start = now_s()
     cdef int begin = share(tiles, member, team), end = share(tiles, member + 1, team), features = self.hidden
     cdef ptrdiff_t stride = features * TILE
-    cdef const float *out = w.x
     if self.head.rows:
-        apply(&self.head, 0, self.head.num_panels, 0, self.head.num_kblocks, w.x + begin * stride, stride, NULL, 0,
-              w.z + begin * stride, stride, end - begin)
-        out, features = w.z, self.head.rows
+        apply(&self.head, 0, self.head.num_panels, 0, self.head.num_kblocks, x + begin * stride, stride, NULL, 0,
+              y + begin * stride, stride, end - begin, NULL)
+        x, features = y, self.head.rows
     for tile in range(begin, end):
-        self.kernels.scatter(out + tile * stride, features, g.rows + tile * TILE)
+        self.kernels.scatter(x + tile * stride, features, g.rows + tile * TILE)
     seconds[SCATTER] += now_s() - start
-    if team > 1:
-        team_barrier()  # the workspace is the next group's
+    meet(team)  # the workspace is the next group's
 
 
-cdef void embed_group(Encoder self, const group_t *g, workspace_t *w, int member, int team,
+cdef void embed_group(Encoder self, const group_t *g, float *x, float *y, int member, int team,
                       double *seconds) noexcept nogil:
+    """x = embeddings; y is scratch."""
     cdef double start = now_s()
     cdef embeddings_t *e = &self.embeddings
     cdef size_t stride = e.features * TILE
-    cdef float *first = w.z if e.projection.rows else w.x
+    cdef float *first = y if e.projection.rows else x
     cdef float *tile
     cdef int i, begin = share(g.num_tiles, member, team), end = share(g.num_tiles, member + 1, team)
     for i in range(begin, end):
@@ -400,47 +403,102 @@ cdef void embed_group(Encoder self, const group_t *g, workspace_t *w, int member
         self.kernels.layer_norm(tile, NULL, e.norm.gamma, e.norm.beta, e.norm.epsilon, e.features, tile)
     if e.projection.rows:
         apply(&e.projection, 0, e.projection.num_panels, 0, e.projection.num_kblocks, first + begin * stride, stride,
-              NULL, 0, w.x + begin * <size_t>(self.hidden * TILE), self.hidden * TILE, end - begin)
+              NULL, 0, x + begin * <size_t>(self.hidden * TILE), self.hidden * TILE, end - begin, NULL)
     meet(team)
     seconds[EMBEDDINGS] += now_s() - start
 
 
-cdef void run_layer(Encoder self, const layer_t *layer, const group_t *g, workspace_t *w, int most_keys, int member,
-                    int team, double *seconds, bint first_only) noexcept nogil:
-    """x = layer(x); with `first_only` x then holds position 0 of each text, 16 texts to a tile."""
+cdef void run_layer(Encoder self, const layer_t *layer, const group_t *g, const workspace_t *w, float *x, float *y,
+                    int most_keys, int member, int team, double *seconds, bint first_only) noexcept nogil:
+    """y = layer(x), x is scratch; with `first_only` y holds position 0 of each text, 16 texts to a tile."""
     cdef int tiles = g.num_tiles
     cdef ptrdiff_t stride = self.hidden * TILE
-    cdef const float *context = w.context
-    cdef const float *residual = w.x
-    cdef double start = now_s()
-    project_group(layer, g, w, stride, member, team, first_only)
-    start = lap(&seconds[QKV], start, team)
-    attend_group(self, layer, g, w, most_keys, member, team, first_only)
-    meet(team)
+    cdef double start
+    if team == 1:
+        attend_panels(self, layer, g, w, x, y, seconds, first_only)
+    else:
+        attend_together(self, layer, g, w, x, y, most_keys, member, team, seconds, first_only)
     if first_only:
-        # queries, keys and values are done with: their memory takes the selected tokens
         tiles = (g.num_texts + TILE - 1) // TILE
-        context, residual = w.qkv, w.qkv + tiles * stride
         if member == 0:
-            select_first(g, w.context, self.hidden, w.qkv)
-            select_first(g, w.x, self.hidden, w.qkv + tiles * stride)
-    start = lap(&seconds[ATTENTION], start, team)
+            select_first(g, y, self.hidden)
+            select_first(g, x, self.hidden)
+        meet(team)
     # the residual is what the sum starts from; the bias joins in the norm
-    apply_shared(&layer.attention_output, 0, layer.attention_output.num_panels, 0,
-                 layer.attention_output.num_kblocks, context, stride, residual, stride, w.z, stride, tiles, member,
-                 team, NULL)
-    start = lap(&seconds[ATTENTION_OUTPUT], start, team)
-    normalise(self, w.z, &layer.attention_output, &layer.attention_norm, tiles, member, team)
-    lap(&seconds[ATTENTION_NORM], start, team)
-    feed_forward(layer, w, stride, tiles, member, team, seconds)
     start = now_s()
-    normalise(self, w.x, &layer.output, &layer.output_norm, tiles, member, team)
+    apply_shared(&layer.attention_output, 0, layer.attention_output.num_panels, 0,
+                 layer.attention_output.num_kblocks, y, stride, x, stride, x, stride, tiles, member, team, NULL)
+    start = lap(&seconds[ATTENTION_OUTPUT], start, team)
+    normalise(self, x, &layer.attention_output, &layer.attention_norm, tiles, member, team)
+    lap(&seconds[ATTENTION_NORM], start, team)
+    feed_forward(layer, w, x, y, stride, tiles, member, team, seconds)
+    start = now_s()
+    normalise(self, y, &layer.output, &layer.output_norm, tiles, member, team)
     lap(&seconds[OUTPUT_NORM], start, team)
 
 
-cdef void feed_forward(const layer_t *layer, workspace_t *w, ptrdiff_t stride, int tiles, int member, int team,
-                       double *seconds) noexcept nogil:
-    """x = z + output(activation(intermediate(z))), less output's bias.
+cdef void attend_panels(Encoder self, const layer_t *layer, const group_t *g, const workspace_t *w, const float *x,
+                        float *context, double *seconds, bint first_only) noexcept nogil:
+    """context = attention of every head, as a lone thread: a panel of heads is projected and, while its queries, keys
+    and values are in cache, attended to."""
+    cdef const linear_t *qkv = &layer.qkv
+    cdef int panel, rows = qkv.blocks[0].rows, heads = rows // (3 * layer.head_size), text
+    cdef double start = now_s()
+    for panel in range(qkv.num_panels):
+        apply(qkv, panel, panel + 1, 0, qkv.num_kblocks, x, self.hidden * TILE, NULL, 0,
+              w.qkv - <ptrdiff_t>(panel * rows) * TILE, rows * TILE, g.num_tiles, NULL)
+        start = lap(&seconds[QKV], start, 1)
+        for text in range(g.num_texts):
+            attend_heads(self, layer, g, text, panel * heads, heads, w.qkv, rows, w.scores, context, first_only)
+        start = lap(&seconds[ATTENTION], start, 1)
+
+
+cdef void attend_together(Encoder self, const layer_t *layer, const group_t *g, const workspace_t *w, const float *x,
+                          float *context, int most_keys, int member, int team, double *seconds,
+                          bint first_only) noexcept nogil:
+    """context = attention of every head, as a team: all panels are projected, then heads are shared."""
+    cdef const linear_t *qkv = &layer.qkv
+    cdef int rows = qkv.blocks[0].rows, heads = rows // (3 * layer.head_size), unit, units, panel, head
+    cdef ptrdiff_t panel_floats = <ptrdiff_t>rows * TILE * g.num_tiles
+    cdef float *scores = w.scores + member * <size_t>(2 * TILE * ((most_keys + TILE - 1) // TILE * TILE))
+    cdef double start = now_s()
+    cdef bint split_panels = qkv.num_panels % team == 0 or (g.num_tiles + 1) // 2 < team
+    cdef int first = share(qkv.num_panels, member, team) if split_panels else 0
+    cdef int last = share(qkv.num_panels, member + 1, team) if split_panels else qkv.num_panels
+    for panel in range(first, last):
+        apply_shared(qkv, panel, panel + 1, 0, qkv.num_kblocks, x, self.hidden * TILE, NULL, 0,
+                     w.qkv + panel * panel_floats - <ptrdiff_t>(panel * rows) * TILE, rows * TILE, g.num_tiles,
+                     0 if split_panels else member, 1 if split_panels else team, NULL)
+    start = lap(&seconds[QKV], start, team)
+    units = g.num_texts * layer.num_heads
+    for unit in range(share(units, member, team), share(units, member + 1, team)):
+        head = unit % layer.num_heads
+        panel = head // heads
+        attend_heads(self, layer, g, unit // layer.num_heads, head, 1,
+                     w.qkv + panel * panel_floats + (head - panel * heads) * 3 * layer.head_size * TILE, rows, scores,
+                     context, first_only)
+    lap(&seconds[ATTENTION], start, team)
+
+
+cdef void attend_heads(Encoder self, const layer_t *layer, const group_t *g, int text, int first_head, int heads,
+                       const float *qkv, int rows, float *scores, float *context, bint first_only) noexcept nogil:
+    """Attention of some heads of one text; qkv points at the first of them, in tiles of `rows` rows."""
+    cdef int head, size = layer.head_size * TILE, first_tile = g.first_tile[text], tile = first_tile
+    cdef int tiles = g.tiles[text]
+    cdef ptrdiff_t qkv_stride = rows * TILE, stride = self.hidden * TILE
+    cdef const float *keys
+    if first_only:
+        tile, tiles = g.first_lane[text] // TILE, 1
+    for head in range(heads):
+        keys = qkv + first_tile * qkv_stride + (3 * head + 1) * size
+        self.kernels.attention(qkv + tile * qkv_stride + 3 * head * size, qkv_stride, keys, keys + size, qkv_stride,
+                               tiles, g.keys[text], layer.head_size, scores,
+                               context + tile * stride + (first_head + head) * size, stride)
+
+
+cdef void feed_forward(const layer_t *layer, const workspace_t *w, const float *x, float *y, ptrdiff_t stride,
+                       int tiles, int member, int team, double *seconds) noexcept nogil:
+    """y = x + output(activation(intermediate(x))), less output's bias.
 
     In chunks: some rows of the inner layer, activated, are at once a k-block of the output layer, and never leave
     the cache. A team takes all chunks at once, which saves barriers where cache is no issue.
@@ -453,9 +511,9 @@ cdef void feed_forward(const layer_t *layer, workspace_t *w, ptrdiff_t stride, i
         last_kb = first_kb + 1 if team == 1 else output.num_kblocks
         inner_stride = (output.blocks[last_kb - 1].first_k + output.blocks[last_kb - 1].k
                         - output.blocks[first_kb].first_k) * TILE
-        run_inner(layer, first_kb, last_kb, w, stride, inner_stride, tiles, member, team)
+        run_inner(layer, first_kb, last_kb, x, stride, w.inner, inner_stride, tiles, member, team)
         start = lap(&seconds[INTERMEDIATE], start, team)
-        apply_shared(output, 0, output.num_panels, first_kb, last_kb, w.inner, inner_stride, w.z, stride, w.x, stride,
+        apply_shared(output, 0, output.num_panels, first_kb, last_kb, w.inner, inner_stride, x, stride, y, stride,
                      tiles, member, team, NULL)
         start = lap(&seconds[OUTPUT], start, team)
         first_kb = last_kb
@@ -471,61 +529,29 @@ cdef void normalise(Encoder self, float *x, const linear_t *linear, const norm_t
         self.kernels.layer_norm(tile, linear.bias, norm.gamma, norm.beta, norm.epsilon, self.hidden, tile)
 
 
-cdef void run_inner(const layer_t *layer, int first_kb, int last_kb, workspace_t *w, ptrdiff_t stride,
+cdef void run_inner(const layer_t *layer, int first_kb, int last_kb, const float *x, ptrdiff_t stride, float *inner,
                     ptrdiff_t inner_stride, int tiles, int member, int team) noexcept nogil:
-    """inner = activation(intermediate(z)) for the rows that are k-blocks first_kb … last_kb - 1 of `output`."""
+    """inner = activation(intermediate(x)) for the rows that are k-blocks first_kb … last_kb - 1 of `output`."""
     cdef int first_row = layer.output.blocks[first_kb].first_k
     cdef int last_row = layer.output.blocks[last_kb - 1].first_k + layer.output.blocks[last_kb - 1].k
     cdef int panel_rows = layer.intermediate.blocks[0].rows
     # panels address rows of the whole inner layer: shift the buffer so that first_row is its start
     apply_shared(&layer.intermediate, first_row // panel_rows, (last_row + panel_rows - 1) // panel_rows, 0,
-                 layer.intermediate.num_kblocks, w.z, stride, NULL, 0, w.inner - <ptrdiff_t>first_row * TILE,
+                 layer.intermediate.num_kblocks, x, stride, NULL, 0, inner - <ptrdiff_t>first_row * TILE,
                  inner_stride, tiles, member, team, layer.activation)
 
 
-cdef void project_group(const layer_t *layer, const group_t *g, workspace_t *w, ptrdiff_t stride, int member, int team,
-                        bint first_only) noexcept nogil:
-    """qkv = queries, keys and values of every token - with `first_only`, queries of position 0's tiles alone."""
-    cdef const linear_t *qkv = &layer.qkv
-    cdef ptrdiff_t qkv_stride = qkv.rows * TILE
-    cdef int text, tile, query_panels = 0
-    if first_only and qkv.rows // 3 % qkv.blocks[0].rows == 0:
-        query_panels = qkv.rows // 3 // qkv.blocks[0].rows
-        for text in range(share(g.num_texts, member, team), share(g.num_texts, member + 1, team)):
-            tile = g.first_lane[text] // TILE
-            apply(qkv, 0, query_panels, 0, qkv.num_kblocks, w.x + tile * stride, stride, NULL, 0,
-                  w.qkv + tile * qkv_stride, qkv_stride, 1)
-    apply_shared(qkv, query_panels, qkv.num_panels, 0, qkv.num_kblocks, w.x, stride, NULL, 0, w.qkv, qkv_stride,
-                 g.num_tiles, member, team, NULL)
+cdef void select_first(const group_t *g, float *tiles, int features) noexcept nogil:
+    """Tile t = position 0 of texts 16 t … 16 t + 15; lanes beyond the last text keep what they held.
 
-
-cdef void attend_group(Encoder self, const layer_t *layer, const group_t *g, workspace_t *w, int most_keys,
-                       int member, int team, bint first_only) noexcept nogil:
-    """context = attention of every head of every text; heads are shared among the team."""
-    cdef int inner = layer.num_heads * layer.head_size, text, head, tile, tiles
-    cdef ptrdiff_t stride = inner * TILE, qkv_stride = 3 * inner * TILE, at
-    cdef float *scores = w.scores + member * <size_t>(2 * TILE * ((most_keys + TILE - 1) // TILE * TILE))
-    cdef const float *keys
-    cdef int unit, units = g.num_texts * layer.num_heads
-    for unit in range(share(units, member, team), share(units, member + 1, team)):
-        text, head = unit // layer.num_heads, unit % layer.num_heads
-        at = head * layer.head_size * TILE
-        tile, tiles = g.first_tile[text], g.tiles[text]
-        keys = w.qkv + tile * qkv_stride + inner * TILE + at
-        if first_only:
-            tile, tiles = g.first_lane[text] // TILE, 1
-        self.kernels.attention(w.qkv + tile * qkv_stride + at, qkv_stride, keys, keys + inner * TILE, qkv_stride, tiles,
-                               g.keys[text], layer.head_size, scores, w.context + tile * stride + at, stride)
-
-
-cdef void select_first(const group_t *g, const float *tiles, int features, float *out) noexcept nogil:
-    """Tile t of `out` = position 0 of texts 16 t … 16 t + 15; lanes beyond the last text keep what they held."""
+    In place: a text's own tiles never come before the one it is selected into.
+    """
     cdef int text, f
     cdef const float *source
     cdef float *target
     for text in range(g.num_texts):
         source = tiles + (<ptrdiff_t>(g.first_lane[text] // TILE) * features * TILE + g.first_lane[text] % TILE)
-        target = out + (<ptrdiff_t>(text // TILE) * features * TILE + text % TILE)
+        target = tiles + (<ptrdiff_t>(text // TILE) * features * TILE + text % TILE)
         for f in range(features):
             target[f * TILE] = source[f * TILE]
 
@@ -537,21 +563,18 @@ cdef void apply_shared(const linear_t *linear, int first_panel, int last_panel, 
     cdef int panels = last_panel - first_panel, begin, end, pairs = (tiles + 1) // 2
     if team == 1 or panels % team == 0 or pairs < team:
         apply(linear, first_panel + share(panels, member, team), first_panel + share(panels, member + 1, team),
-              first_kb, last_kb, x, x_stride, init, init_stride, y, y_stride, tiles)
-        activate(linear, first_panel + share(panels, member, team), first_panel + share(panels, member + 1, team),
-                 y, y_stride, tiles, activation)
+              first_kb, last_kb, x, x_stride, init, init_stride, y, y_stride, tiles, activation)
         return
     begin, end = 2 * share(pairs, member, team), min(tiles, 2 * share(pairs, member + 1, team))
     apply(linear, first_panel, last_panel, first_kb, last_kb, x + begin * x_stride, x_stride,
           init + begin * init_stride if init != NULL else NULL, init_stride, y + begin * y_stride, y_stride,
-          end - begin)
-    activate(linear, first_panel, last_panel, y + begin * y_stride, y_stride, end - begin, activation)
+          end - begin, activation)
 
 
 cdef void apply(const linear_t *linear, int first_panel, int last_panel, int first_kb, int last_kb, const float *x,
                 ptrdiff_t x_stride, const float *init, ptrdiff_t init_stride, float *y, ptrdiff_t y_stride,
-                int tiles) noexcept nogil:
-    """y = init + W x over panels and k-blocks (x starts at the first k-block's first column).
+                int tiles, activation_fn activation) noexcept nogil:
+    """y = activation(init + W x) over panels and k-blocks (x starts at the first k-block's first column).
 
     k-block 0 starts from `init` (NULL: from the bias), later ones from y.
     """
@@ -569,19 +592,8 @@ cdef void apply(const linear_t *linear, int first_panel, int last_panel, int fir
             if kb == 0:
                 start, start_stride = (init + row if init != NULL else NULL), init_stride
             block.run(block, x + <ptrdiff_t>(block.first_k - linear.blocks[first_kb].first_k) * TILE, x_stride, start,
-                      start_stride, linear.bias + block.first_row, y + row, y_stride, tiles)
-
-
-cdef void activate(const linear_t *linear, int first_panel, int last_panel, float *y, ptrdiff_t y_stride, int tiles,
-                   activation_fn activation) noexcept nogil:
-    cdef int tile, panel, rows
-    cdef const block_t *block
-    if activation == NULL:
-        return
-    for panel in range(first_panel, last_panel):
-        block = &linear.blocks[panel * linear.num_kblocks]
-        for tile in range(tiles):
-            activation(y + tile * y_stride + <ptrdiff_t>block.first_row * TILE, <size_t>block.rows * TILE)
+                      start_stride, linear.bias + block.first_row, y + row, y_stride, tiles,
+                      activation if kb == last_kb - 1 else NULL)
 
 
 cdef int share(int total, int member, int team) noexcept nogil:

@@ -6,9 +6,9 @@
  * with the weights as one sequential stream; store. All hot displacements fit the 8-bit compressed form, 7 bytes
  * per instruction. Encodings: Intel SDM volume 2, section 2.7 (EVEX).
  *
- * A block is larger than the nearest caches and is used for some tiles only: waiting for its code and weights would
- * cost as much as a handful of tiles. So every block, while it runs, prefetches the next one, a line now and then
- * between its own instructions (in one burst per tile the prefetches would queue up before the loads).
+ * Nothing here would hide a wait for memory: the accumulators of a group of rows all start with a load, and code is
+ * not fetched ahead. So a block prefetches between its own instructions (in one burst the prefetches would queue up
+ * before the loads) the x, y and start of the tile it runs next, and bit by bit the block that runs next.
  *
  * Included by isa_avx512.h inside its target region. */
 
@@ -16,19 +16,24 @@
 #define X_REGISTER 31
 #define X_BIAS 128        /* rows by which the x pointer is ahead, so that 8-bit displacements reach 256 rows */
 #define WEIGHT_BIAS 128   /* likewise, in weights */
-#define GENERATED_MAX_K 1024 /* four x pointers of 256 rows each */
+#define GENERATED_MAX_K 512 /* two x pointers of 256 rows each */
 
 #define FMAS_PER_PREFETCH 64 /* 12 to 14 bytes per nonzero: after 14 tiles the next block is there */
 
-/* The generated function. x and weights point X_BIAS rows and WEIGHT_BIAS floats ahead; start is the bias (one
- * float per row) or a tile to accumulate on, whichever the block was generated for; one line per FMAS_PER_PREFETCH
- * nonzeros is prefetched from `prefetch` on. */
+/* What a block's sums start from: the bias (one float per row), a tile that is not y, or y itself. */
+enum { START_BIAS, START_INIT, START_Y };
+
+/* The generated function. x and weights point X_BIAS rows and WEIGHT_BIAS floats ahead; start is what the block was
+ * generated for. One line per FMAS_PER_PREFETCH nonzeros is prefetched from next_block on, and of the tile that
+ * runs next all of x, y and, for START_INIT, start. */
 typedef void (*generated_fn)(const float *x, float *y, const float *start, const float *weights,
-                             const char *prefetch);
+                             const char *next_block, const float *next_x, const float *next_y,
+                             const float *next_start);
 
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
-enum { Y_POINTER = RSI, START_POINTER = RDX, WEIGHT_POINTER = RCX, PREFETCH_POINTER = R8 };
-static const int X_POINTERS[] = {RDI, R9, R10, R11}; /* each serves 256 rows of x */
+enum { Y_POINTER = RSI, START_POINTER = RDX, WEIGHT_POINTER = RCX };
+enum { NEXT_BLOCK = R8, NEXT_X = RAX, NEXT_Y = R10, NEXT_START = R11 };
+static const int X_POINTERS[] = {RDI, R9}; /* each serves 256 rows of x */
 
 /* One EVEX.512.W0 instruction: opcode reg, vector, [base + displacement]; `scale` is what the compressed
  * displacement counts in (64 for a whole register, 4 for a broadcast element). */
@@ -64,25 +69,39 @@ static uint8_t *emit_fma(uint8_t *p, int acc, int x, int base, int32_t displacem
     return emit_evex(p, 2, 1, 0xb8, acc, x, 1, base, displacement, 4);
 }
 
-static uint8_t *emit_prefetch(uint8_t *p, int32_t displacement) { /* prefetcht1 [r8 + displacement] */
-    const uint8_t opcode[] = {0x41, 0x0f, 0x18, 0x90};
+static uint8_t *emit_prefetch(uint8_t *p, int base, int32_t displacement) { /* prefetcht1 [base + displacement] */
+    const uint8_t opcode[] = {(uint8_t)(0x40 | base >> 3), 0x0f, 0x18, (uint8_t)(0x90 | (base & 7))};
     memcpy(p, opcode, sizeof opcode);
     memcpy(p + sizeof opcode, &displacement, 4);
     return p + sizeof opcode + 4;
+}
+
+/* Line `line` of the next tile: x has k of them, then y and start `rows` each. */
+static uint8_t *emit_prefetch_tile(uint8_t *p, int line, int k, int rows) {
+    if (line < k) return emit_prefetch(p, NEXT_X, line * 64);
+    if (line < k + rows) return emit_prefetch(p, NEXT_Y, (line - k) * 64);
+    return emit_prefetch(p, NEXT_START, (line - k - rows) * 64);
 }
 
 /* An upper bound of the code that generate() writes for a block of these sizes. */
 static size_t generated_bound(int rows, int k, size_t nonzeros) {
     const size_t groups = (size_t)(rows + GROUP_ROWS - 1) / GROUP_ROWS;
     const size_t columns = nonzeros < groups * k ? nonzeros : groups * (size_t)k;
-    return 7 * (nonzeros + nonzeros / 256 + columns) + 8 * (nonzeros / FMAS_PER_PREFETCH + 1) + 22 * (size_t)rows + 64;
+    const size_t prefetches = nonzeros / FMAS_PER_PREFETCH + 1 + (size_t)k + 2 * (size_t)rows;
+    return 7 * (nonzeros + nonzeros / 256 + columns) + 8 * prefetches + 22 * (size_t)rows + 64;
 }
 
-/* Generate one block from `weight` [k][rows] (row-major, `stride` floats between columns); write its nonzeros to
- * `stream`. Returns the end of the code. */
+/* Generate one block from `weight` [k][rows] (row-major, `stride` floats between columns), of which `nonzeros` are
+ * not 0; write those to `stream`. Returns the end of the code. */
 static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
-                         int starts_from_bias) {
-    size_t count = 0;
+                         size_t nonzeros, int start) {
+    const size_t lines = (size_t)(k + rows + (start == START_INIT ? rows : 0));
+    size_t count = 0, line = 0;
+    const uint8_t take_arguments[] = {0x4c, 0x89, 0xc8,              /* mov rax, r9: next_x */
+                                      0x4c, 0x8b, 0x54, 0x24, 0x08,  /* mov r10, [rsp + 8]: next_y */
+                                      0x4c, 0x8b, 0x5c, 0x24, 0x10}; /* mov r11, [rsp + 16]: next_start */
+    memcpy(p, take_arguments, sizeof take_arguments);
+    p += sizeof take_arguments;
     const uint8_t add_weights[] = {0x48, 0x81, 0xc1, 0x00, 0x04, 0x00, 0x00}; /* add rcx, 256 * 4 */
     for (int i = 1; i * 256 < k; i++) { /* lea r9 + i - 1, [rdi + i * 256 * 64] */
         const uint8_t lea[] = {0x4c, 0x8d, (uint8_t)(0x8f + (i - 1) * 8), 0, (uint8_t)(i * 64), 0, 0};
@@ -92,8 +111,8 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
     for (int first = 0; first < rows; first += GROUP_ROWS) {
         const int group = rows - first < GROUP_ROWS ? rows - first : GROUP_ROWS;
         for (int r = 0; r < group; r++)
-            p = starts_from_bias ? emit_splat(p, r, START_POINTER, (first + r) * 4)
-                                 : emit_load(p, r, START_POINTER, (first + r) * TILE * 4);
+            p = start == START_BIAS ? emit_splat(p, r, START_POINTER, (first + r) * 4)
+                                    : emit_load(p, r, START_POINTER, (first + r) * TILE * 4);
         for (int i = 0; i < k; i++) {
             const float *column = weight + i * stride + first;
             int is_loaded = 0;
@@ -107,7 +126,10 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
                     memcpy(p, add_weights, sizeof add_weights);
                     p += sizeof add_weights;
                 }
-                if (count % FMAS_PER_PREFETCH == 0) p = emit_prefetch(p, (int32_t)(count / FMAS_PER_PREFETCH) * 64);
+                if (count % FMAS_PER_PREFETCH == 0)
+                    p = emit_prefetch(p, NEXT_BLOCK, (int32_t)(count / FMAS_PER_PREFETCH) * 64);
+                for (; line < lines && line * nonzeros <= count * lines; line++)
+                    p = emit_prefetch_tile(p, (int)line, k, rows);
                 p = emit_fma(p, r, X_REGISTER, WEIGHT_POINTER, ((int32_t)(count % 256) - WEIGHT_BIAS) * 4);
                 stream[count++] = column[r];
             }
@@ -119,15 +141,19 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
 }
 
 static void generated_avx512(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                             ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles) {
+                             ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+                             activation_fn after) {
     const generated_fn code = (generated_fn)(uintptr_t)block->code;
     const size_t step = (block->num_values / FMAS_PER_PREFETCH + 1) * 64;
     const size_t end = block->next ? block->next->memory_bytes : 0;
     size_t at = 0;
     for (int tile = 0; tile < tiles; tile++, at += step) {
-        /* when the next block is there, touching one's own memory again costs nothing */
-        const char *prefetch = at < end ? (const char *)block->next->memory + at : (const char *)block->memory;
+        /* when the next block is there, touching one's own memory again costs nothing; likewise the last tile */
+        const char *next_block = at < end ? (const char *)block->next->memory + at : (const char *)block->memory;
+        const int next = tile + 1 < tiles ? tile + 1 : tile;
         code(x + tile * x_stride + X_BIAS * TILE, y + tile * y_stride, init ? init + tile * init_stride : bias,
-             block->values + WEIGHT_BIAS, prefetch);
+             block->values + WEIGHT_BIAS, next_block, x + next * x_stride, y + next * y_stride,
+             init ? init + next * init_stride : bias);
+        if (after) after(y + tile * y_stride, (size_t)block->rows * TILE);
     }
 }

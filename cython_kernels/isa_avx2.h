@@ -1,4 +1,6 @@
 /* AVX2 + FMA: 16 registers of 256 bits. */
+#include <immintrin.h>
+
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -10,6 +12,8 @@
 #define DENSE_ROWS 6 /* 12 of 16 registers accumulate */
 #define QUERY_TILES 1
 #define KEYS 4
+#define VECTOR_MAX _mm256_max_ps
+#define VECTOR_MIN _mm256_min_ps
 #include "portable.h"
 #undef ISA_NAME
 #undef LANES

@@ -13,6 +13,8 @@
 #define DENSE_ROWS 24 /* divides 384, 768, 1024, 3072; 24 of 32 registers accumulate */
 #define QUERY_TILES 2
 #define KEYS 8
+#define VECTOR_MAX _mm512_max_ps
+#define VECTOR_MIN _mm512_min_ps
 #include "portable.h"
 #undef ISA_NAME
 #undef LANES
@@ -67,16 +69,18 @@ static void table_pair_avx512(const block_t *block, const float *x0, const float
 }
 
 static void table_pairs_avx512(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                               ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles) {
+                               ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+                               activation_fn after) {
     int tile = 0;
     for (; tile + 2 <= tiles; tile += 2) {
         const float *i0 = init ? init + tile * init_stride : NULL;
         table_pair_avx512(block, x + tile * x_stride, x + (tile + 1) * x_stride, i0, init ? i0 + init_stride : NULL,
                           bias, y + tile * y_stride, y + (tile + 1) * y_stride);
+        for (int i = 0; after && i < 2; i++) after(y + (tile + i) * y_stride, (size_t)block->rows * TILE);
     }
     if (tile < tiles)
         table_avx512(block, x + tile * x_stride, x_stride, init ? init + tile * init_stride : NULL, init_stride, bias,
-                     y + tile * y_stride, y_stride, 1);
+                     y + tile * y_stride, y_stride, 1, after);
 }
 #include "generate_avx512.h"
 

@@ -26,15 +26,20 @@ typedef struct {
 
 struct block;
 
+/* x = activation(x) in place, `count` floats, a multiple of TILE. */
+typedef void (*activation_fn)(float *x, size_t count);
+
 /* y[row][:] = init[row][:] (+)= sum over k of weight[row][k] * x[k][:], for `tiles` tiles.
  *
  * x       first tile at the block's first k; tiles lie x_stride apart.
  * init    what the sum starts from, at the block's first row, tiles init_stride apart (y itself to accumulate,
  *         the residual for a first k-block), or NULL: start from bias[row]. May equal y, never overlap it otherwise.
  * bias    at the block's first row; read only where init is NULL.
- * y       at the block's first row; every row of the block is written in every tile. */
+ * y       at the block's first row; every row of the block is written in every tile.
+ * after   applied to the block's rows of a tile as soon as they are written, or NULL. */
 typedef void (*block_fn)(const struct block *block, const float *x, ptrdiff_t x_stride, const float *init,
-                         ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles);
+                         ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+                         activation_fn after);
 
 /* One (row panel, k-block) of a packed weight matrix. The table form uses values, offsets, row_numbers and runs:
  * per bundle `count` groups of BUNDLE values and BUNDLE byte offsets (k * TILE * sizeof(float)). The dense form
@@ -75,10 +80,9 @@ typedef struct {
     block_fn dense;
     block_fn generated; /* NULL where no code can be generated */
 
-    /* x = activation(x) in place, `count` floats, a multiple of TILE. |error| of both GELUs <= 1e-6 + 1.2e-7 |x|. */
-    void (*gelu)(float *x, size_t count);
-    void (*gelu_tanh)(float *x, size_t count);
-    void (*relu)(float *x, size_t count);
+    activation_fn gelu; /* |error| of both GELUs <= 1e-6 + 1.2e-7 |x| */
+    activation_fn gelu_tanh;
+    activation_fn relu;
 
     /* y = gamma * (x + bias - mean) / sqrt(variance + epsilon) + beta over the features of one tile, two passes.
      * bias may be NULL. x is scratch afterwards; y may equal x. */

@@ -15,9 +15,10 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct block_t
 
+    ctypedef void (*activation_fn)(float *x, size_t count) noexcept nogil
     ctypedef void (*block_fn)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
                               ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride,
-                              int tiles) noexcept nogil
+                              int tiles, activation_fn after) noexcept nogil
 
     ctypedef struct block_t:
         block_fn run
@@ -50,9 +51,9 @@ cdef extern from "kernels.h" nogil:
         block_fn table
         block_fn dense
         block_fn generated
-        void (*gelu)(float *x, size_t count) noexcept nogil
-        void (*gelu_tanh)(float *x, size_t count) noexcept nogil
-        void (*relu)(float *x, size_t count) noexcept nogil
+        activation_fn gelu
+        activation_fn gelu_tanh
+        activation_fn relu
         void (*layer_norm)(float *x, const float *bias, const float *gamma, const float *beta, float epsilon,
                            int features, float *y) noexcept nogil
         void (*attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v,
@@ -67,7 +68,8 @@ cdef extern from "kernels.h" nogil:
 cdef extern from "dispatch.h" nogil:
     enum:
         GENERATED_MAX_K
+        START_BIAS, START_INIT, START_Y
     int available_kernels(kernels_t *tables)
     size_t generated_bound(int rows, int k, size_t nonzeros)
     uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
-                      int starts_from_bias)
+                      size_t nonzeros, int start)

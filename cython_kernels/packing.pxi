@@ -183,6 +183,7 @@ cdef class PackedLinear:
         cdef float[::1] scratch = np.empty(self.kblock * self.panel_rows, np.float32)
         cdef size_t bound = 0, value_bytes
         cdef Py_ssize_t b
+        cdef int start
         cdef uint8_t *at
         for b in range(blocks.shape[0]):
             bound += lines(blocks[b, 8] * 4) + lines(generated_bound(<int>blocks[b, 1], <int>blocks[b, 3],
@@ -195,8 +196,9 @@ cdef class PackedLinear:
                 copy_columns(weight, &blocks[b, 0], &scratch[0])
                 blocks[b, 4] = (at - self.code) // 4
                 blocks[b, 9] = at - self.code + value_bytes
+                start = START_Y if blocks[b, 2] else START_INIT if self.is_residual else START_BIAS
                 at = generate(at + value_bytes, <float *>at, &scratch[0], blocks[b, 1], <int>blocks[b, 1],
-                              <int>blocks[b, 3], blocks[b, 2] == 0 and not self.is_residual)
+                              <int>blocks[b, 3], blocks[b, 8], start)
                 at = self.code + lines(at - self.code)
                 blocks[b, 10] = (at - self.code) - blocks[b, 4] * 4
         self.memory.at = at

@@ -6,6 +6,7 @@
  *   DENSE_ROWS   rows of the dense kernel: DENSE_ROWS * TILE / LANES accumulators
  *   QUERY_TILES  query tiles that attention keeps in registers
  *   KEYS         keys per step of attention: KEYS * QUERY_TILES * TILE / LANES accumulators
+ *   VECTOR_MAX, VECTOR_MIN  the instructions, where the vector extension has no spelling that compiles to them
  */
 #include <string.h>
 
@@ -30,13 +31,19 @@ INLINE void SYM(store)(float *p, VF x) { *(VF *)p = x; }
 INLINE VF SYM(splat)(float x) { return (VF){0} + x; }
 INLINE VF SYM(select)(VI mask, VF yes, VF no) { return (VF)(((VI)yes & mask) | ((VI)no & ~mask)); }
 /* As the SSE instructions: the second operand where either is NaN. Callers put the data second. */
+#ifdef VECTOR_MAX
+INLINE VF SYM(max)(VF a, VF b) { return (VF)VECTOR_MAX(a, b); }
+INLINE VF SYM(min)(VF a, VF b) { return (VF)VECTOR_MIN(a, b); }
+#else
 INLINE VF SYM(max)(VF a, VF b) { return SYM(select)(a > b, a, b); }
 INLINE VF SYM(min)(VF a, VF b) { return SYM(select)(a < b, a, b); }
+#endif
 
 /* ---- GEMM: table form ------------------------------------------------------------------------------------- */
 
 static void SYM(table)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                       ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles) {
+                       ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+                       activation_fn after) {
     for (int tile = 0; tile < tiles; tile++) {
         const char *xt = (const char *)(x + tile * x_stride);
         const float *it = init ? init + tile * init_stride : NULL;
@@ -60,13 +67,15 @@ static void SYM(table)(const block_t *block, const float *x, ptrdiff_t x_stride,
                     for (int v = 0; v < VECTORS; v++) SYM(store)(yt + row[r] * TILE + v * LANES, acc[r][v]);
             }
         }
+        if (after) after(yt, (size_t)block->rows * TILE);
     }
 }
 
 /* ---- GEMM: dense form ------------------------------------------------------------------------------------- */
 
 static void SYM(dense)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                       ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles) {
+                       ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+                       activation_fn after) {
     const int k = block->k;
     for (int32_t first = 0; first < block->rows; first += DENSE_ROWS) {
         const int rows = block->rows - first < DENSE_ROWS ? block->rows - first : DENSE_ROWS;
@@ -90,6 +99,7 @@ static void SYM(dense)(const block_t *block, const float *x, ptrdiff_t x_stride,
             for (int r = 0; r < DENSE_ROWS; r++)
                 if (r < rows)
                     for (int v = 0; v < VECTORS; v++) SYM(store)(yt + r * TILE + v * LANES, acc[r][v]);
+            if (after) after(yt, (size_t)rows * TILE);
         }
     }
 }
@@ -181,25 +191,30 @@ static void SYM(layer_norm)(float *x, const float *bias, const float *gamma, con
 
 #define SCRATCH_ROW (2 * TILE) /* floats per key in scratch */
 
-/* scores[key][query] for the KEYS keys at k (same tile), `width` vectors of queries; returns nothing, keeps max. */
+/* scores[key][query] for the KEYS keys at k (same tile); max over the first `valid` of them. */
 INLINE void SYM(score_keys)(const float *q, ptrdiff_t q_stride, const float *k, int head_size, const int query_tiles,
                             int valid, float *scores, VF *max) {
     VF acc[KEYS][QUERY_TILES * VECTORS];
     for (int j = 0; j < KEYS; j++)
         for (int v = 0; v < query_tiles * VECTORS; v++) acc[j][v] = SYM(splat)(0.0f);
-    for (int d = 0; d < head_size; d++) {
+    const float *end = k + (ptrdiff_t)head_size * TILE;
+    for (; k < end; k += TILE, q += TILE) {
         VF qv[QUERY_TILES * VECTORS];
         for (int t = 0; t < query_tiles; t++)
-            for (int v = 0; v < VECTORS; v++)
-                qv[t * VECTORS + v] = SYM(load)(q + t * q_stride + d * TILE + v * LANES);
+            for (int v = 0; v < VECTORS; v++) qv[t * VECTORS + v] = SYM(load)(q + t * q_stride + v * LANES);
         for (int j = 0; j < KEYS; j++)
-            for (int v = 0; v < query_tiles * VECTORS; v++) acc[j][v] += qv[v] * k[d * TILE + j];
+            for (int v = 0; v < query_tiles * VECTORS; v++) acc[j][v] += qv[v] * k[j];
     }
     for (int j = 0; j < KEYS; j++)
-        for (int v = 0; v < query_tiles * VECTORS; v++) {
-            SYM(store)(scores + j * SCRATCH_ROW + v * LANES, acc[j][v]);
-            if (j < valid) max[v] = SYM(max)(acc[j][v], max[v]);
-        }
+        for (int v = 0; v < query_tiles * VECTORS; v++) SYM(store)(scores + j * SCRATCH_ROW + v * LANES, acc[j][v]);
+    if (valid >= KEYS) {
+        for (int j = 0; j < KEYS; j++)
+            for (int v = 0; v < query_tiles * VECTORS; v++) max[v] = SYM(max)(acc[j][v], max[v]);
+        return;
+    }
+    for (int j = 0; j < valid; j++)
+        for (int v = 0; v < query_tiles * VECTORS; v++)
+            max[v] = SYM(max)(SYM(load)(scores + j * SCRATCH_ROW + v * LANES), max[v]);
 }
 
 /* out[d][query] = sum over keys of v[d][key] * weight[key][query], times scale, for `depth` features. */
@@ -210,12 +225,12 @@ INLINE void SYM(weigh_values)(const float *v, ptrdiff_t kv_stride, const float *
     for (int d = 0; d < depth; d++)
         for (int i = 0; i < query_tiles * VECTORS; i++) acc[d][i] = SYM(splat)(0.0f);
     for (int first = 0; first < num_keys; first += TILE, v += kv_stride) {
-        const int keys = num_keys - first < TILE ? num_keys - first : TILE;
-        for (int j = 0; j < keys; j++, weights += SCRATCH_ROW) {
+        const float *end = v + (num_keys - first < TILE ? num_keys - first : TILE);
+        for (const float *key = v; key < end; key++, weights += SCRATCH_ROW) {
             VF wv[QUERY_TILES * VECTORS];
             for (int i = 0; i < query_tiles * VECTORS; i++) wv[i] = SYM(load)(weights + i * LANES);
             for (int d = 0; d < depth; d++)
-                for (int i = 0; i < query_tiles * VECTORS; i++) acc[d][i] += wv[i] * v[d * TILE + j];
+                for (int i = 0; i < query_tiles * VECTORS; i++) acc[d][i] += wv[i] * key[d * TILE];
         }
     }
     for (int d = 0; d < depth; d++)
@@ -225,29 +240,52 @@ INLINE void SYM(weigh_values)(const float *v, ptrdiff_t kv_stride, const float *
                            acc[d][t * VECTORS + i] * scale[t * VECTORS + i]);
 }
 
+/* scores = 2^(scores - max), column by column; sum = 1 / their sums. */
+INLINE void SYM(soften)(float *scores, int num_keys, const int query_tiles, const VF *max, VF *sum) {
+    VF top[QUERY_TILES * VECTORS], total[QUERY_TILES * VECTORS];
+    for (int i = 0; i < query_tiles * VECTORS; i++) top[i] = max[i], total[i] = SYM(splat)(0.0f);
+    for (const float *end = scores + (ptrdiff_t)num_keys * SCRATCH_ROW; scores < end; scores += SCRATCH_ROW)
+        for (int i = 0; i < query_tiles * VECTORS; i++) {
+            const VF e = SYM(exp2)(SYM(load)(scores + i * LANES) - top[i]);
+            total[i] += e;
+            SYM(store)(scores + i * LANES, e);
+        }
+    for (int i = 0; i < query_tiles * VECTORS; i++) sum[i] = 1.0f / total[i];
+}
+
+/* One function per phase and number of query tiles: in one large function the compilers spill accumulators. */
+#define PHASES(NAME, QUERIES)                                                                                     \
+    static __attribute__((noinline)) void SYM(score_##NAME)(const float *q, ptrdiff_t q_stride, const float *k,   \
+                                                            int head_size, int valid, float *scores, VF *max) {   \
+        SYM(score_keys)(q, q_stride, k, head_size, QUERIES, valid, scores, max);                                  \
+    }                                                                                                             \
+    static __attribute__((noinline)) void SYM(soften_##NAME)(float *scores, int num_keys, const VF *max,          \
+                                                             VF *sum) {                                           \
+        SYM(soften)(scores, num_keys, QUERIES, max, sum);                                                         \
+    }                                                                                                             \
+    static __attribute__((noinline)) void SYM(weigh_##NAME)(const float *v, ptrdiff_t kv_stride,                  \
+                                                            const float *weights, int num_keys, const VF *scale,  \
+                                                            float *out, ptrdiff_t out_stride) {                   \
+        SYM(weigh_values)(v, kv_stride, weights, num_keys, QUERIES, KEYS, scale, out, out_stride);                \
+    }
+PHASES(wide, QUERY_TILES)
+PHASES(narrow, 1)
+
 INLINE void SYM(attend)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
                         const int query_tiles, int num_keys, int head_size, float *scratch, float *out,
                         ptrdiff_t out_stride) {
+    const int is_wide = query_tiles > 1;
     VF max[QUERY_TILES * VECTORS], sum[QUERY_TILES * VECTORS];
-    for (int i = 0; i < query_tiles * VECTORS; i++) {
-        max[i] = SYM(splat)(-3.0e38f);
-        sum[i] = SYM(splat)(0.0f);
-    }
+    for (int i = 0; i < query_tiles * VECTORS; i++) max[i] = SYM(splat)(-3.0e38f);
     for (int key = 0; key < num_keys; key += KEYS)
-        SYM(score_keys)(q, q_stride, k + (key / TILE) * kv_stride + key % TILE, head_size, query_tiles,
-                        num_keys - key, scratch + key * SCRATCH_ROW, max);
-    for (int key = 0; key < num_keys; key++)
-        for (int i = 0; i < query_tiles * VECTORS; i++) {
-            float *p = scratch + key * SCRATCH_ROW + i * LANES;
-            const VF e = SYM(exp2)(SYM(load)(p) - max[i]);
-            sum[i] += e;
-            SYM(store)(p, e);
-        }
-    for (int i = 0; i < query_tiles * VECTORS; i++) sum[i] = 1.0f / sum[i];
+        (is_wide ? SYM(score_wide) : SYM(score_narrow))(q, q_stride, k + (key / TILE) * kv_stride + key % TILE,
+                                                        head_size, num_keys - key,
+                                                        scratch + (ptrdiff_t)key * SCRATCH_ROW, max);
+    (is_wide ? SYM(soften_wide) : SYM(soften_narrow))(scratch, num_keys, max, sum);
     int d = 0;
     for (; d + KEYS <= head_size; d += KEYS)
-        SYM(weigh_values)(v + d * TILE, kv_stride, scratch, num_keys, query_tiles, KEYS, sum, out + d * TILE,
-                          out_stride);
+        (is_wide ? SYM(weigh_wide) : SYM(weigh_narrow))(v + d * TILE, kv_stride, scratch, num_keys, sum,
+                                                        out + d * TILE, out_stride);
     for (; d < head_size; d++)
         SYM(weigh_values)(v + d * TILE, kv_stride, scratch, num_keys, query_tiles, 1, sum, out + d * TILE,
                           out_stride);
@@ -356,10 +394,13 @@ static const kernels_t SYM(portable) = {
     .gather = SYM(gather),
 };
 
+#undef VECTOR_MAX
+#undef VECTOR_MIN
 #undef STRINGIFY
 #undef STRINGIFY_
 #undef ZIP
 #undef SCRATCH_ROW
+#undef PHASES
 #undef INLINE
 #undef VI
 #undef VF

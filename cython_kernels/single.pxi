@@ -64,7 +64,7 @@ cdef void linear_step(const kernels_t *kernels, const linear_t *weight, const fl
             sources[lane] = &x[token, 0] if token < x.shape[0] else NULL
         kernels.gather(sources, weight.k, memory + tile * weight.k * TILE)
     apply(weight, 0, weight.num_panels, 0, weight.num_kblocks, memory, weight.k * TILE, NULL, 0, y,
-          weight.rows * TILE, tiles)
+          weight.rows * TILE, tiles, NULL)
     for tile in range(tiles):
         for lane in range(TILE):
             token = first + tile * TILE + lane
@@ -86,7 +86,7 @@ def gemm(PackedLinear weight, const float[:, :, ::1] x, float[:, :, ::1] y, init
             raise ValueError("init must have the shape of y")
         at = &start[0, 0, 0]
     apply(&weight.linear, 0, weight.linear.num_panels, 0, weight.linear.num_kblocks, &x[0, 0, 0], weight.k * TILE, at,
-          weight.rows * TILE, &y[0, 0, 0], weight.rows * TILE, <int>x.shape[0])
+          weight.rows * TILE, &y[0, 0, 0], weight.rows * TILE, <int>x.shape[0], NULL)
 
 
 def activation(str name, float[::1] x, str isa):

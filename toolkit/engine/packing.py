@@ -39,6 +39,7 @@ def pack_linear(
     isa: str,
     is_residual: bool = False,
     memory: CodeMemory | None = None,
+    num_heads: int = 0,
 ) -> Choice:
     """Pack one weight for small and for large calls (one object where the same form serves both).
 
@@ -48,6 +49,7 @@ def pack_linear(
         isa: One of `available_isas()`.
         is_residual: Its sums start from a residual, not from the bias.
         memory: Where code for large calls is generated; None: no code is generated.
+        num_heads: Of a weight whose panels must hold whole heads.
     """
     weight = np.require(weight, requirements=["ALIGNED"])  # C may not read a float elsewhere
     found = density(weight)
@@ -58,6 +60,8 @@ def pack_linear(
     panel_rows = SPARSE_PANEL_ROWS if found < SPARSE_BELOW else PANEL_ROWS
 
     def pack(form: str, rows: int) -> PackedLinear:
+        if num_heads:
+            rows = whole_heads(num_heads, len(bias) // num_heads, rows)
         return PackedLinear.pack(
             weight, bias, form, isa, rows, KBLOCK, is_residual, huge_array, memory
         )
@@ -73,7 +77,7 @@ def pack_layer(layer: Layer, isa: str, memory: CodeMemory | None) -> dict[str, A
         return pack_linear(linear.weight, linear.bias, isa, is_residual, memory)
 
     return {
-        "qkv": pack_linear(*stack_qkv(layer), isa, False, memory),
+        "qkv": pack_linear(*stack_qkv(layer), isa, False, memory, layer.num_heads),
         "attention_output": pack(layer.attention_output, True),
         "intermediate": pack(layer.intermediate, False),
         "output": pack(layer.output, True),
@@ -85,19 +89,32 @@ def pack_layer(layer: Layer, isa: str, memory: CodeMemory | None) -> dict[str, A
 
 
 def stack_qkv(layer: Layer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Stack query, key and value into one weight (3N, K) and bias (3N,).
+    """Stack query, key and value, head by head, into one weight (3N, K) and bias (3N,).
 
     The query rows are multiplied by scale·log2(e): the attention kernel then needs one power of
     two per score and nothing else.
     """
     parts = (layer.query, layer.key, layer.value)
-    weight = np.concatenate([part.weight for part in parts])
-    bias = np.concatenate([part.bias for part in parts])
-    rows = len(layer.query.bias)
+    rows, columns = layer.query.weight.shape
+    if layer.num_heads < 1 or columns % layer.num_heads:
+        raise ValueError(f"num_heads must divide {columns} features; got {layer.num_heads}")
+    if any(part.weight.shape != (columns, columns) for part in parts):
+        raise ValueError(f"the weights of a layer must take and give {columns} features")
+    size = rows // layer.num_heads
+    weight = np.stack([part.weight.reshape(-1, size, columns) for part in parts], axis=1)
+    bias = np.stack([part.bias.reshape(-1, size) for part in parts], axis=1)
     factor = np.float32(layer.scale * math.log2(math.e))
-    weight[:rows] *= factor
-    bias[:rows] *= factor
-    return weight, bias
+    weight[:, 0] *= factor
+    bias[:, 0] *= factor
+    return weight.reshape(3 * rows, columns), bias.reshape(3 * rows)
+
+
+def whole_heads(num_heads: int, head_rows: int, most_rows: int) -> int:
+    """Return the rows of a panel of equal whole heads: at most `most_rows`, but at least one head."""
+    heads = max(1, min(num_heads, most_rows // head_rows))
+    while num_heads % heads:
+        heads -= 1
+    return heads * head_rows
 
 
 def generates(isa: str) -> bool:

@@ -195,7 +195,6 @@ static void SYM(layer_norm)(float *x, const float *bias, const float *gamma, con
 /* ---- Attention -------------------------------------------------------------------------------------------- */
 
 #define SCRATCH_ROW (2 * TILE) /* floats per key in scratch */
-#define WEIGHED_KEYS 128       /* keys whose weights, 16 KiB, stay in the first-level cache for all features of a head */
 
 /* scores[key][query] for the KEYS keys at k (same tile); max over the first `valid` of them. */
 INLINE void SYM(score_keys)(const float *q, ptrdiff_t q_stride, const float *k, int head_size, const int query_tiles,
@@ -223,17 +222,13 @@ INLINE void SYM(score_keys)(const float *q, ptrdiff_t q_stride, const float *k, 
             max[v] = SYM(max)(SYM(load)(scores + j * SCRATCH_ROW + v * LANES), max[v]);
 }
 
-/* out[d][query] = (start + sum over keys of v[d][key] * weight[key][query]) * scale for `depth` features; start is out
- * itself where the keys before these have been summed up, otherwise 0. */
+/* out[d][query] = sum over keys of v[d][key] * weight[key][query], times scale, for `depth` features. */
 INLINE void SYM(weigh_values)(const float *v, ptrdiff_t kv_stride, const float *weights, int num_keys,
-                              const int query_tiles, const int depth, int adds, const VF *scale, float *out,
+                              const int query_tiles, const int depth, const VF *scale, float *out,
                               ptrdiff_t out_stride) {
     VF acc[KEYS][QUERY_TILES * VECTORS];
     for (int d = 0; d < depth; d++)
-        for (int t = 0; t < query_tiles; t++)
-            for (int i = 0; i < VECTORS; i++)
-                acc[d][t * VECTORS + i] =
-                    adds ? SYM(load)(out + t * out_stride + d * TILE + i * LANES) : SYM(splat)(0.0f);
+        for (int i = 0; i < query_tiles * VECTORS; i++) acc[d][i] = SYM(splat)(0.0f);
     for (int first = 0; first < num_keys; first += TILE, v += kv_stride) {
         const float *end = v + (num_keys - first < TILE ? num_keys - first : TILE);
         for (const float *key = v; key < end; key++, weights += SCRATCH_ROW) {
@@ -274,9 +269,9 @@ INLINE void SYM(soften)(float *scores, int num_keys, const int query_tiles, cons
         SYM(soften)(scores, num_keys, QUERIES, max, sum);                                                         \
     }                                                                                                             \
     static __attribute__((noinline)) void SYM(weigh_##NAME)(const float *v, ptrdiff_t kv_stride,                  \
-                                                            const float *weights, int num_keys, int adds,         \
-                                                            const VF *scale, float *out, ptrdiff_t out_stride) {  \
-        SYM(weigh_values)(v, kv_stride, weights, num_keys, QUERIES, KEYS, adds, scale, out, out_stride);          \
+                                                            const float *weights, int num_keys, const VF *scale,  \
+                                                            float *out, ptrdiff_t out_stride) {                   \
+        SYM(weigh_values)(v, kv_stride, weights, num_keys, QUERIES, KEYS, scale, out, out_stride);                \
     }
 PHASES(wide, QUERY_TILES)
 PHASES(narrow, 1)
@@ -292,20 +287,13 @@ INLINE void SYM(attend)(const float *q, ptrdiff_t q_stride, const float *k, cons
                                                         head_size, num_keys - key,
                                                         scratch + (ptrdiff_t)key * SCRATCH_ROW, max);
     (is_wide ? SYM(soften_wide) : SYM(soften_narrow))(scratch, num_keys, max, sum);
-    VF one[QUERY_TILES * VECTORS];
-    for (int i = 0; i < query_tiles * VECTORS; i++) one[i] = SYM(splat)(1.0f);
-    for (int first = 0; first < num_keys; first += WEIGHED_KEYS) {
-        const int left = num_keys - first, keys = left < WEIGHED_KEYS ? left : WEIGHED_KEYS;
-        const VF *scale = left <= WEIGHED_KEYS ? sum : one;
-        const float *weights = scratch + (ptrdiff_t)first * SCRATCH_ROW, *values = v + first / TILE * kv_stride;
-        int d = 0;
-        for (; d + KEYS <= head_size; d += KEYS)
-            (is_wide ? SYM(weigh_wide) : SYM(weigh_narrow))(values + d * TILE, kv_stride, weights, keys, first > 0, scale,
-                                                            out + d * TILE, out_stride);
-        for (; d < head_size; d++)
-            SYM(weigh_values)(values + d * TILE, kv_stride, weights, keys, query_tiles, 1, first > 0, scale,
-                              out + d * TILE, out_stride);
-    }
+    int d = 0;
+    for (; d + KEYS <= head_size; d += KEYS)
+        (is_wide ? SYM(weigh_wide) : SYM(weigh_narrow))(v + d * TILE, kv_stride, scratch, num_keys, sum,
+                                                        out + d * TILE, out_stride);
+    for (; d < head_size; d++)
+        SYM(weigh_values)(v + d * TILE, kv_stride, scratch, num_keys, query_tiles, 1, sum, out + d * TILE,
+                          out_stride);
 }
 
 static void SYM(attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
@@ -417,7 +405,6 @@ static const kernels_t SYM(portable) = {
 #undef STRINGIFY_
 #undef ZIP
 #undef SCRATCH_ROW
-#undef WEIGHED_KEYS
 #undef PHASES
 #undef INLINE
 #undef UNROLL

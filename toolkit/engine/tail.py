@@ -37,13 +37,14 @@ def run_tail(
         linear: Maps a key of `plan.linears` and x (N, k) to (N, n), bias added.
 
     Returns:
-        The outputs by name, in the order of `plan.outputs`; none shares memory with `values`.
+        The outputs by name, in the order of `plan.outputs`. They share no memory with each other
+        or with `values`, but for the hidden state, which becomes an output where it is asked for.
 
     Raises:
         InputError: A node cannot take the shapes it is given.
     """
     known: dict[str, Array] = {**plan.constants, **values}
-    given = {id(array) for array in known.values()}
+    taken = {id(array) for name, array in known.items() if name != plan.hidden}
     for node in plan.tail:
         arguments = [known[name] if name else None for name in node.inputs]
         try:
@@ -60,7 +61,11 @@ def run_tail(
         ) as error:
             raise InputError(f"{describe(node)}: cannot be computed: {error}") from error
         known.update(zip(node.outputs, results, strict=False))
-    return {name: _own(known[name], id(known[name]) in given) for name in plan.outputs}
+    outputs: dict[str, Array] = {}
+    for name in plan.outputs:
+        outputs[name] = _own(known[name], id(known[name]) in taken)
+        taken.add(id(known[name]))
+    return outputs
 
 
 def check_tail(plan: Plan) -> None:
@@ -137,9 +142,9 @@ def _run_node(
     return result if isinstance(result, list) else [np.asarray(result)]
 
 
-def _own(value: Array, was_given: bool) -> Array:
+def _own(value: Array, is_taken: bool) -> Array:
     """Copy what is not a contiguous array of its own: a caller keeps it beyond the next run."""
-    if was_given or value.base is not None or not value.flags.c_contiguous:
+    if is_taken or value.base is not None or not value.flags.c_contiguous:
         return np.array(value, order="C")
     return value
 

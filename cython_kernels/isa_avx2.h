@@ -9,6 +9,8 @@
 #endif
 #define ISA_NAME avx2
 #define LANES 8
+#define TABLE_ROWS 2
+#define TABLE_TILES 2
 #define DENSE_ROWS 6 /* 12 of 16 registers accumulate */
 #define QUERY_TILES 1
 #define KEYS 4
@@ -17,6 +19,8 @@
 #include "portable.h"
 #undef ISA_NAME
 #undef LANES
+#undef TABLE_ROWS
+#undef TABLE_TILES
 #undef DENSE_ROWS
 #undef QUERY_TILES
 #undef KEYS

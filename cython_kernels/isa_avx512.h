@@ -10,6 +10,8 @@
 #endif
 #define ISA_NAME avx512
 #define LANES 16
+#define TABLE_ROWS 4
+#define TABLE_TILES 1
 #define DENSE_ROWS 24 /* divides 384, 768, 1024, 3072; 24 of 32 registers accumulate */
 #define QUERY_TILES 2
 #define KEYS 8
@@ -18,6 +20,8 @@
 #include "portable.h"
 #undef ISA_NAME
 #undef LANES
+#undef TABLE_ROWS
+#undef TABLE_TILES
 #undef DENSE_ROWS
 #undef QUERY_TILES
 #undef KEYS
@@ -26,7 +30,7 @@
 /* One or two tiles at once: one 64-bit load gives a bundle's 4 offsets, one 128-bit broadcast its 4 weights. A broadcast
  * load per weight would cost a load slot that the FMAs' memory operands need. Each bundle prefetches its share of
  * the x and its own rows of the tiles that run next, `x_next` and `y_next` floats further on. */
-static inline __attribute__((always_inline)) void table_tiles_avx512(const block_t *block, const int pair,
+static inline __attribute__((always_inline)) void bundles_avx512(const block_t *block, const int pair,
                                                                      const float *x, ptrdiff_t x_stride,
                                                                      const float *init, ptrdiff_t init_stride,
                                                                      const float *bias, float *y, ptrdiff_t y_stride,
@@ -98,12 +102,12 @@ static void table_pairs_avx512(const block_t *block, const float *x, ptrdiff_t x
     int tile = 0;
     for (; tile + 2 <= tiles; tile += 2) {
         const int next = tile + 4 <= tiles ? 2 : 0; /* there is no next pair behind the last */
-        table_tiles_avx512(block, 1, x + tile * x_stride, x_stride, init ? init + tile * init_stride : NULL,
+        bundles_avx512(block, 1, x + tile * x_stride, x_stride, init ? init + tile * init_stride : NULL,
                            init_stride, bias, y + tile * y_stride, y_stride, next * x_stride, next * y_stride);
         for (int i = 0; after && i < 2; i++) after(y + (tile + i) * y_stride, (size_t)block->rows * TILE);
     }
     if (tile < tiles) {
-        table_tiles_avx512(block, 0, x + tile * x_stride, 0, init ? init + tile * init_stride : NULL, 0, bias,
+        bundles_avx512(block, 0, x + tile * x_stride, 0, init ? init + tile * init_stride : NULL, 0, bias,
                            y + tile * y_stride, 0, 0, 0);
         if (after) after(y + tile * y_stride, (size_t)block->rows * TILE);
     }

@@ -3,6 +3,8 @@
  * replaces in its table.
  *
  *   LANES        floats per vector register: 16, 8 or 4
+ *   TABLE_ROWS   rows of a bundle that the table kernel computes at once, on TABLE_TILES tiles:
+ *                TABLE_ROWS * TABLE_TILES * TILE / LANES accumulators
  *   DENSE_ROWS   rows of the dense kernel: DENSE_ROWS * TILE / LANES accumulators
  *   QUERY_TILES  query tiles that attention keeps in registers
  *   KEYS         keys per step of attention: KEYS * QUERY_TILES * TILE / LANES accumulators
@@ -30,7 +32,7 @@ typedef float SYM(row16u) __attribute__((vector_size(64), may_alias, aligned(4))
 
 INLINE VF SYM(load)(const float *p) { return *(const VF *)p; }
 INLINE void SYM(store)(float *p, VF x) { *(VF *)p = x; }
-INLINE VF SYM(splat)(float x) { return (VF){0} + x; }
+INLINE VF SYM(splat)(float x) { return x - (VF){0}; } /* unlike x + 0 a plain copy, whatever the sign of x */
 INLINE VF SYM(select)(VI mask, VF yes, VF no) { return (VF)(((VI)yes & mask) | ((VI)no & ~mask)); }
 /* As the SSE instructions: the second operand where either is NaN. Callers put the data second. */
 #ifdef VECTOR_MAX
@@ -43,33 +45,55 @@ INLINE VF SYM(min)(VF a, VF b) { return SYM(select)(a < b, a, b); }
 
 /* ---- GEMM: table form ------------------------------------------------------------------------------------- */
 
+INLINE void SYM(table_tiles)(const block_t *block, const int tiles, const float *x, ptrdiff_t x_stride,
+                             const float *init, ptrdiff_t init_stride, const float *bias, float *y,
+                             ptrdiff_t y_stride) {
+    const float *w = block->values;
+    const uint16_t *at = block->offsets;
+    const uint16_t *row = block->row_numbers;
+    for (int32_t run = 0; run < block->num_runs; run++) {
+        const uint32_t count = block->runs[run].count;
+        for (uint32_t bundle = block->runs[run].bundles; bundle > 0; bundle--, row += BUNDLE) {
+            for (int first = 0; first < BUNDLE; first += TABLE_ROWS) {
+                VF acc[TABLE_ROWS][TABLE_TILES * VECTORS];
+                for (int r = 0; r < TABLE_ROWS; r++)
+                    for (int t = 0; t < tiles; t++)
+                        for (int v = 0; v < VECTORS; v++)
+                            acc[r][t * VECTORS + v] =
+                                init ? SYM(load)(init + t * init_stride + row[first + r] * TILE + v * LANES)
+                                     : SYM(splat)(bias[row[first + r]]);
+                const float *weight = w + first;
+                const uint16_t *offset = at + first;
+                for (uint32_t i = count; i > 0; i--, weight += BUNDLE, offset += BUNDLE)
+                    for (int r = 0; r < TABLE_ROWS; r++) {
+                        const float *xr = (const float *)((const char *)x + offset[r]);
+                        const VF wr = SYM(splat)(weight[r]);
+                        for (int t = 0; t < tiles; t++)
+                            for (int v = 0; v < VECTORS; v++)
+                                acc[r][t * VECTORS + v] += SYM(load)(xr + t * x_stride + v * LANES) * wr;
+                    }
+                for (int r = 0; r < TABLE_ROWS; r++)
+                    for (int t = 0; t < tiles; t++)
+                        for (int v = 0; v < VECTORS; v++)
+                            SYM(store)(y + t * y_stride + row[first + r] * TILE + v * LANES, acc[r][t * VECTORS + v]);
+            }
+            w += (size_t)count * BUNDLE, at += (size_t)count * BUNDLE;
+        }
+    }
+}
+
 static void SYM(table)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
                        ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
                        activation_fn after) {
-    for (int tile = 0; tile < tiles; tile++) {
-        const char *xt = (const char *)(x + tile * x_stride);
-        const float *it = init ? init + tile * init_stride : NULL;
+    for (int tile = 0, step; tile < tiles; tile += step) {
+        const float *xt = x + tile * x_stride, *it = init ? init + tile * init_stride : NULL;
         float *yt = y + tile * y_stride;
-        const float *w = block->values;
-        const uint16_t *at = block->offsets;
-        const uint16_t *row = block->row_numbers;
-        for (int32_t run = 0; run < block->num_runs; run++) {
-            const uint32_t count = block->runs[run].count;
-            for (uint32_t bundle = block->runs[run].bundles; bundle > 0; bundle--, row += BUNDLE) {
-                VF acc[BUNDLE][VECTORS];
-                for (int r = 0; r < BUNDLE; r++)
-                    for (int v = 0; v < VECTORS; v++)
-                        acc[r][v] = it ? SYM(load)(it + row[r] * TILE + v * LANES) : SYM(splat)(bias[row[r]]);
-                for (uint32_t i = count; i > 0; i--, w += BUNDLE, at += BUNDLE)
-                    for (int r = 0; r < BUNDLE; r++) {
-                        const float *xr = (const float *)(xt + at[r]);
-                        for (int v = 0; v < VECTORS; v++) acc[r][v] += SYM(load)(xr + v * LANES) * w[r];
-                    }
-                for (int r = 0; r < BUNDLE; r++)
-                    for (int v = 0; v < VECTORS; v++) SYM(store)(yt + row[r] * TILE + v * LANES, acc[r][v]);
-            }
-        }
-        if (after) after(yt, (size_t)block->rows * TILE);
+        step = tiles - tile >= TABLE_TILES ? TABLE_TILES : 1;
+        if (step == TABLE_TILES)
+            SYM(table_tiles)(block, TABLE_TILES, xt, x_stride, it, init_stride, bias, yt, y_stride);
+        else
+            SYM(table_tiles)(block, 1, xt, x_stride, it, init_stride, bias, yt, y_stride);
+        for (int t = 0; after && t < step; t++) after(yt + t * y_stride, (size_t)block->rows * TILE);
     }
 }
 

@@ -42,7 +42,8 @@ typedef void (*block_fn)(const struct block *block, const float *x, ptrdiff_t x_
                          activation_fn after);
 
 /* One (row panel, k-block) of a packed weight matrix. The table form uses values, offsets, row_numbers and runs:
- * per bundle `count` groups of BUNDLE values and BUNDLE byte offsets (k * TILE * sizeof(float)). The dense form
+ * per bundle `count` groups of BUNDLE values and BUNDLE byte offsets (k * TILE * sizeof(float)); the last bundle is
+ * filled up by repeating its last row. The dense form
  * uses values only: per group of `dense_rows` rows, k-major. The generated form has been generated to start from
  * the bias or from init, and must be called so. */
 typedef struct block {

@@ -51,10 +51,11 @@ INLINE void SYM(table_tiles)(const block_t *block, const int tiles, const float 
     const float *w = block->values;
     const uint16_t *at = block->offsets;
     const uint16_t *row = block->row_numbers;
+    int left = block->rows; /* the last bundle repeats its last row: what was stored must not be added to again */
     for (int32_t run = 0; run < block->num_runs; run++) {
         const uint32_t count = block->runs[run].count;
-        for (uint32_t bundle = block->runs[run].bundles; bundle > 0; bundle--, row += BUNDLE) {
-            for (int first = 0; first < BUNDLE; first += TABLE_ROWS) {
+        for (uint32_t bundle = block->runs[run].bundles; bundle > 0; bundle--, row += BUNDLE, left -= BUNDLE) {
+            for (int first = 0; first < BUNDLE && first < left; first += TABLE_ROWS) {
                 VF acc[TABLE_ROWS][TABLE_TILES * VECTORS];
                 for (int r = 0; r < TABLE_ROWS; r++)
                     for (int t = 0; t < tiles; t++)

@@ -1,7 +1,7 @@
 # What the machine can do at most, for the roofline: arithmetic in registers, and reading at each distance.
 
 cdef enum:
-    REPETITION_US = 2000  # long beside starting the threads, short beside what interrupts them
+    REPETITION_US = 1000  # long beside starting the threads, short beside what interrupts them
 
 READ_BYTES = READ_FLOATS * 4
 

@@ -4,7 +4,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,18 +16,22 @@ ROOFS = {"l2": ("L2", ":"), "l3": ("L3", "--"), "memory": ("memory", "-.")}
 SIZE = (8.0, 5.6)  # inches: 800 pixels wide
 DPI = 100
 LABEL_POINTS = 9.0  # font size
-GAP = 1.22  # labels closer than this factor in height are moved apart
+
+# Factors, since both axes are logarithmic: between points of one cluster at most, between clusters
+# that both have their labels to the right at least, from points to their labels, between labels.
+CLUSTER, ROOM, APART, GAP = 1.6, 5.0, 1.3, 1.2
 
 
 def draw_entry(record: Mapping[str, Any], entry: Mapping[str, Any]) -> bytes:
     """Draw one entry of a record's `speed` that has a `roofline`; return a PNG."""
     model = record["model"]
     zeros = model.get("sparsity", {}).get("encoder")
+    most = "at most " if entry["lengths"] == "task" else ""
     facts = [
         str(model["name"]),
         *([f"{model['layers']} layers"] if "layers" in model else []),
         *([f"{100 * zeros:.0f} % zeros"] if zeros is not None else []),
-        f"{entry['batch_size']} × {entry['seq_len']} tokens",
+        f"{entry['batch_size']} × {most}{entry['seq_len']} tokens",
     ]
     machine = f"{record['environment']['cpu']}, {entry['isa']}, {entry['num_threads']} threads"
     return draw(entry["roofline"], ", ".join(facts), machine)
@@ -99,30 +102,41 @@ def form_of(mark: Mapping[str, Any]) -> str:
     return str(mark["kernel"]).partition("_")[0]
 
 
-def label_heights(marks: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return where each label goes, in GFLOP/s: at its point, or below labels that stand there.
+def label_places(marks: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, bool]]:
+    """Choose where each label stands: in a column beside its cluster of points.
 
-    Labels stand in one column per group of close intensities, so heights alone keep them apart.
+    A cluster is a run of intensities less than CLUSTER apart. Its labels stand to the right, or to
+    the left where the next cluster is nearer than ROOM; each at the height of its point, or
+    below the labels that would cover it.
+
+    Returns:
+        Per point intensity, GFLOP/s, and whether the text ends there instead of starting.
     """
-    heights = [0.0] * len(marks)
-    order = sorted(range(len(marks)), key=lambda i: -marks[i]["gflops"])
-    placed: list[tuple[float, float]] = []
+    order = sorted(range(len(marks)), key=lambda i: marks[i]["intensity"])
+    clusters: list[list[int]] = []
     for i in order:
-        height = marks[i]["gflops"]
-        for x, other in placed:  # highest first
-            near = abs(np.log(x / marks[i]["intensity"])) < np.log(4.0)
-            if near and height > other / GAP:
-                height = other / GAP
-        heights[i] = height
-        placed.append((marks[i]["intensity"], height))
-    return heights
+        if clusters and marks[i]["intensity"] < CLUSTER * marks[clusters[-1][-1]]["intensity"]:
+            clusters[-1].append(i)
+        else:
+            clusters.append([i])
+    places = [(0.0, 0.0, False)] * len(marks)
+    for number, cluster in enumerate(clusters):
+        first, last = (marks[cluster[end]]["intensity"] for end in (0, -1))
+        following = clusters[number + 1][0] if number + 1 < len(clusters) else None
+        is_left = following is not None and marks[following]["intensity"] < ROOM * last
+        x, lowest = (first / APART if is_left else last * APART), float("inf")
+        for i in sorted(cluster, key=lambda i: -marks[i]["gflops"]):
+            lowest = min(marks[i]["gflops"], lowest / GAP)
+            places[i] = (x, lowest, is_left)
+    return places
 
 
 def _label(axes: Axes, marks: Sequence[Mapping[str, Any]]) -> None:
-    for mark, height in zip(marks, label_heights(marks), strict=True):
+    for mark, (x, y, is_left) in zip(marks, label_places(marks), strict=True):
         axes.annotate(
             f"{mark['op'].replace('_', ' ')} {mark['peak_share']:.0%}",
-            (mark["intensity"], mark["gflops"]), (mark["intensity"] * 1.2, height),
-            fontsize=LABEL_POINTS, va="center", zorder=5,
+            (mark["intensity"], mark["gflops"]), (x, y),
+            fontsize=LABEL_POINTS, va="center", ha="right" if is_left else "left", zorder=5,
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
         )  # fmt: skip

@@ -151,13 +151,13 @@ class Engine:
                 weight = self._layers[i - 1].get(step) if i else self._ends[step]
                 if isinstance(weight, tuple):
                     weight = weight[is_large]
-                elif not isinstance(weight, PackedLinear):
+                elif i:  # a norm
                     weight = None
                 name = f"layer{i - 1}.{step}" if i else step
                 row = {"op": name, "time_ms": spent / threads * 1e3, "gflops": None}
                 row |= {"density": None, "kernel": self.isa, "note": ""}
                 row |= describe(step, weight, call, spent / threads, peak)
-                if weight is not None:
+                if i and weight is not None:
                     row |= {
                         "density": weight.density,
                         "kernel": f"{weight.form}_{self.isa}",

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 # Okabe and Ito 2008, https://jfly.uni-koeln.de/color: told apart with any colour vision
 COLOURS = {"generated": "#0072B2", "table": "#D55E00", "dense": "#009E73"}
-OTHER = "#7F7F7F"  # operations without a weight
+OTHER = "#7F7F7F"  # operations that are not one weight of a layer
 ROOFS = {"l2": ("L2", ":"), "l3": ("L3", "--"), "memory": ("memory", "-.")}
 SIZE = (8.0, 5.6)  # inches: 800 pixels wide
 DPI = 100
@@ -63,7 +63,7 @@ def draw(roofline: Mapping[str, Any], title: str, machine: str) -> bytes:
         axes.plot(
             [mark["intensity"] for mark in chosen], [mark["gflops"] for mark in chosen],
             linestyle="none", marker="o", markersize=7, color=COLOURS.get(form, OTHER),
-            label=f"{form} kernel" if form in COLOURS else "no weight",
+            label=f"{form} kernel" if form in COLOURS else "other operations",
         )  # fmt: skip
     _label(axes, marks)
     axes.set_title(f"{title}\n{machine}", fontsize=10, parse_math=False)

@@ -1,6 +1,7 @@
 """The roofline: counts against brute force, buffers for each cache, and where the points go."""
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,16 @@ def test_a_profile_sums_to_its_points(first_only: bool) -> None:
         by_op = {row["op"]: row["operations"] for row in profile}
         assert by_op["layer2.output_norm"] * 20 == by_op["layer1.output_norm"]
         assert by_op["layer2.attention"] * 20 == by_op["layer1.attention"]
+
+
+def test_a_head_that_is_applied_in_cache_counts() -> None:
+    plan = replace(make_plan(num_layers=1), outputs=["scores"])
+    size = plan.linears["head"].weight.size
+    engine = Engine(plan, 1, "", "generic")
+    mask = np.ones((2, 20), np.int32)
+    profile = engine.profile(dict.fromkeys(engine.inputs, mask))
+    scatter = next(row for row in profile if row["op"] == "scatter")
+    assert scatter["operations"] == 2 * 40 * size
 
 
 def test_layers_that_run_other_kernels_are_other_points() -> None:

@@ -15,6 +15,7 @@ from cython_kernels.kernels cimport (
     BUNDLE,
     GENERATED_MAX_K,
     MAX_KBLOCK,
+    READ_FLOATS,
     START_BIAS,
     START_INIT,
     START_Y,
@@ -38,6 +39,7 @@ cdef int NUM_TABLES = available_kernels(TABLES)
 include "packing.pxi"
 include "encoder.pxi"
 include "single.pxi"
+include "peaks.pxi"
 
 
 def available_isas() -> list[str]:

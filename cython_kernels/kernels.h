@@ -16,6 +16,7 @@
 
 #define TILE 16          /* tokens per tile: one 512-bit vector of float */
 #define BUNDLE 4         /* rows that the table kernel computes together */
+#define READ_FLOATS 128  /* unit of read_loop */
 #define MAX_KBLOCK 1024  /* byte offsets of a k-block, k * TILE * 4, must fit 16 bits */
 
 /* `bundles` consecutive bundles of BUNDLE rows, each row with `count` entries: constant trip counts predict. */
@@ -106,6 +107,13 @@ typedef struct {
      * or read as 0 (gather). */
     void (*scatter)(const float *tile, int features, float *const *rows);
     void (*gather)(const float *const *rows, int features, float *tile);
+
+    /* Measures, not parts of a model. fma_loop: x[i] += factor * x[i], `steps` times, for the `fma_floats` floats at
+     * x, which stay in registers. read_loop: read `count` floats, a multiple of READ_FLOATS, `times` times; returns
+     * the exclusive or of all 32-bit words read, so 0 where `times` is even. Both x are 64-byte aligned. */
+    int fma_floats;
+    void (*fma_loop)(float *x, float factor, size_t steps);
+    uint32_t (*read_loop)(const float *x, size_t count, size_t times);
 } kernels_t;
 
 #endif

@@ -8,6 +8,7 @@ cdef extern from "kernels.h" nogil:
         TILE
         BUNDLE
         MAX_KBLOCK
+        READ_FLOATS
 
     ctypedef struct run_t:
         uint32_t bundles
@@ -63,6 +64,9 @@ cdef extern from "kernels.h" nogil:
                       const int32_t *positions, const int32_t *types, int features, float *tile) noexcept nogil
         void (*scatter)(const float *tile, int features, float *const *rows) noexcept nogil
         void (*gather)(const float *const *rows, int features, float *tile) noexcept nogil
+        int fma_floats
+        void (*fma_loop)(float *x, float factor, size_t steps) noexcept nogil
+        uint32_t (*read_loop)(const float *x, size_t count, size_t times) noexcept nogil
 
 
 cdef extern from "dispatch.h" nogil:

@@ -406,6 +406,8 @@ static void SYM(gather)(const float *const *rows, int features, float *tile) {
         for (int lane = 0; lane < TILE; lane++) tile[f * TILE + lane] = rows[lane] ? rows[lane][f] : 0.0f;
 }
 
+#include "peaks.h"
+
 #define STRINGIFY_(x) #x
 #define STRINGIFY(x) STRINGIFY_(x)
 static const kernels_t SYM(portable) = {
@@ -422,12 +424,16 @@ static const kernels_t SYM(portable) = {
     .embed = SYM(embed),
     .scatter = SYM(scatter),
     .gather = SYM(gather),
+    .fma_floats = CHAINS * LANES,
+    .fma_loop = SYM(fma_loop),
+    .read_loop = SYM(read_loop),
 };
 
 #undef VECTOR_MAX
 #undef VECTOR_MIN
 #undef STRINGIFY
 #undef STRINGIFY_
+#undef CHAINS
 #undef ZIP
 #undef SCRATCH_ROW
 #undef PHASES

@@ -20,10 +20,20 @@ from numpy.typing import NDArray
 from toolkit import task as tasks
 from toolkit.batches import collate, feed, make_batches, random_batch, read_task
 from toolkit.config import BenchRoot, ExportRoot, Lengths, Scenario, TaskKind, Weights
+from toolkit.engine.roofline import points
 from toolkit.environment import decide_num_threads
 from toolkit.errors import GateError, UsageError
 from toolkit.exported import Exported, describe, find_checkpoint, read_exported, size_bytes
-from toolkit.record import SPEED_KEY, new_record, now, read_record, root_id, speed_key, write_record
+from toolkit.record import (
+    SPEED_KEY,
+    new_record,
+    now,
+    read_record,
+    root_id,
+    speed_key,
+    write_bytes,
+    write_record,
+)
 from toolkit.table import text_table
 from toolkit.timing import speed_ratio, summarise, time_rounds
 from toolkit.worker import Batch, Worker, load_batches, save_batches
@@ -77,11 +87,15 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         ]
         if config.accuracy:
             add_metrics(config, model, workers, entries, folder)
-        if config.profile:
-            profile = workers["sparse"].ask("profile")["profile"]
-            entries[engines.index("sparse")]["profile"] = profile
+        if config.profile or config.roofline:
+            add_profile(config, workers["sparse"], entries[engines.index("sparse")])
         record = fill_record(config, record, model, entries)
     write_record(Path(config.output_dir) / "record.json", record)
+    if config.roofline:
+        from toolkit.roofline_figure import draw_entry  # here: matplotlib takes a second to import
+
+        picture = draw_entry(record, entries[engines.index("sparse")])
+        write_bytes(Path(config.output_dir) / "roofline.png", picture)
     print_results(config, record, entries)
     if baseline is not None:
         compare(config, baseline, entries[0])
@@ -99,8 +113,14 @@ def check_installed(config: BenchRoot, engines: Sequence[str]) -> None:
             "measuring a model by its description builds it with torch, which is not installed: "
             f"name an ONNX file or export folder with onnx=…, or {PACKAGES['torch'][1]}"
         )
-    if config.profile and "sparse" not in engines:
-        raise UsageError("profile=true shows the sparse engine: add engine=sparse")
+    for option in ("profile", "roofline"):
+        if getattr(config, option) and "sparse" not in engines:
+            raise UsageError(f"{option}=true shows the sparse engine: add engine=sparse")
+    if config.roofline and not _is_installed("matplotlib"):
+        raise UsageError(
+            "roofline=true draws with matplotlib, which is not installed: pip install matplotlib, "
+            "or use profile=true for the numbers"
+        )
 
 
 def warn_if_busy(stat: Path = Path("/proc/stat")) -> None:
@@ -289,6 +309,14 @@ def speed_entry(
     }
 
 
+def add_profile(config: BenchRoot, worker: Worker, entry: dict[str, Any]) -> None:
+    """Time every fused operation; for the roofline, also what the machine could do."""
+    entry["profile"] = worker.ask("profile")["profile"]
+    if config.roofline:
+        peaks = worker.ask("peaks")
+        entry["roofline"] = peaks | {"points": points(entry["profile"], peaks["fma_gflops"])}
+
+
 def add_metrics(
     config: BenchRoot,
     model: Exported,
@@ -384,11 +412,11 @@ def print_results(
     print(text_table(list(rows[0]), [list(row.values()) for row in rows]))
     for entry in entries:
         if "profile" in entry:
-            header = list(entry["profile"][0])
             print(f"{entry['engine']}, one call by operation:")
-            print(
-                text_table(header, [[_text(op[key]) for key in header] for op in entry["profile"]])
-            )
+            rows = [_operation_cells(row) for row in entry["profile"]]
+            print(text_table(list(rows[0]), [list(row.values()) for row in rows]))
+    if config.roofline:
+        print(f"roofline: {Path(config.output_dir) / 'roofline.png'}")
     print(f"record: {Path(config.output_dir) / 'record.json'}")
 
 
@@ -440,6 +468,14 @@ def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> d
             else f"{ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
         ),
     }
+
+
+def _operation_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """Make one row of the profile's table."""
+    share = row["peak_share"]
+    shown = {name: _text(row[name]) for name in ("op", "time_ms", "gflops")}
+    shown["% of peak"] = "" if share is None else f"{100 * share:.0f}"
+    return shown | {name: _text(row[name]) for name in ("density", "kernel", "note")}
 
 
 def _text(value: Any) -> str:

@@ -280,6 +280,8 @@ class BenchConfig:
         lengths: Fixed or real lengths.
         accuracy: Also compute the task's metric through each engine.
         profile: Also report time per fused operation of the sparse engine.
+        roofline: Also measure the machine's peaks and draw where those operations stand, as
+            `roofline.png` in the run's folder; needs matplotlib.
         baseline: An earlier `record.json` to compare with.
         max_regression: Largest fraction by which items/s may fall below the baseline's.
     """
@@ -293,6 +295,7 @@ class BenchConfig:
     lengths: Lengths
     accuracy: bool
     profile: bool
+    roofline: bool
     baseline: str | None
     max_regression: float
 

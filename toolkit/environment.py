@@ -111,6 +111,30 @@ def cgroup_cpus(root: Path = Path("/")) -> float | None:
     return min(quotas, default=None)
 
 
+def cache_sizes(root: Path = Path("/")) -> dict[int, tuple[int, int]]:
+    """Read the data caches of the first CPU.
+
+    Args:
+        root: Where `sys` is found.
+
+    Returns:
+        Level → bytes, and how many logical CPUs share them; empty where the system does not say.
+    """
+    sizes = {}
+    for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size, shared = (
+                (folder / name).read_text(encoding="ascii").strip()
+                for name in ("level", "type", "size", "shared_cpu_map")
+            )
+            sharing = int(shared.replace(",", ""), 16).bit_count()
+            if kind != "Instruction":
+                sizes[int(level)] = (int(size.removesuffix("K")) * 1024, max(1, sharing))
+        except (OSError, ValueError):
+            continue
+    return sizes
+
+
 def isas() -> list[str]:
     """List the instruction sets that the kernels can use on this CPU, best first."""
     from cython_kernels._kernels import available_isas

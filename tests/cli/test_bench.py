@@ -49,7 +49,8 @@ def blocked(tmp_path: Path) -> dict[str, str]:
     """The environment in which `BLOCK=a,b` hides packages."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    return {"PYTHONPATH": str(tmp_path / "site")}
+    paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def test_all_engines_in_one_run(toolkit: Toolkit, exported: Path, tmp_path: Path) -> None:
@@ -69,7 +70,9 @@ def test_all_engines_in_one_run(toolkit: Toolkit, exported: Path, tmp_path: Path
         assert entry["num_threads"] == 1
     sparse = record["speed"][0]
     assert sparse["isa"] in record["environment"]["isas"]
-    assert {"op", "time_ms", "gflops", "density", "kernel", "note"} <= sparse["profile"][0].keys()
+    columns = {"op", "time_ms", "gflops", "density", "kernel", "note", "peak_share"}
+    assert columns <= sparse["profile"][0].keys()
+    assert "% of peak" in run.stdout
     assert record["model"]["layers"] == 3
     assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=1e-3)
     assert record["size_bytes"]["onnx"] == (exported / "model.onnx").stat().st_size
@@ -79,6 +82,43 @@ def test_all_engines_in_one_run(toolkit: Toolkit, exported: Path, tmp_path: Path
     assert [line.split()[0] for line in lines[1:6]] == ["engine", *engines]
     assert "layer0" in run.stdout
     assert lines[-1].endswith(f"out{os.sep}record.json")
+
+
+def test_roofline(toolkit: Toolkit, exported: Path, tmp_path: Path) -> None:
+    run = toolkit("bench", f"onnx={exported}", *QUICK, "roofline=true", "output_dir=out")
+    assert run.returncode == 0, run.stderr
+    roofline = read_record(tmp_path / "out")["speed"][0]["roofline"]
+    steps = {point["op"] for point in roofline["points"]}
+    assert {"embeddings", "qkv", "attention", "intermediate", "output", "output_norm"} <= steps
+    assert roofline["read_gb_per_s"]["memory"] > 0
+    picture = (tmp_path / "out" / "roofline.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert picture[16:20] == (800).to_bytes(4)
+    assert f"out{os.sep}roofline.png\n" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "block", "sentence"),
+    [
+        (["engine=onnxruntime"], "none", "roofline=true shows the sparse engine: add engine=spar"),
+        ([], "matplotlib", "matplotlib, which is not installed: pip install matplotlib"),
+    ],
+)
+def test_no_roofline_without_what_it_needs(
+    toolkit: Toolkit,
+    exported: Path,
+    blocked: dict[str, str],
+    tmp_path: Path,
+    change: list[str],
+    block: str,
+    sentence: str,
+) -> None:
+    what = [f"onnx={exported}", *QUICK, "output_dir=out", "roofline=true", *change]
+    run = toolkit("bench", *what, **blocked, BLOCK=block)
+    assert run.returncode == 2
+    assert sentence in run.stderr
+    assert run.stderr.count("error: ") == 1
+    assert not (tmp_path / "out" / "record.json").exists()
 
 
 def test_what_if(toolkit: Toolkit, tmp_path: Path) -> None:

@@ -344,6 +344,36 @@ static void check_scatter_gather(int features, int missing) {
     for (int lane = 0; lane < TILE - missing; lane++) release(rows[lane]), release(copies[lane]);
 }
 
+/* ---- The loops that measure the machine -------------------------------------------------------------------- */
+
+/* Each step rounds once or twice, by at most epsilon of the value so far. */
+static void check_fma_loop(int steps) {
+    const size_t count = (size_t)table->fma_floats;
+    float *x = random_floats(count), *before = guarded(count);
+    memcpy(before, x, count * sizeof *x);
+    table->fma_loop(x, 0.25f, (size_t)steps);
+    int is_close = 1;
+    for (size_t i = 0; i < count; i++) {
+        const double expected = before[i] * pow(1.25, steps);
+        is_close &= fabs(x[i] - expected) <= 2 * steps * EPSILON * fabs(expected);
+    }
+    expect(is_close && is_intact(x, count), "fma_loop", steps, 0, 0);
+    release(x), release(before);
+}
+
+static void check_read_loop(int units, int times) {
+    const int count = units * READ_FLOATS;
+    float *x = random_floats((size_t)count);
+    uint32_t all = 0;
+    for (int i = 0; i < count; i++) {
+        uint32_t word;
+        memcpy(&word, x + i, sizeof word);
+        all ^= word;
+    }
+    expect(table->read_loop(x, (size_t)count, (size_t)times) == (times % 2 ? all : 0), "read_loop", units, times, 0);
+    release(x);
+}
+
 int main(void) {
     kernels_t tables[3];
     const int count = available_kernels(tables);
@@ -361,6 +391,10 @@ int main(void) {
             }
         for (int i = 0; i < LENGTH(keys); i++)
             for (int j = 0; j < LENGTH(heads); j++) check_attention(1 + (i + j) % 4, keys[i], heads[j]);
+        for (int i = 0; i < 4; i++) {
+            check_fma_loop(i * i);
+            check_read_loop(1 + i, i), check_read_loop(1 + i, 1);
+        }
         printf("%s: %d passed\n", table->isa, passed - before);
     }
     printf("%d passed, %d failed\n", passed, failed);

@@ -54,6 +54,7 @@ def make_config(**changes: Any) -> BenchRoot:
         lengths=Lengths.fixed,
         accuracy=False,
         profile=False,
+        roofline=False,
         baseline=None,
         max_regression=0.05,
         onnx=None,

@@ -61,6 +61,7 @@ VALID: dict[type, dict[str, Any]] = {
         "lengths": Lengths.fixed,
         "accuracy": False,
         "profile": False,
+        "roofline": False,
         "baseline": None,
         "max_regression": 0.05,
     },

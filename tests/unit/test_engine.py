@@ -539,7 +539,7 @@ def test_profile_times_every_operation() -> None:
     assert "embeddings" in ops
     for i in range(len(plan.layers)):
         for step in ("attention", "attention_norm", "output_norm"):
-            assert ops[f"layer{i}.{step}"]["gflops"] is None
+            assert ops[f"layer{i}.{step}"]["density"] is None
         for step in ("qkv", "attention_output", "intermediate", "output"):
             row = ops[f"layer{i}.{step}"]
             assert row["kernel"].endswith(f"_{ISAS[0]}")

@@ -102,3 +102,17 @@ def test_description_names_cpu_cores_versions_and_revision() -> None:
         r"[0-9a-f]{40}(-dirty)?", found["git_revision"]
     )
     assert len(found["load_average"]) == 3
+
+
+def test_data_caches_are_read_and_instruction_caches_left_out(tmp_path: Path) -> None:
+    def cache(index: int, level: str, kind: str, size: str, shared: str) -> dict[str, str]:
+        folder = f"sys/devices/system/cpu/cpu0/cache/index{index}"
+        found = {"level": level, "type": kind, "size": size, "shared_cpu_map": shared}
+        return {f"{folder}/{name}": f"{text}\n" for name, text in found.items()}
+
+    files = cache(0, "1", "Data", "32K", "1") | cache(1, "1", "Instruction", "64K", "1")
+    files |= cache(2, "2", "Unified", "1024K", "00000001,00000001")
+    files |= cache(3, "3", "Unified", "odd", "1")
+    expected = {1: (32 << 10, 1), 2: (1 << 20, 2)}
+    assert environment.cache_sizes(write(tmp_path, files)) == expected
+    assert environment.cache_sizes(tmp_path / "none") == {}

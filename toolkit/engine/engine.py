@@ -23,6 +23,7 @@ from toolkit.engine.packing import (
     pack_linear,
 )
 from toolkit.engine.plan import Plan, TailNode
+from toolkit.engine.roofline import call_of, describe, fma_peak
 from toolkit.engine.tail import run_tail
 from toolkit.environment import affinity, decide_num_threads
 
@@ -66,14 +67,11 @@ class Engine:
         }
         fused = find_token_head(plan)
         plan.linears.clear()
+        embeddings = pack_embeddings(plan.embeddings, isa)
+        head = fused and self._heads[fused.name]
+        self._ends = {"embeddings": embeddings["projection"], "scatter": head}
         self._encoder = Encoder(
-            isa,
-            pack_embeddings(plan.embeddings, isa),
-            layers,
-            num_threads,
-            GROUP_TILES,
-            SMALL_TILES,
-            fused and self._heads[fused.name],
+            isa, embeddings, layers, num_threads, GROUP_TILES, SMALL_TILES, head
         )
         if fused:
             tail = [node for node in plan.tail if node is not fused]
@@ -130,8 +128,10 @@ class Engine:
         """Time every fused operation of one batch.
 
         Returns:
-            One dict per layer and step: `op`, `time_ms` (per thread, mean), `gflops` (arithmetic
-            on nonzero weights, all threads), `density`, `kernel`, `note`.
+            One dict per layer and step: `op`, `time_ms` (per thread, mean), `gflops` (useful
+            arithmetic, see `toolkit.engine.roofline.count`, all threads), `density`, `kernel`,
+            `note`, `operations`, `bytes` (moved at least) and `peak_share` (of the FMA peak of as
+            many threads, measured once per process).
         """
         ids, mask, types = self._check(inputs)
         positions = positions_of(ids, self._padding_id)
@@ -140,21 +140,25 @@ class Engine:
                 ids, mask, types, positions, self._plan.first_token_only, True
             )
         )
-        tokens = int(np.count_nonzero(mask))
+        peak, last = self._call(lambda: fma_peak(self.isa, threads)), len(self._layers)
         rows = []
         for i, steps in enumerate(seconds):
+            first_only = self._plan.first_token_only and i in (0, last)
+            call = call_of(mask, self._encoder.hidden, first_only)
             for step, spent in zip(_kernels.STEPS, steps, strict=True):
                 if spent == 0.0:
                     continue
-                weight = self._layers[i - 1].get(step) if i else None
+                weight = self._layers[i - 1].get(step) if i else self._ends[step]
+                if isinstance(weight, tuple):
+                    weight = weight[is_large]
+                elif i:  # a norm
+                    weight = None
                 name = f"layer{i - 1}.{step}" if i else step
                 row = {"op": name, "time_ms": spent / threads * 1e3, "gflops": None}
                 row |= {"density": None, "kernel": self.isa, "note": ""}
-                if isinstance(weight, tuple):
-                    weight = weight[is_large]
-                    work = 2.0 * tokens * weight.density * weight.rows * weight.k
+                row |= describe(step, weight, call, spent / threads, peak)
+                if i and weight is not None:
                     row |= {
-                        "gflops": work / (spent / threads) / 1e9,
                         "density": weight.density,
                         "kernel": f"{weight.form}_{self.isa}",
                         "note": _why(weight),

@@ -1,0 +1,95 @@
+# What the machine can do at most, for the roofline: arithmetic in registers, and reading at each distance.
+
+cdef enum:
+    REPETITION_US = 1000  # long beside starting the threads, short beside what interrupts them
+
+READ_BYTES = READ_FLOATS * 4
+
+
+def fma_peak(str isa, int num_threads, double seconds) -> float:
+    """Measure multiply-adds on registers: GFLOP/s of all threads (two operations each), best of many repetitions.
+
+    Args:
+        isa: One of `available_isas()`.
+        num_threads: Threads at work together, >= 1.
+        seconds: Repeat for about so long, > 0; at least one repetition is whole.
+
+    Raises:
+        ValueError: An argument out of range.
+    """
+    cdef const kernels_t *kernels = find_kernels(isa)
+    check_measure(num_threads, seconds)
+    cdef float[:, ::1] x = aligned(num_threads * kernels.fma_floats).reshape(num_threads, kernels.fma_floats)
+    cdef size_t steps = 1 << 10  # found with one thread: waiting for others does not make a repetition long
+    cdef double start, work = 2.0 * kernels.fma_floats, best = 0.0, end = now_s() + seconds
+    cdef int i
+    x[:, :] = 1.0
+    with nogil:
+        while is_short(work * steps, best):
+            steps *= 2
+            start = now_s()
+            kernels.fma_loop(&x[0, 0], 1e-9, steps)  # too small to change a 1, and no multiplication by 0
+            best = max(best, work * steps / (now_s() - start))
+        best = 0.0
+        while best == 0.0 or now_s() < end:
+            start = now_s()
+            for i in prange(num_threads, num_threads=num_threads, schedule="static", chunksize=1):
+                kernels.fma_loop(&x[i, 0], 1e-9, steps)
+            best = max(best, work * steps * num_threads / (now_s() - start))
+    return best / 1e9
+
+
+def read_bandwidth(str isa, int num_threads, Py_ssize_t size, double seconds) -> float:
+    """Measure reading: GB/s of all threads, each reading `size` bytes of its own again and again; the best repetition.
+
+    Args:
+        isa: One of `available_isas()`.
+        num_threads: Threads at work together, >= 1.
+        size: Bytes per thread, a multiple of READ_BYTES: what fits a cache is read from there.
+        seconds: Repeat for about so long, > 0; at least one repetition is whole.
+
+    Raises:
+        ValueError: An argument out of range.
+        MemoryError: There is no room for the buffers.
+    """
+    cdef const kernels_t *kernels = find_kernels(isa)
+    check_measure(num_threads, seconds)
+    if size < READ_BYTES or size % READ_BYTES:
+        raise ValueError(f"size must be a multiple of {READ_BYTES}; got {size}")
+    cdef size_t times = 0
+    cdef uint32_t[::1] sink = np.zeros(num_threads, np.uint32)
+    cdef double start, work = <double>size, best = 0.0, end
+    cdef void *memory = NULL
+    cdef char *at
+    cdef int i
+    if posix_memalign(&memory, HUGE_PAGE, num_threads * size):
+        raise MemoryError(f"no memory for {num_threads} buffers of {size >> 20} MiB")
+    at = <char *>memory
+    advise_huge(memory, num_threads * size)
+    with nogil:
+        for i in prange(num_threads, num_threads=num_threads, schedule="static", chunksize=1):
+            memset(at + i * size, 1, size)  # by its reader: pages never written to are one and the same
+        while is_short(work * times, best):
+            times = times * 2 if times else 1
+            start = now_s()
+            sink[0] = kernels.read_loop(<const float *>at, size // 4, times)
+            best = max(best, work * times / (now_s() - start))
+        best, end = 0.0, now_s() + seconds
+        while best == 0.0 or now_s() < end:
+            start = now_s()
+            for i in prange(num_threads, num_threads=num_threads, schedule="static", chunksize=1):
+                sink[i] = kernels.read_loop(<const float *>(at + i * size), size // 4, times)
+            best = max(best, work * times * num_threads / (now_s() - start))
+        free(memory)
+    return best / 1e9
+
+
+cdef bint is_short(double work, double rate) noexcept nogil:
+    """Whether `work` ends too soon at the best rate so far, which one interrupted repetition does not change."""
+    return work < rate * REPETITION_US * 1e-6 or rate == 0.0
+
+
+cdef int check_measure(int num_threads, double seconds) except -1:
+    if num_threads < 1 or not seconds > 0:
+        raise ValueError(f"num_threads must be at least 1 and seconds above 0; got {num_threads}, {seconds}")
+    return 0

@@ -1,0 +1,36 @@
+"""What the machine can do at most, measured: figures come back whatever is asked for."""
+
+import math
+
+import pytest
+
+from cython_kernels import _kernels
+
+
+@pytest.mark.parametrize("isa", _kernels.available_isas())
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_peaks_are_rates(isa: str, num_threads: int) -> None:
+    rates = [_kernels.fma_peak(isa, num_threads, 0.01)]
+    for size in (_kernels.READ_BYTES, 37 * _kernels.READ_BYTES, 1 << 22):
+        rates.append(_kernels.read_bandwidth(isa, num_threads, size, 0.01))
+    assert all(rate > 0 and math.isfinite(rate) for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("sse9", 1, 512, 0.01), "isa 'sse9' is not supported"),
+        (("generic", 0, 512, 0.01), "num_threads must be at least 1"),
+        (("generic", 1, 512, 0.0), "seconds above 0"),
+        (("generic", 1, 512, math.nan), "seconds above 0"),
+        (("generic", 1, 0, 0.01), "size must be a multiple of 512; got 0"),
+        (("generic", 1, 513, 0.01), "size must be a multiple of 512; got 513"),
+    ],
+)
+def test_what_cannot_be_measured(arguments: tuple[str, int, int, float], sentence: str) -> None:
+    isa, num_threads, size, seconds = arguments
+    with pytest.raises(ValueError, match=sentence):
+        _kernels.read_bandwidth(isa, num_threads, size, seconds)
+    if "size" not in sentence:
+        with pytest.raises(ValueError, match=sentence):
+            _kernels.fma_peak(isa, num_threads, seconds)

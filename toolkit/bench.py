@@ -4,6 +4,7 @@ Shapes: B texts, T tokens.
 """
 
 import importlib.util
+import os
 import pickle
 import sys
 import tempfile
@@ -36,7 +37,7 @@ from toolkit.record import (
 )
 from toolkit.table import text_table
 from toolkit.timing import speed_ratio, summarise, time_rounds
-from toolkit.worker import Batch, Worker, load_batches, save_batches
+from toolkit.worker import DEEPSPARSE_PYTHON, Batch, Worker, load_batches, save_batches
 
 BUSY = 0.2  # share of the CPUs that others use, above which a measurement is doubtful
 BUSY_SECONDS = 0.3  # to find that out
@@ -45,6 +46,11 @@ PACKAGES = {  # engine → the module it needs, and how to get it
     "onnxruntime": ("onnxruntime", "pip install 'toolkit[bench]'"),
     "openvino": ("openvino", "pip install 'toolkit[bench]'"),
     "torch": ("torch", "pip install torch transformers"),
+    "deepsparse": (
+        "deepsparse",
+        f"set {DEEPSPARSE_PYTHON} to the Python of an environment that has deepsparse==1.8.0, "
+        "onnx==1.14.1 and numpy==1.26.4",
+    ),
 }
 
 
@@ -106,7 +112,9 @@ def check_installed(config: BenchRoot, engines: Sequence[str]) -> None:
     """Raise a UsageError for the first package that the run needs and that is not installed."""
     for engine in engines:
         module, remedy = PACKAGES[engine]
-        if not _is_installed(module):
+        if not (
+            _is_installed(module) or (engine == "deepsparse" and DEEPSPARSE_PYTHON in os.environ)
+        ):
             raise UsageError(f"engine {engine} needs {module}, which is not installed: {remedy}")
     if config.onnx is None and not _is_installed("torch"):
         raise UsageError(
@@ -192,7 +200,9 @@ def make_model(config: BenchRoot, folder: Path) -> Path:
 
 def start_worker(config: BenchRoot, engine: str, folder: Path) -> Worker:
     """Start the process of one engine; its prints go to a file in `folder`."""
-    return Worker(f"engine {engine}", folder / f"{engine}.log", config.engine.num_threads)
+    python = os.environ.get(DEEPSPARSE_PYTHON) if engine == "deepsparse" else None
+    log = folder / f"{engine}.log"
+    return Worker(f"engine {engine}", log, config.engine.num_threads, python)
 
 
 def load(

@@ -39,6 +39,7 @@ class EngineName(Enum):
     onnxruntime = "onnxruntime"
     torch = "torch"
     openvino = "openvino"
+    deepsparse = "deepsparse"
 
 
 class Scenario(Enum):

@@ -19,6 +19,7 @@ from toolkit.results import Row, groups, labelled, zeros_label
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 STYLES = {
     "sparse": ("o", "-"), "onnxruntime": ("s", "--"), "openvino": ("^", "-."), "torch": ("D", ":"),
+    "deepsparse": ("v", "-"),
 }  # fmt: skip
 LOG_FROM = 4.0  # a range of speeds wider than this is drawn on a logarithmic axis
 DPI = 150

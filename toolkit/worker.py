@@ -32,6 +32,17 @@ Run = Callable[[Batch], Batch]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PROFILES = 3  # calls of which each operation's middle time is reported
+
+# DeepSparse pins numpy and onnx to versions that nothing else here runs with: it lives in an
+# environment of its own, whose interpreter this variable names.
+DEEPSPARSE_PYTHON = "TOOLKIT_DEEPSPARSE_PYTHON"
+
+# `python -m toolkit.worker` for an interpreter that has numpy but not toolkit.
+ELSEWHERE = (
+    "import sys, types; toolkit = types.ModuleType('toolkit'); "
+    "toolkit.__path__ = [sys.argv.pop(1)]; "
+    "sys.modules['toolkit'] = toolkit; from toolkit.worker import main; main()"
+)
 ERRORS = {error.__name__: error for error in (GateError, InputError, UsageError)}
 
 
@@ -42,16 +53,21 @@ class Worker:
         name: What the process is called in error sentences, such as `engine sparse`.
         log: File that receives what the process prints.
         num_threads: Its OpenMP and BLAS threads.
+        python: Its interpreter, if that is not this one.
     """
 
-    def __init__(self, name: str, log: Path, num_threads: int) -> None:
+    def __init__(self, name: str, log: Path, num_threads: int, python: str | None = None) -> None:
         self.name = name
         self._log = log
         threads = str(num_threads)
+        # -P: the current folder is not on the path, as for the installed command
+        command = [sys.executable, "-P", "-m", "toolkit.worker", str(os.getpid())]
+        if python is not None:
+            package = str(Path(__file__).parent)
+            command = [python, "-P", "-c", ELSEWHERE, package, str(os.getpid())]
         with log.open("wb") as file:
-            # -P: the current folder is not on the path, as for the installed command
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "toolkit.worker", str(os.getpid())],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -126,7 +142,7 @@ def save_batches(path: Path, batches: Iterable[Batch]) -> None:
         for name, array in batch.items()
     }
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
 
 
 def load_batches(path: str | Path) -> list[Batch]:
@@ -282,11 +298,44 @@ def _load_torch(state: dict[str, Any], path: str, num_threads: int, _: str) -> d
     return {"version": torch.__version__}
 
 
+def _load_deepsparse(state: dict[str, Any], path: str, num_threads: int, _: str) -> dict[str, Any]:
+    import deepsparse  # type: ignore[import-not-found]  # only where TOOLKIT_DEEPSPARSE_PYTHON is
+    from deepsparse.utils import override_onnx_input_shapes  # type: ignore[import-not-found]
+
+    # It compiles a model for one shape: the timed texts are padded to the longest of them all.
+    timed = [batch["input_ids"].shape for batch in state["batches"]]
+    longest = max(length for _, length in timed)
+    compiled: dict[tuple[int, int], Any] = {}
+
+    def compile_for(batch_size: int, length: int) -> Any:
+        shapes = [[batch_size, length]] * len(state["batches"][0])
+        with override_onnx_input_shapes(path, shapes, inplace=False) as fixed:
+            return deepsparse.compile_model(fixed, batch_size, num_cores=num_threads)
+
+    def run(batch: Batch) -> Batch:
+        batch_size, length = batch["input_ids"].shape
+        shape = (batch_size, longest if (batch_size, length) in timed else length)
+        if shape not in compiled:
+            compiled[shape] = compile_for(*shape)
+        engine = compiled[shape]
+        padding = ((0, 0), (0, shape[1] - length))
+        outputs = engine.run([np.pad(batch[name], padding) for name in engine.input_names])
+        named = zip(engine.output_names, outputs, strict=True)
+        return {
+            name: array[:, :length] if array.shape[:2] == shape else array for name, array in named
+        }
+
+    state["run"] = run
+    run(state["batches"][0])  # compiles; others do that while they load
+    return {"version": deepsparse.__version__}
+
+
 LOADERS: dict[str, Callable[[dict[str, Any], str, int, str], dict[str, Any]]] = {
     "sparse": _load_sparse,
     "onnxruntime": _load_onnxruntime,
     "openvino": _load_openvino,
     "torch": _load_torch,
+    "deepsparse": _load_deepsparse,
 }
 
 

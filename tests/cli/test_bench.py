@@ -28,6 +28,29 @@ class Block:
 sys.meta_path.insert(0, Block)
 """
 
+# What DeepSparse's package offers, with its fixed shapes, on ONNX Runtime's arithmetic.
+DEEPSPARSE = """
+import contextlib, json
+import onnxruntime
+__version__ = "0.0"
+
+@contextlib.contextmanager
+def override_onnx_input_shapes(path, shapes, inplace):
+    assert not inplace  # it would rewrite the user's file
+    yield json.dumps([path, shapes])
+
+def compile_model(fixed, batch_size, num_cores):
+    path, shapes = json.loads(fixed)
+    session = onnxruntime.InferenceSession(path)
+    class Compiled:
+        input_names = [value.name for value in session.get_inputs()]
+        output_names = [value.name for value in session.get_outputs()]
+        def run(self, arrays):
+            assert [list(array.shape) for array in arrays] == shapes
+            return session.run(None, dict(zip(self.input_names, arrays)))
+    return Compiled()
+"""
+
 Toolkit = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -186,6 +209,31 @@ def test_a_missing_package_is_named(
     assert run.returncode == 2
     assert sentence in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_deepsparse_runs_under_an_interpreter_of_its_own(
+    toolkit: Toolkit, exported: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "site" / "deepsparse").mkdir(parents=True)
+    (tmp_path / "site" / "deepsparse" / "__init__.py").write_text(DEEPSPARSE)
+    again = "from deepsparse import override_onnx_input_shapes\n"
+    (tmp_path / "site" / "deepsparse" / "utils.py").write_text(again)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nPYTHONPATH={tmp_path}/site exec {sys.executable} \"$@\"\n")
+    python.chmod(0o755)
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\n" + "a b\t1\na b a b a b\t0\n" * 4)
+    real = ["task=sst2", f"task.data_dir={tmp_path}", "lengths=task"]
+    run = toolkit(
+        *("bench", f"onnx={exported}", "against=[deepsparse]", *QUICK, *real, "output_dir=out"),
+        TOOLKIT_DEEPSPARSE_PYTHON=str(python),
+    )
+    assert run.returncode == 0, run.stderr
+    deepsparse = read_record(tmp_path / "out")["speed"][1]
+    assert (deepsparse["engine"], deepsparse["version"]) == ("deepsparse", "0.0")
+    assert deepsparse["max_difference"] < 1e-5
+    run = toolkit("bench", f"onnx={exported}", "engine=deepsparse", *QUICK)
+    assert run.returncode == 2
+    assert "set TOOLKIT_DEEPSPARSE_PYTHON to the Python of an environment" in run.stderr
 
 
 def test_without_onnxruntime_float64_is_the_judge(

@@ -110,7 +110,7 @@ def stack_qkv(layer: Layer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def whole_heads(num_heads: int, head_rows: int, most_rows: int) -> int:
-    """Return the rows of a panel of equal whole heads: at most `most_rows`, but at least one head."""
+    """Return the rows of a panel of equal whole heads: at most `most_rows`, at least one head."""
     heads = max(1, min(num_heads, most_rows // head_rows))
     while num_heads % heads:
         heads -= 1

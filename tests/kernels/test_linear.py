@@ -153,25 +153,6 @@ def test_unpack_inverts_pack(isa: str, form: str, weight: Float32, sizes: dict[s
             np.testing.assert_array_equal(packed.unpack(), weight)
 
 
-ARRAYS = ("values", "offsets", "row_numbers", "runs", "blocks", "bias")
-
-
-@pytest.mark.parametrize(("isa", "form"), [case for case in FORMS if case[1] != "generated"])
-@given(weight=weights(), sizes=blocks)
-def test_from_arrays_makes_an_equal_object(
-    isa: str, form: str, weight: Float32, sizes: dict[str, int]
-) -> None:
-    bias, x = tokens(1, len(weight), 8)[0], tokens(20, weight.shape[1], 9)
-    packed = pack(weight, form, isa, bias=bias, **sizes)
-    again = PackedLinear.from_arrays(
-        form, isa, packed.rows, packed.k, packed.panel_rows, packed.kblock, packed.density,
-        {name: getattr(packed, name) for name in ARRAYS},
-    )  # fmt: skip
-    np.testing.assert_array_equal(again.unpack(), weight)
-    np.testing.assert_array_equal(linear(again, x), linear(packed, x))
-    assert again.nbytes == packed.nbytes
-
-
 @pytest.mark.parametrize("isa", _kernels.available_isas())
 @given(weight=weights(), sizes=blocks, count=st.integers(1, 40))
 def test_all_forms_give_the_same_bits(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import CodeMemory, Encoder, PackedLinear
+from cython_kernels._kernels import Encoder, PackedLinear
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
@@ -19,7 +19,7 @@ from toolkit.engine.packing import (
     SMALL_TILES,
     generates,
     pack_embeddings,
-    pack_layer,
+    pack_layers,
     pack_linear,
 )
 from toolkit.engine.plan import Plan, TailNode
@@ -52,15 +52,9 @@ class Engine:
         self.num_threads = num_threads
         self.threads_reason = threads_reason
         self._padding_id = plan.embeddings.padding_id
-        layers = []
-        memory = CodeMemory() if generates(isa) else None
-        self._forms = "generated, table, dense" if memory else "table, dense"
-        for i in range(len(plan.layers)):
-            layers.append(pack_layer(plan.layers[i], isa, memory))
-            plan.layers[i] = None  # type: ignore[call-overload]  # its dense weights are not needed again
-        if memory is not None:
-            memory.seal()
-        self._layers = layers
+        can_generate = generates(isa)
+        self._forms = "generated, table, dense" if can_generate else "table, dense"
+        layers = self._layers = pack_layers(plan.layers, isa, can_generate, num_threads)
         self._heads = {
             key: pack_linear(linear.weight, linear.bias, isa)[0]
             for key, linear in plan.linears.items()

@@ -3,13 +3,16 @@
 import math
 import mmap
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import CodeMemory, PackedLinear
+from cython_kernels._kernels import CodeMemory, PackedLinear, count_nonzeros
 from numpy.typing import NDArray
 
 from toolkit.engine.plan import Embeddings, Layer, Linear
+from toolkit.environment import affinity
 
 # Above this density skipping costs more than it saves: an estimate from prototypes of the kernels,
 # not yet measured on these (docs/engine.md, 'Not measured yet'); so are the next two limits.
@@ -70,6 +73,34 @@ def pack_linear(
     return packed, packed if large == small else pack(large, panel_rows)
 
 
+def pack_layers(
+    layers: list[Layer], isa: str, can_generate: bool, num_threads: int
+) -> list[dict[str, Any]]:
+    """Pack the encoder's layers on `num_threads` threads; what comes out does not depend on them.
+
+    `layers` is emptied on the way: the dense weights are not needed again.
+    """
+    workers = max(1, min(num_threads, len(layers), affinity()))
+    memories: SimpleQueue[CodeMemory | None] = SimpleQueue()  # of each worker, not for sharing
+    kept = [CodeMemory() if can_generate else None for _ in range(workers)]
+    for memory in kept:
+        memories.put(memory)
+
+    def pack(i: int) -> dict[str, Any]:
+        memory = memories.get()
+        packed = pack_layer(layers[i], isa, memory)
+        layers[i] = None  # type: ignore[call-overload]
+        memories.put(memory)
+        return packed
+
+    with ThreadPoolExecutor(workers, "packing") as pool:
+        packed = list(pool.map(pack, range(len(layers))))
+    for memory in kept:
+        if memory is not None:
+            memory.seal()
+    return packed
+
+
 def pack_layer(layer: Layer, isa: str, memory: CodeMemory | None) -> dict[str, Any]:
     """Pack one encoder layer into the parts that `Encoder` takes."""
 
@@ -101,12 +132,13 @@ def stack_qkv(layer: Layer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     if any(part.weight.shape != (columns, columns) for part in parts):
         raise ValueError(f"the weights of a layer must take and give {columns} features")
     size = rows // layer.num_heads
-    weight = np.stack([part.weight.reshape(-1, size, columns) for part in parts], axis=1)
+    # in memory a column after the other, as ONNX stores the parts
+    weight = np.stack([part.weight.T.reshape(columns, -1, size) for part in parts], axis=2)
     bias = np.stack([part.bias.reshape(-1, size) for part in parts], axis=1)
     factor = np.float32(layer.scale * math.log2(math.e))
-    weight[:, 0] *= factor
+    weight[:, :, 0] *= factor
     bias[:, 0] *= factor
-    return weight.reshape(3 * rows, columns), bias.reshape(3 * rows)
+    return weight.reshape(columns, 3 * rows).T, bias.reshape(3 * rows)
 
 
 def whole_heads(num_heads: int, head_rows: int, most_rows: int) -> int:
@@ -144,7 +176,7 @@ def pack_embeddings(embeddings: Embeddings, isa: str) -> dict[str, Any]:
 
 def density(weight: NDArray[np.float32]) -> float:
     """Return the fraction of nonzero elements, in [0, 1]."""
-    return np.count_nonzero(weight) / weight.size
+    return int(count_nonzeros(weight, weight.shape[1]).sum()) / weight.size
 
 
 def huge_array(count: int, dtype: Any) -> NDArray[Any]:

@@ -10,6 +10,9 @@ BLOCK_FIELDS = ("first_row", "rows", "first_k", "k", "value", "row_number", "run
 # Features that a weight may have. Bytes of a tile of so many still fit an int, whatever a file claims.
 MAX_FEATURES = 1 << 24
 
+cdef enum:
+    FLOAT_BYTES = 4
+
 
 cdef extern from *:
     """
@@ -117,7 +120,7 @@ cdef class PackedLinear:
     @staticmethod
     def pack(const float[:, :] weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock,
              bint is_residual=False, allocate=np.empty, CodeMemory memory=None):
-        """Pack `weight` (N, K), float32 of any strides, in blocks of panel_rows × kblock.
+        """Pack `weight` (N, K), float32 of any strides at any address, in blocks of panel_rows × kblock.
 
         Args:
             allocate: `allocate(count, dtype)` returns a 16-byte aligned array.
@@ -317,41 +320,48 @@ cdef class PackedLinear:
 
 
 def count_nonzeros(const float[:, :] weight, int kblock):
-    """Return (k-blocks, N) int32: the nonzeros of every row in every k-block of `kblock` >= 1 columns."""
+    """Return (k-blocks, N) int32: the nonzeros of every row in every k-block of `kblock` >= 1 columns.
+
+    `weight` (N, K), N and K >= 1, may lie at any address.
+    """
     counts = np.zeros(((weight.shape[1] + kblock - 1) // kblock, weight.shape[0]), np.int32)
     cdef int32_t[:, ::1] found = counts
-    cdef Py_ssize_t i, row, kb, rows = weight.shape[0], end
-    cdef int32_t *at
-    cdef int32_t number
+    cdef Py_ssize_t i, row, kb, rows = weight.shape[0], columns = weight.shape[1]
+    cdef Py_ssize_t down = weight.strides[0], right = weight.strides[1]
+    cdef const char *first = <const char *>&weight[0, 0]
     with nogil:
-        if weight.strides[0] == sizeof(float):
-            # a transposed view, as ONNX stores weights: walk memory in its order
-            for i in range(weight.shape[1]):
-                count_column(&weight[0, i], rows, &found[i // kblock, 0])
-        elif weight.strides[1] == sizeof(float):
-            for row in range(rows):
-                for kb in range(found.shape[0]):
-                    end = min(kblock, weight.shape[1] - kb * kblock)
-                    found[kb, row] = count_run(&weight[row, kb * kblock], end)
+        if down == FLOAT_BYTES:  # a transposed view, as ONNX stores weights: walk memory in its order
+            for i in range(columns):
+                count_each(first + i * right, rows, &found[i // kblock, 0])
         else:
             for row in range(rows):
-                for i in range(weight.shape[1]):
-                    found[i // kblock, row] += weight[row, i] != 0.0
+                for kb in range(found.shape[0]):
+                    found[kb, row] = count_run(first + row * down + kb * kblock * right,
+                                               min(kblock, columns - kb * kblock), right)
     return counts
 
 
-cdef void count_column(const float *column, Py_ssize_t rows, int32_t *counts) noexcept nogil:
-    cdef Py_ssize_t row
-    for row in range(rows):
-        counts[row] += column[row] != 0.0
+cdef void count_each(const char *weights, Py_ssize_t count, int32_t *counts) noexcept nogil:
+    """counts[i] += 1 where weight i is not 0."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        counts[i] += float_at(weights + i * FLOAT_BYTES) != 0.0
 
 
-cdef int32_t count_run(const float *weights, Py_ssize_t count) noexcept nogil:
+cdef int32_t count_run(const char *weights, Py_ssize_t count, Py_ssize_t stride) noexcept nogil:
+    """How many of `count` weights, `stride` bytes apart, are not 0."""
     cdef Py_ssize_t i
     cdef int32_t found = 0
     for i in range(count):
-        found += weights[i] != 0.0
+        found += float_at(weights + i * stride) != 0.0
     return found
+
+
+cdef inline float float_at(const char *address) noexcept nogil:
+    """The float at any address, as a mapped file has it: only memcpy may read it there."""
+    cdef float value
+    memcpy(&value, address, FLOAT_BYTES)
+    return value
 
 
 cdef int64_t whole_lines(int64_t count) noexcept nogil:
@@ -371,14 +381,16 @@ cdef size_t lines(size_t size) noexcept nogil:
 cdef void copy_columns(const float[:, :] weight, const int64_t *block, float *columns) noexcept nogil:
     """columns[k][row] = the block's weights."""
     cdef Py_ssize_t rows = block[1], k = block[3], row, i, first
-    if weight.strides[0] == sizeof(float):
+    cdef Py_ssize_t down = weight.strides[0], right = weight.strides[1]
+    cdef const char *corner = <const char *>&weight[0, 0] + block[0] * down + block[2] * right
+    if down == FLOAT_BYTES:
         for i in range(k):
-            memcpy(columns + i * rows, &weight[block[0], block[2] + i], rows * sizeof(float))
+            memcpy(columns + i * rows, corner + i * right, rows * FLOAT_BYTES)
         return
     for first in range(0, k, 16):  # a cache line of a row at a time
         for row in range(rows):
             for i in range(first, min(first + 16, k)):
-                columns[i * rows + row] = weight[block[0] + row, block[2] + i]
+                columns[i * rows + row] = float_at(corner + row * down + i * right)
 
 
 cdef void measure_generated(int64_t *block, const int32_t *counts) noexcept nogil:

@@ -54,7 +54,6 @@ def pack_linear(
         memory: Where code for large calls is generated; None: no code is generated.
         num_heads: Of a weight whose panels must hold whole heads.
     """
-    weight = np.require(weight, requirements=["ALIGNED"])  # C may not read a float elsewhere
     found = density(weight)
     can_generate = memory is not None and found >= TABLE_BELOW
     limit = DENSE_ABOVE_GENERATED if can_generate else DENSE_ABOVE_TABLE

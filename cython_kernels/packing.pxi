@@ -322,12 +322,14 @@ cdef class PackedLinear:
 def count_nonzeros(const float[:, :] weight, int kblock):
     """Return (k-blocks, N) int32: the nonzeros of every row in every k-block of `kblock` >= 1 columns.
 
-    `weight` (N, K), N and K >= 1, may lie at any address.
+    `weight` (N, K) may lie at any address.
     """
     counts = np.zeros(((weight.shape[1] + kblock - 1) // kblock, weight.shape[0]), np.int32)
     cdef int32_t[:, ::1] found = counts
     cdef Py_ssize_t i, row, kb, rows = weight.shape[0], columns = weight.shape[1]
     cdef Py_ssize_t down = weight.strides[0], right = weight.strides[1]
+    if rows == 0 or columns == 0:
+        return counts
     cdef const char *first = <const char *>&weight[0, 0]
     with nogil:
         if down == FLOAT_BYTES:  # a transposed view, as ONNX stores weights: walk memory in its order

@@ -151,13 +151,12 @@ cdef extern from *:
     void flush(const void *memory, size_t size) noexcept nogil
 
 
-def time_gemm(list weights, const float[:, :, ::1] x, float[:, :, ::1] y, init, int repeats,
-              const float[::1] sweep=None):
+def time_gemm(list weights, const float[:, :, ::1] x, float[:, :, ::1] y, init, int repeats):
     """Return the least seconds that each of `weights` takes for y = W x + (init, or the bias), on one thread.
 
-    Every weight is as cold as it is in a large model: out of all caches where `sweep` is None; else that is read
-    through before each run, to push it out of the near ones only. x, y and init are as `gemm` takes them, and are
-    in cache as far as they fit. The weights take turns, so that whatever else the machine does meets them all.
+    Every weight comes from memory, as the layers of a model do, which follow one another and are too many to stay
+    in cache; x, y and init, as `gemm` takes them, are in cache as far as they fit. The weights take turns, so that
+    whatever else the machine does meets them all.
     """
     cdef PackedLinear weight
     cdef const float[:, :, ::1] start
@@ -179,28 +178,23 @@ def time_gemm(list weights, const float[:, :, ::1] x, float[:, :, ::1] y, init, 
     for _ in range(repeats):
         for number, weight in enumerate(weights):
             with nogil:
-                seconds = time_once(&weight.linear, x, at, y, sweep)
+                seconds = time_once(&weight.linear, x, at, y)
             best[number] = min(best[number], seconds)
     return best
 
 
-cdef double time_once(const linear_t *weight, const float[:, :, ::1] x, const float *init, float[:, :, ::1] y,
-                      const float[::1] sweep) noexcept nogil:
+cdef double time_once(const linear_t *weight, const float[:, :, ::1] x, const float *init,
+                      float[:, :, ::1] y) noexcept nogil:
     """Time one run of a cold weight."""
     cdef Py_ssize_t i, blocks = <Py_ssize_t>weight.num_panels * weight.num_kblocks
     cdef int tiles = <int>x.shape[0]
     cdef ptrdiff_t x_stride = weight.k * TILE, y_stride = weight.rows * TILE
     cdef const block_t *block = weight.blocks
     cdef double start
-    if sweep is not None:
-        touch(&sweep[0], sweep.shape[0])
-        touch(&x[0, 0, 0], tiles * x_stride)
-        touch(&y[0, 0, 0], tiles * y_stride)
-    else:
-        for i in range(blocks):
-            flush(block[i].memory, block[i].memory_bytes)
-            if block[i].num_runs:
-                flush(block[i].offsets, block[i].num_values * sizeof(uint16_t))
+    for i in range(blocks):
+        flush(block[i].memory, block[i].memory_bytes)
+        if block[i].num_runs:
+            flush(block[i].offsets, block[i].num_values * sizeof(uint16_t))
     if block.code != NULL and tiles >= TILE:
         # in a call of many tiles the block that ran before has fetched this one
         touch(<const float *>block.memory, block.memory_bytes // FLOAT_BYTES)

@@ -35,7 +35,7 @@ class Clock:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, kind: Kind, _: object, __: str, can_generate: bool, ___: bool) -> Timing:
+    def __call__(self, kind: Kind, _: object, __: str, can_generate: bool) -> Timing:
         self.calls += 1
         forms = choice.candidates(kind, can_generate)
         seconds = {form: 1e-4 if form == "dense" else 2e-4 for form in forms}
@@ -89,16 +89,15 @@ def test_what_is_timed_follows_the_density(density: float, can_generate: bool) -
     assert ("generated" in forms) == (can_generate and DENSITIES[0] <= density < choice.SPARSE_TO)
 
 
-@pytest.mark.parametrize("is_far", [False, True])
 @pytest.mark.parametrize("is_residual", [False, True])
 @pytest.mark.parametrize("isa", ISAS)
-def test_measuring_times_every_candidate(isa: str, is_residual: bool, is_far: bool) -> None:
+def test_measuring_times_every_candidate(isa: str, is_residual: bool) -> None:
     rng = np.random.default_rng(0)
     sample: NDArray[np.float32] = rng.standard_normal((70, 50)).astype(np.float32)
     sample[rng.random(sample.shape) < 0.5] = 0.0
     can_generate = not packing.why_not_generate(isa)
     kind = Kind(70, 50, sum(bound <= 0.5 for bound in DENSITIES), is_residual)
-    timing = choice.measure(kind, sample, isa, can_generate, is_far)
+    timing = choice.measure(kind, sample, isa, can_generate)
     assert timing.nonzeros == np.count_nonzero(sample)
     assert list(timing.seconds) == list(CLASSES)
     for seconds in timing.seconds.values():

@@ -45,10 +45,10 @@ DENSITIES = (
     *(0.005, 0.015, 0.025, 0.04, 0.06, 0.085, 0.125, 0.175, 0.25, 0.35),
     *(0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.98),
 )
-DENSE_FROM, SPARSE_TO = 0.175, 0.98  # what lies outside is not worth timing
+DENSE_FROM, SPARSE_TO = 0.35, 0.98  # what lies outside is not worth timing
 
-SAMPLE = 2 * KBLOCK  # rows and columns of a weight that are timed
-REPEATS = 4
+SAMPLE = (KBLOCK, 2 * KBLOCK)  # rows and columns of a weight that are timed: a few blocks
+REPEATS = 6
 FAR_BYTES = (
     16 << 20
 )  # a model of more bytes of nonzeros comes from memory, a smaller one from cache
@@ -129,11 +129,9 @@ def choose(
         if found:
             timings = found
         else:
-            nonzeros = sum(int(count.sum()) for count in counts)
-            is_far = nonzeros * BYTES_PER_NONZERO > FAR_BYTES
             samples = {kinds[name]: parts for name, (parts, _) in reversed(weights.items())}
             timings = {
-                kind: measure(kind, sample_of(samples[kind]), isa, can_generate, is_far)
+                kind: measure(kind, sample_of(samples[kind]), isa, can_generate)
                 for kind in sorted(open_kinds)
             }
             origin = "measured now, " + (
@@ -206,23 +204,16 @@ def pick(seconds: Mapping[str, float], preferred: Sequence[str]) -> str:
 
 
 def sample_of(parts: Sequence[Linear]) -> NDArray[np.float32]:
-    """Return the first rows of each part, `SAMPLE` in all, and their first `SAMPLE` columns."""
-    rows = -(-SAMPLE // len(parts))
-    return np.concatenate([part.weight[:rows, :SAMPLE] for part in parts])
+    """Return the upper left corner of a weight, as many rows of each part."""
+    rows, columns = -(-SAMPLE[0] // len(parts)), SAMPLE[1]
+    return np.concatenate([part.weight[:rows, :columns] for part in parts])
 
 
-def measure(
-    kind: Kind, sample: NDArray[np.float32], isa: str, can_generate: bool, is_far: bool
-) -> Timing:
-    """Time the candidates of one kind on a sample (N, K) of such a weight, on one thread.
-
-    Args:
-        is_far: The model is too large for the caches, so its weights come from memory.
-    """
+def measure(kind: Kind, sample: NDArray[np.float32], isa: str, can_generate: bool) -> Timing:
+    """Time the candidates of one kind on a sample (N, K) of such a weight, on one thread."""
     rows, columns = sample.shape
     forms, found = candidates(kind, can_generate), density(sample)
     bias = np.zeros(rows, np.float32)
-    sweep = None if is_far else np.zeros(SWEEP, np.float32)
     times: Seconds = {}
     for size in CLASSES:
         tiles = TIMED_TILES[size]
@@ -241,7 +232,7 @@ def measure(
         if memory is not None:
             memory.seal()
         start = init if kind.is_residual else None
-        seconds = time_gemm(packed, x, y, start, REPEATS, sweep)
+        seconds = time_gemm(packed, x, y, start, REPEATS)
         times[size] = dict(zip(forms, seconds, strict=True))
     return Timing(int(np.count_nonzero(sample)), times)
 

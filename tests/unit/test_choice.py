@@ -50,6 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def load(timings: Path | None, num_threads: int = 2, isa: str = ISAS[0], **sizes: Any) -> Engine:
+    sizes = {"sparsity": 0.5} | sizes  # every form is worth timing
     return Engine(make_plan(**sizes), num_threads, REASON, isa, "auto", timings)
 
 

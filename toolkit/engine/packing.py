@@ -140,7 +140,8 @@ def stack_qkv(layer: Layer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     rows, columns = layer.query.weight.shape
     size = rows // layer.num_heads
     # in memory a column after the other, as ONNX stores the parts
-    weight = np.stack([part.weight.T.reshape(columns, -1, size) for part in parts], axis=2)
+    weight = huge_array(3 * rows * columns, np.float32).reshape(columns, -1, 3, size)
+    np.stack([part.weight.T.reshape(columns, -1, size) for part in parts], axis=2, out=weight)
     bias = np.stack([part.bias.reshape(-1, size) for part in parts], axis=1)
     factor = np.float32(layer.scale * math.log2(math.e))
     weight[:, :, 0] *= factor

@@ -9,7 +9,6 @@ BLOCK_FIELDS = ("first_row", "rows", "first_k", "k", "value", "row_number", "run
 
 # Features that a weight may have. Bytes of a tile of so many still fit an int, whatever a file claims.
 MAX_FEATURES = 1 << 24
-
 cdef enum:
     FLOAT_BYTES = 4
 
@@ -147,14 +146,12 @@ cdef class PackedLinear:
         self.bias[:] = bias
         cdef int32_t[:, ::1] counts = count_nonzeros(weight, self.kblock)
         self.lay_out(counts, kernels.dense_rows)
-        cdef int64_t[:, ::1] blocks = self.blocks
-        cdef Py_ssize_t last = blocks.shape[0] - 1
-        cdef int64_t values = blocks[last, 4] + whole_lines(blocks[last, 8])
+        cdef const int64_t[::1] last = self.blocks[len(self.blocks) - 1]
+        cdef int64_t values = last[4] + whole_lines(last[8]), rows = last[5] + whole_bundles(last[1])
         self.values = allocate(values if form != "generated" else 0, np.float32)
         self.offsets = allocate(values if form == "table" else 0, np.uint16)
-        cdef int64_t rows = blocks[last, 5] + whole_bundles(blocks[last, 1])
         self.row_numbers = allocate(rows if form == "table" else 0, np.uint16)
-        self.runs = allocate(2 * (blocks[last, 6] + blocks[last, 7]), np.uint32)
+        self.runs = allocate(2 * (last[6] + last[7]), np.uint32)
         if form == "generated":
             self.memory = CodeMemory() if memory is None else memory
             self.generate_code(weight)
@@ -195,9 +192,11 @@ cdef class PackedLinear:
     cdef int fill(self, const float[:, :] weight, const int32_t[:, ::1] counts, int group) except -1:
         """Write the streams of every block of the dense or table form."""
         cdef const int64_t[:, ::1] blocks = self.blocks
-        cdef float[::1] columns = np.empty(self.kblock * self.panel_rows, np.float32), values = self.values
+        cdef float[::1] columns = np.empty(self.kblock * self.panel_rows, np.float32)
         cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
         cdef int64_t[::1] ends = np.empty(2 * self.panel_rows, np.int64)
+        # there may be none of each
+        cdef float *values = <float *><uintptr_t>self.values.ctypes.data
         cdef uint16_t *offsets = <uint16_t *><uintptr_t>self.offsets.ctypes.data
         cdef uint16_t *row_numbers = <uint16_t *><uintptr_t>self.row_numbers.ctypes.data
         cdef uint32_t *runs = <uint32_t *><uintptr_t>self.runs.ctypes.data
@@ -207,10 +206,10 @@ cdef class PackedLinear:
             for b in range(blocks.shape[0]):
                 copy_columns(weight, &blocks[b, 0], &columns[0])
                 if is_dense:
-                    fill_dense(&columns[0], &blocks[b, 0], group, &values[0] + blocks[b, 4])
+                    fill_dense(&columns[0], &blocks[b, 0], group, values + blocks[b, 4])
                 else:
                     fill_table(&columns[0], &blocks[b, 0], &counts[b % counts.shape[0], 0], &order[0], &ends[0],
-                               &values[0] + blocks[b, 4], offsets + blocks[b, 4], row_numbers + blocks[b, 5],
+                               values + blocks[b, 4], offsets + blocks[b, 4], row_numbers + blocks[b, 5],
                                runs + 2 * blocks[b, 6])
         return 0
 
@@ -320,10 +319,9 @@ cdef class PackedLinear:
 
 
 def count_nonzeros(const float[:, :] weight, int kblock):
-    """Return (k-blocks, N) int32: the nonzeros of every row in every k-block of `kblock` >= 1 columns.
-
-    `weight` (N, K) may lie at any address.
-    """
+    """Return (k-blocks, N) int32: nonzeros per k-block of `kblock` columns and row of `weight` (N, K), at any address."""
+    if kblock < 1:
+        raise ValueError(f"kblock must be at least 1; got {kblock}")
     counts = np.zeros(((weight.shape[1] + kblock - 1) // kblock, weight.shape[0]), np.int32)
     cdef int32_t[:, ::1] found = counts
     cdef Py_ssize_t i, row, kb, rows = weight.shape[0], columns = weight.shape[1]
@@ -443,8 +441,8 @@ cdef void fill_table(const float *columns, const int64_t *block, const int32_t *
     """
     cdef int rows = <int>block[1], slot, row, i, found
     cdef int64_t at = 0, run = -1, end
-    cdef int32_t count = 0, before = -1
     cdef int64_t *stops = ends + rows
+    cdef int32_t count = 0, before = -1
     sort_rows(block, counts, order)
     for slot in range(<int>whole_bundles(rows)):
         row = order[slot]

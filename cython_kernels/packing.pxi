@@ -319,7 +319,7 @@ cdef class PackedLinear:
 
 
 def count_nonzeros(const float[:, :] weight, int kblock):
-    """Return (k-blocks, N) int32: nonzeros per k-block of `kblock` columns and row of `weight` (N, K), at any address."""
+    """Return (k-blocks, N) int32: nonzeros of `weight` (N, K), at any address, per k-block of `kblock` and row."""
     if kblock < 1:
         raise ValueError(f"kblock must be at least 1; got {kblock}")
     counts = np.zeros(((weight.shape[1] + kblock - 1) // kblock, weight.shape[0]), np.int32)

@@ -63,7 +63,7 @@ $(SANITIZED)/built: $(SOURCES) setup.py tests/native/kernel_test.c
 
 sanitize: setup $(SANITIZED)/built ## kernel and engine tests under the address and undefined-behaviour sanitizers
 	$(SANITIZED)/kernel_test
-	$(WITH_SANITIZERS) $(BIN)/pytest tests/kernels tests/unit/test_engine.py $(PYTEST)
+	$(WITH_SANITIZERS) $(BIN)/pytest tests/kernels tests/unit/test_engine.py tests/unit/test_choice.py $(PYTEST)
 
 SECONDS := 60
 fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for SECONDS each, under the sanitizers

@@ -7,6 +7,12 @@ BLOCK_FIELDS = ("first_row", "rows", "first_k", "k", "value", "row_number", "run
                 "code", "memory_bytes")
 
 
+# Features that a weight may have. Bytes of a tile of so many still fit an int, whatever a file claims.
+MAX_FEATURES = 1 << 24
+cdef enum:
+    FLOAT_BYTES = 4
+
+
 cdef extern from *:
     """
     #include <sys/mman.h>
@@ -89,8 +95,7 @@ cdef class PackedLinear:
         panel_rows, kblock: Rows and columns of a block; the last ones may be smaller.
         density: Fraction of nonzero weights.
         is_residual: Sums start from `init`, not from the bias (only the generated form must know).
-        values, offsets, row_numbers, runs, blocks, bias: The arrays that make it up; handing those of the
-            table and dense forms to `from_arrays` gives an equal object.
+        values, offsets, row_numbers, runs, blocks, bias: The arrays that make it up.
     """
 
     cdef readonly str form
@@ -114,7 +119,7 @@ cdef class PackedLinear:
     @staticmethod
     def pack(const float[:, :] weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock,
              bint is_residual=False, allocate=np.empty, CodeMemory memory=None):
-        """Pack `weight` (N, K), float32 of any strides, in blocks of panel_rows × kblock.
+        """Pack `weight` (N, K), float32 of any strides at any address, in blocks of panel_rows × kblock.
 
         Args:
             allocate: `allocate(count, dtype)` returns a 16-byte aligned array.
@@ -126,56 +131,87 @@ cdef class PackedLinear:
         """
         cdef PackedLinear self = PackedLinear()
         cdef const kernels_t *kernels = find_kernels(isa)
-        cdef int n = <int>weight.shape[0], k = <int>weight.shape[1], group = kernels.dense_rows
+        cdef Py_ssize_t n = weight.shape[0], k = weight.shape[1]
         cdef int most_k = GENERATED_MAX_K if form == "generated" else MAX_KBLOCK
         if form not in FORMS or (form == "generated" and kernels.generated == NULL):
             raise ValueError(f"form must be one of {FORMS} and known to isa {isa!r}; got {form!r}")
         if not 1 <= kblock <= most_k or not 1 <= panel_rows <= 65536:
             raise ValueError(f"kblock must be in 1…{most_k} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
-        if n < 1 or k < 1 or bias.shape[0] != n:
-            raise ValueError(f"weight (N, K) and bias (N,) must agree; got {n}×{k} and {bias.shape[0]}")
-        self.form, self.isa, self.rows, self.k, self.is_residual = form, isa, n, k, is_residual
+        if not 1 <= n <= MAX_FEATURES or not 1 <= k <= MAX_FEATURES or bias.shape[0] != n:
+            raise ValueError(f"weight (N, K), at most {MAX_FEATURES} each, and bias (N,) must agree; "
+                             f"got {n}×{k} and {bias.shape[0]}")
+        self.form, self.isa, self.rows, self.k, self.is_residual = form, isa, <int>n, <int>k, is_residual
         self.panel_rows, self.kblock = min(panel_rows, n), min(kblock, k)
         self.bias = allocate(n, np.float32)
         self.bias[:] = bias
-        cdef int panels = (n + self.panel_rows - 1) // self.panel_rows, kblocks = (k + self.kblock - 1) // self.kblock
-        cdef int num_blocks = panels * kblocks, b
-        self.blocks = np.zeros((num_blocks, len(BLOCK_FIELDS)), np.int64)
-        cdef int64_t[:, ::1] blocks = self.blocks
-        cdef int32_t[:, ::1] counts = np.empty((kblocks, n), np.int32)
-        cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
-        cdef int64_t nonzeros = count_nonzeros(weight, self.kblock, counts)
-        self.density = nonzeros / (<double>n * k)
-        cdef int64_t values = 0, rows = 0, runs = 0
-        for b in range(num_blocks):
-            blocks[b, 0] = b // kblocks * self.panel_rows
-            blocks[b, 1] = min(self.panel_rows, n - blocks[b, 0])
-            blocks[b, 2] = b % kblocks * self.kblock
-            blocks[b, 3] = min(self.kblock, k - blocks[b, 2])
-            blocks[b, 4], blocks[b, 5], blocks[b, 6] = values, rows, runs
-            if form == "dense":
-                blocks[b, 8] = (blocks[b, 1] + group - 1) // group * group * blocks[b, 3]
-            elif form == "table":
-                measure_table(&blocks[b, 0], &counts[b % kblocks, 0], order)
-                rows += (blocks[b, 1] + BUNDLE - 1) // BUNDLE * BUNDLE
-                runs += blocks[b, 7]
-            else:
-                measure_generated(&blocks[b, 0], &counts[b % kblocks, 0])
-            values += (blocks[b, 8] + 15) // 16 * 16  # 64-byte alignment of every stream
+        cdef int32_t[:, ::1] counts = count_nonzeros(weight, self.kblock)
+        self.lay_out(counts, kernels.dense_rows)
+        cdef const int64_t[::1] last = self.blocks[len(self.blocks) - 1]
+        cdef int64_t values = last[4] + whole_lines(last[8]), rows = last[5] + whole_bundles(last[1])
         self.values = allocate(values if form != "generated" else 0, np.float32)
         self.offsets = allocate(values if form == "table" else 0, np.uint16)
-        self.row_numbers = allocate(rows, np.uint16)
-        self.runs = allocate(2 * runs, np.uint32)
+        self.row_numbers = allocate(rows if form == "table" else 0, np.uint16)
+        self.runs = allocate(2 * (last[6] + last[7]), np.uint32)
         if form == "generated":
             self.memory = CodeMemory() if memory is None else memory
             self.generate_code(weight)
             if memory is None:
                 self.memory.seal()
         else:
-            fill(weight, form == "dense", group, blocks, counts, order, self.values, self.offsets, self.row_numbers,
-                 self.runs)
+            self.fill(weight, counts, kernels.dense_rows)
         self.link()
         return self
+
+    cdef int lay_out(self, const int32_t[:, ::1] counts, int group) except -1:
+        """Cut the weight into blocks and decide how large the streams of each are, and where they begin."""
+        cdef Py_ssize_t panels = (self.rows + self.panel_rows - 1) // self.panel_rows, kblocks = counts.shape[0], b
+        self.blocks = np.zeros((panels * kblocks, len(BLOCK_FIELDS)), np.int64)
+        cdef int64_t[:, ::1] blocks = self.blocks
+        cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
+        cdef bint is_dense = self.form == "dense", is_table = self.form == "table"
+        cdef int64_t values = 0, rows = 0, runs = 0, nonzeros = 0
+        with nogil:
+            for b in range(blocks.shape[0]):
+                blocks[b, 0] = b // kblocks * self.panel_rows
+                blocks[b, 1] = min(self.panel_rows, self.rows - blocks[b, 0])
+                blocks[b, 2] = b % kblocks * self.kblock
+                blocks[b, 3] = min(self.kblock, self.k - blocks[b, 2])
+                blocks[b, 4], blocks[b, 5], blocks[b, 6] = values, rows, runs
+                measure_generated(&blocks[b, 0], &counts[b % kblocks, 0])
+                nonzeros += blocks[b, 8]
+                if is_dense:
+                    blocks[b, 8] = (blocks[b, 1] + group - 1) // group * group * blocks[b, 3]
+                elif is_table:
+                    measure_table(&blocks[b, 0], &counts[b % kblocks, 0], &order[0])
+                    rows += whole_bundles(blocks[b, 1])
+                    runs += blocks[b, 7]
+                values += whole_lines(blocks[b, 8])  # 64-byte alignment of every stream
+        self.density = nonzeros / (<double>self.rows * self.k)
+        return 0
+
+    cdef int fill(self, const float[:, :] weight, const int32_t[:, ::1] counts, int group) except -1:
+        """Write the streams of every block of the dense or table form."""
+        cdef const int64_t[:, ::1] blocks = self.blocks
+        cdef float[::1] columns = np.empty(self.kblock * self.panel_rows, np.float32)
+        cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
+        cdef int64_t[::1] ends = np.empty(2 * self.panel_rows, np.int64)
+        # there may be none of each
+        cdef float *values = <float *><uintptr_t>self.values.ctypes.data
+        cdef uint16_t *offsets = <uint16_t *><uintptr_t>self.offsets.ctypes.data
+        cdef uint16_t *row_numbers = <uint16_t *><uintptr_t>self.row_numbers.ctypes.data
+        cdef uint32_t *runs = <uint32_t *><uintptr_t>self.runs.ctypes.data
+        cdef bint is_dense = self.form == "dense"
+        cdef Py_ssize_t b
+        with nogil:
+            for b in range(blocks.shape[0]):
+                copy_columns(weight, &blocks[b, 0], &columns[0])
+                if is_dense:
+                    fill_dense(&columns[0], &blocks[b, 0], group, values + blocks[b, 4])
+                else:
+                    fill_table(&columns[0], &blocks[b, 0], &counts[b % counts.shape[0], 0], &order[0], &ends[0],
+                               values + blocks[b, 4], offsets + blocks[b, 4], row_numbers + blocks[b, 5],
+                               runs + 2 * blocks[b, 6])
+        return 0
 
     cdef int generate_code(self, const float[:, :] weight) except -1:
         """Write every block's weights and the code behind them."""
@@ -203,22 +239,6 @@ cdef class PackedLinear:
                 blocks[b, 10] = (at - self.code) - blocks[b, 4] * 4
         self.memory.at = at
         return 0
-
-    @staticmethod
-    def from_arrays(str form, str isa, int rows, int k, int panel_rows, int kblock, double density, dict arrays):
-        """Rebuild from the attributes of an earlier object; the arrays are used in place, not copied.
-
-        The arrays must come from `pack` unchanged (the cache verifies a checksum first).
-        """
-        cdef PackedLinear self = PackedLinear()
-        find_kernels(isa)
-        self.form, self.isa, self.rows, self.k = form, isa, rows, k
-        self.panel_rows, self.kblock, self.density = panel_rows, kblock, density
-        self.values, self.offsets = arrays["values"], arrays["offsets"]
-        self.row_numbers, self.runs = arrays["row_numbers"], arrays["runs"]
-        self.blocks, self.bias = arrays["blocks"], arrays["bias"]
-        self.link()
-        return self
 
     cdef int link(self) except -1:
         """Point the C structures at the arrays."""
@@ -298,41 +318,59 @@ cdef class PackedLinear:
         return sum(a.nbytes for a in arrays) + int(self.blocks[:, 10].sum())
 
 
-cdef int64_t count_nonzeros(const float[:, :] weight, int kblock, int32_t[:, ::1] counts) noexcept nogil:
-    """counts[kb][row] = nonzeros of the row in that k-block; returns the total."""
-    cdef Py_ssize_t row, i
-    cdef int64_t total = 0
-    cdef int kb
-    counts[:, :] = 0
-    if weight.strides[0] == 4:
-        # a transposed view, as ONNX stores weights: walk memory in its order
-        for i in range(weight.shape[1]):
-            kb = <int>(i // kblock)
-            for row in range(weight.shape[0]):
-                counts[kb, row] += weight[row, i] != 0.0
-    else:
-        for row in range(weight.shape[0]):
-            for i in range(weight.shape[1]):
-                counts[i // kblock, row] += weight[row, i] != 0.0
-    for row in range(weight.shape[0]):
-        for kb in range(counts.shape[0]):
-            total += counts[kb, row]
-    return total
-
-
-cdef int fill(const float[:, :] weight, bint is_dense, int group, int64_t[:, ::1] blocks, int32_t[:, ::1] counts,
-              int32_t[::1] order, float[::1] values, uint16_t[::1] offsets, uint16_t[::1] row_numbers,
-              uint32_t[::1] runs) except -1:
-    """Write the streams of every block of the dense or table form."""
-    cdef Py_ssize_t b
+def count_nonzeros(const float[:, :] weight, int kblock):
+    """Return (k-blocks, N) int32: nonzeros of `weight` (N, K), at any address, per k-block of `kblock` and row."""
+    if kblock < 1:
+        raise ValueError(f"kblock must be at least 1; got {kblock}")
+    counts = np.zeros(((weight.shape[1] + kblock - 1) // kblock, weight.shape[0]), np.int32)
+    cdef int32_t[:, ::1] found = counts
+    cdef Py_ssize_t i, row, kb, rows = weight.shape[0], columns = weight.shape[1]
+    cdef Py_ssize_t down = weight.strides[0], right = weight.strides[1]
+    if rows == 0 or columns == 0:
+        return counts
+    cdef const char *first = <const char *>&weight[0, 0]
     with nogil:
-        for b in range(blocks.shape[0]):
-            if is_dense:
-                fill_dense(weight, &blocks[b, 0], group, &values[0] + blocks[b, 4])
-            else:
-                fill_table(weight, &blocks[b, 0], &counts[b % counts.shape[0], 0], order, values, offsets,
-                           row_numbers, runs)
-    return 0
+        if down == FLOAT_BYTES:  # a transposed view, as ONNX stores weights: walk memory in its order
+            for i in range(columns):
+                count_each(first + i * right, rows, &found[i // kblock, 0])
+        else:
+            for row in range(rows):
+                for kb in range(found.shape[0]):
+                    found[kb, row] = count_run(first + row * down + kb * kblock * right,
+                                               min(kblock, columns - kb * kblock), right)
+    return counts
+
+
+cdef void count_each(const char *weights, Py_ssize_t count, int32_t *counts) noexcept nogil:
+    """counts[i] += 1 where weight i is not 0."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        counts[i] += float_at(weights + i * FLOAT_BYTES) != 0.0
+
+
+cdef int32_t count_run(const char *weights, Py_ssize_t count, Py_ssize_t stride) noexcept nogil:
+    """How many of `count` weights, `stride` bytes apart, are not 0."""
+    cdef Py_ssize_t i
+    cdef int32_t found = 0
+    for i in range(count):
+        found += float_at(weights + i * stride) != 0.0
+    return found
+
+
+cdef inline float float_at(const char *address) noexcept nogil:
+    """The float at any address, as a mapped file has it: only memcpy may read it there."""
+    cdef float value
+    memcpy(&value, address, FLOAT_BYTES)
+    return value
+
+
+cdef int64_t whole_lines(int64_t count) noexcept nogil:
+    """`count` floats rounded up to whole cache lines."""
+    return (count + 15) // 16 * 16
+
+
+cdef int64_t whole_bundles(int64_t rows) noexcept nogil:
+    return (rows + BUNDLE - 1) // BUNDLE * BUNDLE
 
 
 cdef size_t lines(size_t size) noexcept nogil:
@@ -342,10 +380,17 @@ cdef size_t lines(size_t size) noexcept nogil:
 
 cdef void copy_columns(const float[:, :] weight, const int64_t *block, float *columns) noexcept nogil:
     """columns[k][row] = the block's weights."""
-    cdef Py_ssize_t rows = block[1], row, i
-    for i in range(block[3]):
+    cdef Py_ssize_t rows = block[1], k = block[3], row, i, first
+    cdef Py_ssize_t down = weight.strides[0], right = weight.strides[1]
+    cdef const char *corner = <const char *>&weight[0, 0] + block[0] * down + block[2] * right
+    if down == FLOAT_BYTES:
+        for i in range(k):
+            memcpy(columns + i * rows, corner + i * right, rows * FLOAT_BYTES)
+        return
+    for first in range(0, k, 16):  # a cache line of a row at a time
         for row in range(rows):
-            columns[i * rows + row] = weight[block[0] + row, block[2] + i]
+            for i in range(first, min(first + 16, k)):
+                columns[i * rows + row] = float_at(corner + row * down + i * right)
 
 
 cdef void measure_generated(int64_t *block, const int32_t *counts) noexcept nogil:
@@ -356,7 +401,7 @@ cdef void measure_generated(int64_t *block, const int32_t *counts) noexcept nogi
         block[8] += counts[block[0] + row]
 
 
-cdef void sort_rows(const int64_t *block, const int32_t *counts, int32_t[::1] order) noexcept nogil:
+cdef void sort_rows(const int64_t *block, const int32_t *counts, int32_t *order) noexcept nogil:
     """order = the panel's rows by nonzeros, most first (stable), the last one repeated to whole bundles."""
     cdef int rows = <int>block[1], most = <int>block[3], row, nnz, at = 0
     cdef int32_t starts[MAX_KBLOCK + 2]
@@ -369,11 +414,11 @@ cdef void sort_rows(const int64_t *block, const int32_t *counts, int32_t[::1] or
         nnz = most - counts[block[0] + row]
         order[starts[nnz]] = row
         starts[nnz] += 1
-    for at in range(rows, (rows + BUNDLE - 1) // BUNDLE * BUNDLE):
+    for at in range(rows, <int>whole_bundles(rows)):
         order[at] = order[rows - 1]
 
 
-cdef void measure_table(int64_t *block, const int32_t *counts, int32_t[::1] order) noexcept nogil:
+cdef void measure_table(int64_t *block, const int32_t *counts, int32_t *order) noexcept nogil:
     """Set num_runs and num_values of a table block."""
     cdef int bundle, rows = <int>block[1]
     cdef int32_t count, before = -1
@@ -386,46 +431,68 @@ cdef void measure_table(int64_t *block, const int32_t *counts, int32_t[::1] orde
         before = count
 
 
-cdef void fill_table(const float[:, :] weight, const int64_t *block, const int32_t *counts, int32_t[::1] order,
-                     float[::1] values, uint16_t[::1] offsets, uint16_t[::1] row_numbers,
-                     uint32_t[::1] runs) noexcept nogil:
-    """Write the streams of one table block. A row shorter than its bundle repeats its last column with weight 0."""
-    cdef int rows = <int>block[1], first_k = <int>block[2], k = <int>block[3], bundle, j, i, row
-    cdef int64_t at = block[4], run = block[6] - 1, end
-    cdef int32_t count, before = -1
-    cdef uint16_t offset
-    cdef float w
+cdef void fill_table(const float *columns, const int64_t *block, const int32_t *counts, int32_t *order,
+                     int64_t *ends, float *values, uint16_t *offsets, uint16_t *row_numbers,
+                     uint32_t *runs) noexcept nogil:
+    """Write the streams of one table block. A row shorter than its bundle repeats its last column with weight 0.
+
+    Weights are found column by column, since so they lie; `ends` (2 × rows) holds where each row's next one goes,
+    behind it where each row's stream ends.
+    """
+    cdef int rows = <int>block[1], slot, row, i, found
+    cdef int64_t at = 0, run = -1, end
+    cdef int64_t *stops = ends + rows
+    cdef int32_t count = 0, before = -1
     sort_rows(block, counts, order)
-    for bundle in range((rows + BUNDLE - 1) // BUNDLE):
-        count = counts[block[0] + order[bundle * BUNDLE]]
-        if count != before:
-            run += 1
-            runs[2 * run], runs[2 * run + 1] = 0, count
-            before = count
-        runs[2 * run] += 1
-        for j in range(BUNDLE):
-            row = order[bundle * BUNDLE + j]
-            row_numbers[block[5] + bundle * BUNDLE + j] = <uint16_t>row
-            end = at + j
-            offset = 0
-            for i in range(k):
-                w = weight[block[0] + row, first_k + i]
-                if w != 0.0:
-                    offset = <uint16_t>(i * TILE * 4)
-                    values[end], offsets[end] = w, offset
-                    end += BUNDLE
-            while end < at + <int64_t>count * BUNDLE:
-                values[end], offsets[end] = 0.0, offset
-                end += BUNDLE
-        at += <int64_t>count * BUNDLE
+    for slot in range(<int>whole_bundles(rows)):
+        row = order[slot]
+        row_numbers[slot] = <uint16_t>row
+        if slot % BUNDLE == 0:
+            at += <int64_t>count * BUNDLE
+            count = counts[block[0] + row]
+            if count != before:
+                run += 1
+                runs[2 * run], runs[2 * run + 1] = 0, count
+                before = count
+            runs[2 * run] += 1
+        if slot < rows:
+            ends[row] = at + slot % BUNDLE
+            stops[row] = ends[row] + <int64_t>count * BUNDLE
+    for i in range(<int>block[3]):
+        found = find_nonzeros(columns + <int64_t>i * rows, rows, order)
+        for slot in range(found):
+            row = order[slot]
+            end = ends[row]
+            values[end], offsets[end] = columns[<int64_t>i * rows + row], <uint16_t>(i * TILE * 4)
+            ends[row] = end + BUNDLE
+    for row in range(rows):
+        end = ends[row]
+        while end < stops[row]:
+            values[end] = 0.0
+            offsets[end] = offsets[end - BUNDLE] if counts[block[0] + row] else 0
+            end += BUNDLE
+    for slot in range(rows, <int>whole_bundles(rows)):  # copies of the last row, beside it
+        row = row_numbers[rows - 1]
+        for i in range(count):
+            end = stops[row] - <int64_t>(i + 1) * BUNDLE
+            values[end + slot - rows + 1], offsets[end + slot - rows + 1] = values[end], offsets[end]
 
 
-cdef void fill_dense(const float[:, :] weight, const int64_t *block, int group, float *values) noexcept nogil:
+cdef int find_nonzeros(const float *weights, int count, int32_t *found) noexcept nogil:
+    """found = where the nonzeros are; returns how many. Without a branch per weight: nobody can predict it."""
+    cdef int i, number = 0
+    for i in range(count):
+        found[number] = i
+        number += weights[i] != 0.0
+    return number
+
+
+cdef void fill_dense(const float *columns, const int64_t *block, int group, float *values) noexcept nogil:
     """Write one dense block: per group of `group` rows, k-major; rows beyond the block are 0."""
-    cdef int rows = <int>block[1], k = <int>block[3], first = 0, g, i, r
+    cdef int64_t rows = block[1], k = block[3], g, first, i, r
     for g in range((rows + group - 1) // group):
         first = g * group
         for i in range(k):
             for r in range(group):
-                values[r] = weight[block[0] + first + r, block[2] + i] if first + r < rows else 0.0
+                values[r] = columns[i * rows + first + r] if first + r < rows else 0.0
             values += group

@@ -215,6 +215,7 @@ def load(
         model=str(find_checkpoint(model.onnx) if engine == "torch" else model.onnx),
         num_threads=config.engine.num_threads,
         isa=config.engine.isa,
+        kernel=config.engine.kernel,
         batches=str(folder / "batches.npz"),
     )
 

@@ -235,17 +235,24 @@ class EngineConfig:
         name: The engine.
         num_threads: Worker threads; 0 decides from affinity and cgroup quota.
         isa: Instruction set of the sparse engine: auto, avx512, avx2, neon, generic.
+        kernel: Form in which it runs every weight: dense, table, generated; auto times them on
+            weights like the model's and takes the fastest. All give the same bits.
     """
 
     name: EngineName
     num_threads: int
     isa: str
+    kernel: str
 
     def __post_init__(self) -> None:
         _check_at_least("engine.num_threads", self.num_threads, 0)
         if self.isa not in ("auto", "avx512", "avx2", "neon", "generic"):
             raise ValueError(
                 f"engine.isa must be auto, avx512, avx2, neon or generic; got {self.isa!r}"
+            )
+        if self.kernel not in ("auto", "dense", "table", "generated"):
+            raise ValueError(
+                f"engine.kernel must be auto, dense, table or generated; got {self.kernel!r}"
             )
 
 

@@ -179,11 +179,11 @@ def main() -> None:
 
 
 def _load(
-    state: dict[str, Any], *, engine: str, model: str, num_threads: int, isa: str, batches: str
+    state: dict[str, Any], *, engine: str, model: str, batches: str, **asked: Any
 ) -> dict[str, Any]:
     state["batches"] = load_batches(batches)
     start = time.perf_counter()
-    facts = LOADERS[engine](state, model, num_threads, isa)
+    facts = LOADERS[engine](state, model, **asked)
     return {"load_s": time.perf_counter() - start, "isa": None, "packed_bytes": None, **facts}
 
 
@@ -238,17 +238,24 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def _load_sparse(state: dict[str, Any], path: str, num_threads: int, isa: str) -> dict[str, Any]:
+def _load_sparse(
+    state: dict[str, Any], path: str, num_threads: int, isa: str, kernel: str
+) -> dict[str, Any]:
     import toolkit
     from toolkit.engine import Engine
 
-    engine = Engine.load(path, num_threads=num_threads, isa=isa)
+    try:
+        engine = Engine.load(path, num_threads=num_threads, isa=isa, kernel=kernel)
+    except ValueError as error:  # no such ISA or kernel here
+        raise UsageError(str(error)) from error
     state["engine"], state["run"] = engine, engine.run
     facts = {"version": toolkit.__version__, "isa": engine.isa}
     return facts | {"packed_bytes": engine.packed_bytes}
 
 
-def _load_onnxruntime(state: dict[str, Any], path: str, num_threads: int, _: str) -> dict[str, Any]:
+def _load_onnxruntime(
+    state: dict[str, Any], path: str, num_threads: int, **_: str
+) -> dict[str, Any]:
     import onnxruntime  # type: ignore[import-untyped]  # ships no types
 
     options = onnxruntime.SessionOptions()
@@ -259,7 +266,7 @@ def _load_onnxruntime(state: dict[str, Any], path: str, num_threads: int, _: str
     return {"version": onnxruntime.__version__}
 
 
-def _load_openvino(state: dict[str, Any], path: str, num_threads: int, _: str) -> dict[str, Any]:
+def _load_openvino(state: dict[str, Any], path: str, num_threads: int, **_: str) -> dict[str, Any]:
     import openvino  # type: ignore[import-untyped]  # ships no types
 
     compiled = openvino.Core().compile_model(
@@ -280,7 +287,7 @@ def _load_openvino(state: dict[str, Any], path: str, num_threads: int, _: str) -
     return {"version": openvino.__version__.split("-")[0]}
 
 
-def _load_torch(state: dict[str, Any], path: str, num_threads: int, _: str) -> dict[str, Any]:
+def _load_torch(state: dict[str, Any], path: str, num_threads: int, **_: str) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -298,7 +305,9 @@ def _load_torch(state: dict[str, Any], path: str, num_threads: int, _: str) -> d
     return {"version": torch.__version__}
 
 
-def _load_deepsparse(state: dict[str, Any], path: str, num_threads: int, _: str) -> dict[str, Any]:
+def _load_deepsparse(
+    state: dict[str, Any], path: str, num_threads: int, **_: str
+) -> dict[str, Any]:
     import deepsparse  # type: ignore[import-not-found]  # only where TOOLKIT_DEEPSPARSE_PYTHON is
     from deepsparse.utils import override_onnx_input_shapes  # type: ignore[import-not-found]
 
@@ -330,7 +339,7 @@ def _load_deepsparse(state: dict[str, Any], path: str, num_threads: int, _: str)
     return {"version": deepsparse.__version__}
 
 
-LOADERS: dict[str, Callable[[dict[str, Any], str, int, str], dict[str, Any]]] = {
+LOADERS: dict[str, Callable[..., dict[str, Any]]] = {
     "sparse": _load_sparse,
     "onnxruntime": _load_onnxruntime,
     "openvino": _load_openvino,

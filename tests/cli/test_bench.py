@@ -219,7 +219,7 @@ def test_deepsparse_runs_under_an_interpreter_of_its_own(
     again = "from deepsparse import override_onnx_input_shapes\n"
     (tmp_path / "site" / "deepsparse" / "utils.py").write_text(again)
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\nPYTHONPATH={tmp_path}/site exec {sys.executable} \"$@\"\n")
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/site exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\n" + "a b\t1\na b a b a b\t0\n" * 4)
     real = ["task=sst2", f"task.data_dir={tmp_path}", "lengths=task"]

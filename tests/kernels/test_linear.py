@@ -153,25 +153,6 @@ def test_unpack_inverts_pack(isa: str, form: str, weight: Float32, sizes: dict[s
             np.testing.assert_array_equal(packed.unpack(), weight)
 
 
-ARRAYS = ("values", "offsets", "row_numbers", "runs", "blocks", "bias")
-
-
-@pytest.mark.parametrize(("isa", "form"), [case for case in FORMS if case[1] != "generated"])
-@given(weight=weights(), sizes=blocks)
-def test_from_arrays_makes_an_equal_object(
-    isa: str, form: str, weight: Float32, sizes: dict[str, int]
-) -> None:
-    bias, x = tokens(1, len(weight), 8)[0], tokens(20, weight.shape[1], 9)
-    packed = pack(weight, form, isa, bias=bias, **sizes)
-    again = PackedLinear.from_arrays(
-        form, isa, packed.rows, packed.k, packed.panel_rows, packed.kblock, packed.density,
-        {name: getattr(packed, name) for name in ARRAYS},
-    )  # fmt: skip
-    np.testing.assert_array_equal(again.unpack(), weight)
-    np.testing.assert_array_equal(linear(again, x), linear(packed, x))
-    assert again.nbytes == packed.nbytes
-
-
 @pytest.mark.parametrize("isa", _kernels.available_isas())
 @given(weight=weights(), sizes=blocks, count=st.integers(1, 40))
 def test_all_forms_give_the_same_bits(
@@ -278,7 +259,12 @@ def test_sizes_out_of_range_are_refused(isa: str) -> None:
     for panel_rows, kblock in ((0, 4), (4, 0), (65537, 4), (4, _kernels.MAX_K + 1), (-1, 4)):
         with pytest.raises(ValueError, match=r"kblock must be in .* and panel_rows in 1…65536"):
             PackedLinear.pack(weight, bias, "table", isa, panel_rows, kblock)
-    for bad_weight, bad_bias in ((weight, bias[:3]), (weight[:0], bias[:0]), (weight[:, :0], bias)):
+    claims = [(weight, bias[:3]), (weight[:0], bias[:0]), (weight[:, :0], bias)]
+    # as a file may claim: no size is formed of these
+    one = np.ones((1, 1), np.float32)
+    claims += [(np.broadcast_to(one, (4, 2**40)), bias), (np.broadcast_to(one, (2**33, 1)), bias)]
+    claims += [(np.broadcast_to(one, (2**32 + 4, 4)), bias)]  # 4 × 4, were it cut to 32 bits
+    for bad_weight, bad_bias in claims:
         with pytest.raises(ValueError, match="must agree"):
             PackedLinear.pack(bad_weight, bad_bias, "table", isa, 4, 4)
     packed = PackedLinear.pack(weight, bias, "table", isa, 4, 4)
@@ -287,6 +273,20 @@ def test_sizes_out_of_range_are_refused(isa: str) -> None:
     with pytest.raises(ValueError, match="x must be"):
         gemm(packed, guarded(1, 5, 16)[0], guarded(1, 4, 16)[0])
     assert linear(packed, np.ones((0, 4), np.float32)).shape == (0, 4)
+
+
+@given(weight=weights(), kblock=st.sampled_from([1, 5, 32, 400]))
+def test_nonzeros_are_counted_in_any_layout(weight: Float32, kblock: int) -> None:
+    expected = [
+        np.count_nonzero(weight[:, k : k + kblock], axis=1)
+        for k in range(0, weight.shape[1], kblock)
+    ]
+    moved = np.empty(weight.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(weight.shape)
+    moved[...] = weight
+    for same in (weight, np.asfortranarray(weight), np.repeat(weight, 2, axis=1)[:, ::2], moved):
+        np.testing.assert_array_equal(_kernels.count_nonzeros(same, kblock), expected)
+    with pytest.raises(ValueError, match="kblock must be at least 1"):
+        _kernels.count_nonzeros(weight, 0)
 
 
 def test_an_isa_that_this_cpu_lacks_is_refused() -> None:

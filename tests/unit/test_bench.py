@@ -80,7 +80,7 @@ def make_config(**changes: Any) -> BenchRoot:
             max_train_samples=None,
             max_eval_samples=None,
         ),
-        engine=EngineConfig(name=EngineName.onnxruntime, num_threads=1, isa="auto"),
+        engine=EngineConfig(name=EngineName.onnxruntime, num_threads=1, isa="auto", kernel="auto"),
         export=ExportConfig(atol=1e-4, num_parity_examples=1),
         seed=1,
         output_dir="",
@@ -137,6 +137,7 @@ def load(worker: Worker, onnx_file: Path) -> dict[str, Any]:
         model=str(onnx_file),
         num_threads=1,
         isa="auto",
+        kernel="auto",
         batches=str(onnx_file.with_name("batches.npz")),
     )
 

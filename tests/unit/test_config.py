@@ -49,7 +49,7 @@ VALID: dict[type, dict[str, Any]] = {
         "max_train_samples": None,
         "max_eval_samples": None,
     },
-    EngineConfig: {"name": EngineName.sparse, "num_threads": 0, "isa": "auto"},
+    EngineConfig: {"name": EngineName.sparse, "num_threads": 0, "isa": "auto", "kernel": "auto"},
     ExportConfig: {"atol": 1e-4, "num_parity_examples": 4},
     BenchConfig: {
         "against": [],
@@ -93,6 +93,7 @@ VALID: dict[type, dict[str, Any]] = {
         (TaskConfig, "max_eval_samples", 0, "task.max_eval_samples must be at least 1"),
         (EngineConfig, "num_threads", -1, "engine.num_threads must be at least 0; got -1"),
         (EngineConfig, "isa", "sse", "engine.isa must be auto, avx512, avx2, neon or generic"),
+        (EngineConfig, "kernel", "csr", "engine.kernel must be auto, dense, table or generated"),
         (ExportConfig, "atol", 0.0, "export.atol must be > 0; got 0.0"),
         (ExportConfig, "num_parity_examples", 0, "export.num_parity_examples must be at least 1"),
         (BenchConfig, "batch_size", 0, "batch_size must be at least 1; got 0"),

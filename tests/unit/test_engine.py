@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -524,7 +525,10 @@ def test_explain_names_every_weight_and_why() -> None:
         line = next(line for line in lines if line.startswith(f"layer{i}.intermediate"))
         density = np.count_nonzero(weight) / weight.size
         assert f"{len(weight):6d} {weight.shape[1]:6d} {density:8.4f}" in line
-        assert f"_{ISAS[0]}: {1 - density:.1%} zeros: skipped" in line
+        assert f"_{ISAS[0]}: {1 - density:.1%} zeros; " in line
+        assert re.search(
+            r"\dx (table|generated) when measured \(\d+ GFLOP/s|only candidate: dense", line
+        )
         for step in ("qkv", "attention_output", "output"):
             assert any(line.startswith(f"layer{i}.{step} ") for line in lines)
     assert any(line.startswith("head") and f"dense_{ISAS[0]}" in line for line in lines)

@@ -56,7 +56,7 @@ def root_of(checkpoint: Path | None, output_dir: Path | None = None, **changes: 
             max_train_samples=None,
             max_eval_samples=None,
         ),
-        "engine": EngineConfig(name=EngineName.sparse, num_threads=1, isa="auto"),
+        "engine": EngineConfig(name=EngineName.sparse, num_threads=1, isa="auto", kernel="auto"),
         "export": ExportConfig(atol=1e-4, num_parity_examples=4),
         "seed": 3,
         "output_dir": None if output_dir is None else str(output_dir),
@@ -119,7 +119,7 @@ def test_an_engine_that_differs_closes_the_gate_and_nothing_is_left(
         run = staticmethod(wrong if engine == "sparse" else right)
 
     monkeypatch.setattr(exporting, "write_onnx", lambda *_: ["input_ids", "attention_mask"])
-    monkeypatch.setattr(exporting.Engine, "load", lambda *_: FakeEngine)
+    monkeypatch.setattr(exporting.Engine, "load", lambda *_, **__: FakeEngine)
     monkeypatch.setattr(exporting, "_load_onnxruntime", lambda _: wrong)
     message = rf"outputs of engine {engine} differ from torch's by 0.01, more than export.atol"
     with pytest.raises(GateError, match=message):
@@ -213,7 +213,9 @@ def test_half_precision_is_loaded_as_float32(tmp_path: Path) -> None:
 
 def test_an_impossible_isa_is_a_usage_error(export_case: Any, tmp_path: Path) -> None:
     config = root_of(
-        None, tmp_path, engine=EngineConfig(name=EngineName.sparse, num_threads=1, isa="neon")
+        None,
+        tmp_path,
+        engine=EngineConfig(name=EngineName.sparse, num_threads=1, isa="neon", kernel="auto"),
     )
     path = export_case(Case("bert", "qa", opset=17))
     with pytest.raises(UsageError, match="isa 'neon' is not supported on this CPU"):

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import CodeMemory, Encoder, PackedLinear
+from cython_kernels._kernels import Encoder, PackedLinear
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
+from toolkit.engine.choice import PREFERRED, SMALL_TILES, choose, path_beside
 from toolkit.engine.graph import read_graph
-from toolkit.engine.packing import (
-    SMALL_TILES,
-    generates,
-    pack_embeddings,
-    pack_layer,
-    pack_linear,
-)
+from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear, why_not_generate
 from toolkit.engine.plan import Plan, TailNode
 from toolkit.engine.roofline import call_of, describe, fma_peak
 from toolkit.engine.tail import run_tail
@@ -32,6 +28,8 @@ Array = NDArray[Any]
 # Tiles of 16 tokens that a thread takes through the encoder together: many enough to read a
 # block of weights rarely, few enough that their activations stay in cache (docs/engine.md).
 GROUP_TILES = 32
+
+SMALL_CALLS = " (small calls)"
 
 
 class Engine:
@@ -45,29 +43,33 @@ class Engine:
         threads_reason: Why it uses that many.
     """
 
-    def __init__(self, plan: Plan, num_threads: int, threads_reason: str, isa: str) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        num_threads: int,
+        threads_reason: str,
+        isa: str,
+        kernel: str = "auto",
+        timings: Path | None = None,
+    ) -> None:
         self.inputs = plan.inputs
         self.outputs = plan.outputs
         self.isa = isa
         self.num_threads = num_threads
         self.threads_reason = threads_reason
         self._padding_id = plan.embeddings.padding_id
-        layers = []
-        memory = CodeMemory() if generates(isa) else None
-        self._forms = "generated, table, dense" if memory else "table, dense"
-        for i in range(len(plan.layers)):
-            layers.append(pack_layer(plan.layers[i], isa, memory))
-            plan.layers[i] = None  # type: ignore[call-overload]  # its dense weights are not needed again
-        if memory is not None:
-            memory.seal()
-        self._layers = layers
+        can_generate = check_kernel(kernel, isa)
+        self._forms = "generated, table, dense" if can_generate else "table, dense"
+        choice = self._choice = choose(plan, isa, can_generate, kernel, num_threads, timings)
+        forms = {name: (small.form, large.form) for name, (small, large) in choice.forms.items()}
+        layers = self._layers = pack_layers(plan.layers, isa, forms, can_generate, num_threads)
         self._heads = {
-            key: pack_linear(linear.weight, linear.bias, isa)[0]
+            key: pack_linear(linear.weight, linear.bias, isa, forms[key])[0]
             for key, linear in plan.linears.items()
         }
         fused = find_token_head(plan)
         plan.linears.clear()
-        embeddings = pack_embeddings(plan.embeddings, isa)
+        embeddings = pack_embeddings(plan.embeddings, isa, forms)
         head = fused and self._heads[fused.name]
         self._ends = {"embeddings": embeddings["projection"], "scatter": head}
         self._encoder = Encoder(
@@ -80,7 +82,13 @@ class Engine:
         self._lock = threading.Lock()
 
     @staticmethod
-    def load(path: str | Path, num_threads: int = 0, isa: str = "auto") -> "Engine":
+    def load(
+        path: str | Path,
+        num_threads: int = 0,
+        isa: str = "auto",
+        kernel: str = "auto",
+        keep_timings: bool = True,
+    ) -> "Engine":
         """Read an ONNX file and pack its weights.
 
         Args:
@@ -88,19 +96,20 @@ class Engine:
             num_threads: Threads per call; 0 decides from affinity and cgroup quota.
             isa: `auto` takes the best this CPU runs, or what the environment variable
                 TOOLKIT_ISA names.
+            kernel: Form that all weights run in: `dense`, `table`, `generated`; `auto` times them
+                for weights like the model's and takes the fastest. It changes no bit.
+            keep_timings: Keep what `auto` measured beside the file, in `model.onnx.kernels.json`,
+                and use it at the next load.
 
         Raises:
             InputError: The file is missing, damaged, or not a model the engine knows.
-            ValueError: This CPU does not support `isa`.
+            ValueError: This CPU does not support `isa`, or this ISA or system not `kernel`.
         """
         path = Path(path)
+        path = path / "model.onnx" if path.is_dir() else path
         number, reason = decide_num_threads(num_threads)
-        return Engine(
-            read_graph(path / "model.onnx" if path.is_dir() else path),
-            number,
-            reason,
-            find_isa(isa),
-        )
+        timings = path_beside(path) if keep_timings else None
+        return Engine(read_graph(path), number, reason, find_isa(isa), kernel, timings)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
         """Run one batch.
@@ -161,7 +170,7 @@ class Engine:
                     row |= {
                         "density": weight.density,
                         "kernel": f"{weight.form}_{self.isa}",
-                        "note": _why(weight),
+                        "note": self._why(name, weight, is_large),
                     }
                 rows.append(row)
         return rows
@@ -170,12 +179,16 @@ class Engine:
         """Describe, per layer, which kernel runs it, its density, its bytes, and why."""
         lines = [
             f"isa {self.isa} ({self._forms}), {self.num_threads} threads: {self.threads_reason}",
+            f"kernels: {self._choice.origin}",
             f"{'layer':28} {'rows':>6} {'cols':>6} {'density':>8} {'MiB':>7}  kernel",
         ]
         for name, weight in self.weights():
+            step = name.removesuffix(SMALL_CALLS)
+            is_large = step == name and step not in self._heads
             lines.append(
                 f"{name:28} {weight.rows:6d} {weight.k:6d} {weight.density:8.4f} "
-                f"{weight.nbytes / 2**20:7.2f}  {weight.form}_{self.isa}: {_why(weight)}"
+                f"{weight.nbytes / 2**20:7.2f}  {weight.form}_{self.isa}: "
+                f"{self._why(step, weight, is_large)}"
             )
         for node in self._plan.tail:
             if node.operator != "Linear":
@@ -189,13 +202,16 @@ class Engine:
                 small, large = layer[step]
                 yield f"layer{i}.{step}", large
                 if small is not large:
-                    yield f"layer{i}.{step} (small calls)", small
+                    yield f"layer{i}.{step}{SMALL_CALLS}", small
         yield from self._heads.items()
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of all packed weights."""
         return sum(weight.nbytes for _, weight in self.weights())
+
+    def _why(self, name: str, weight: PackedLinear, is_large: bool) -> str:
+        return f"{1 - weight.density:.1%} zeros; {self._choice.forms[name][is_large].why}"
 
     def _run(
         self,
@@ -265,6 +281,23 @@ def find_isa(requested: str) -> str:
     return requested
 
 
+def check_kernel(kernel: str, isa: str) -> bool:
+    """Return whether code can be generated; warn where `auto` could use it and may not.
+
+    Raises:
+        ValueError: `kernel` is unknown, or cannot be had here.
+    """
+    forms = ("auto", *PREFERRED["large"])
+    if kernel not in forms:
+        raise ValueError(f"kernel must be one of {', '.join(forms)}; got {kernel!r}")
+    reason = why_not_generate(isa)
+    if kernel == "generated" and reason:
+        raise ValueError(f"kernel=generated is not possible here: {reason}; use auto or table")
+    if kernel == "auto" and "forbids" in reason:
+        warnings.warn(f"{reason}: sparse layers run more slowly, in the table form", stacklevel=4)
+    return not reason
+
+
 def find_token_head(plan: Plan) -> TailNode | None:
     """Return the dense layer that alone reads the hidden states of all tokens, if it narrows them.
 
@@ -304,13 +337,6 @@ def _as_int32(name: str, array: Array) -> NDArray[np.int32]:
     ):
         raise ValueError(f"{name} must hold 32-bit numbers; got {array.min()}…{array.max()}")
     return np.ascontiguousarray(array, np.int32)
-
-
-def _why(weight: PackedLinear) -> str:
-    zeros = f"{1 - weight.density:.1%} zeros"
-    if weight.form == "dense":
-        return f"{zeros}: too few to skip"
-    return f"{zeros}: skipped"
 
 
 class _Cores:

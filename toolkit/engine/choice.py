@@ -1,0 +1,356 @@
+"""Which form every weight runs in: timed on this machine, remembered beside the model.
+
+All forms of a weight give the same bits, so the choice changes speed only. What is remembered is a
+small JSON file of seconds: numbers that are checked and compared, nothing that is run. Code is
+NEVER loaded from disk, nor are packed weights: both are made anew from the model at each load.
+"""
+
+import hashlib
+import json
+import math
+import tempfile
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from cython_kernels._kernels import CodeMemory, PackedLinear, aligned, count_nonzeros, time_gemm
+from numpy.typing import NDArray
+
+from cython_kernels import _kernels
+from toolkit.engine.packing import KBLOCK, check_qkv, density, pack_form, panel_rows
+from toolkit.engine.plan import Linear, Plan
+from toolkit.environment import cpu_model
+
+Array = NDArray[Any]
+
+# A call of at most this many tiles of 16 tokens is small: it reads every weight for few tokens, and
+# bytes count. Where table and generated code cross at 90 % zeros, with weights out of cache.
+SMALL_TILES = 8
+CLASSES = ("small", "large")
+TIMED_TILES = {"small": 4, "large": 32}
+
+# What is taken unless another is faster by more than TIE: the form that more often was.
+PREFERRED = {"small": ("table", "generated", "dense"), "large": ("generated", "table", "dense")}
+TIE = 1.03
+
+# Weights whose density lies between the same two of these numbers are timed once; round numbers,
+# which people prune to, are in the middle.
+DENSITIES = (
+    *(0.005, 0.015, 0.025, 0.04, 0.06, 0.085, 0.125, 0.175, 0.25, 0.35),
+    *(0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.98),
+)
+DENSE_FROM, SPARSE_TO = 0.35, 0.98  # what lies outside is not worth timing
+
+SAMPLE = (KBLOCK, 2 * KBLOCK)  # rows and columns of a weight that are timed: a few blocks
+REPEATS = 6
+FAR_BYTES = (
+    16 << 20
+)  # a model of more bytes of nonzeros comes from memory, a smaller one from cache
+BYTES_PER_NONZERO = 12
+SWEEP = 1 << 20  # floats that push a weight out of the second-level cache
+
+MAX_FILE_BYTES = 1 << 20
+MAX_ENTRIES = 16
+
+Seconds = dict[str, dict[str, float]]  # class of call → form → seconds
+
+
+class Kind(NamedTuple):
+    """What the speed of a weight depends on; `bucket` counts the `DENSITIES` up to its own."""
+
+    rows: int
+    columns: int
+    bucket: int
+    is_residual: bool
+
+    def __str__(self) -> str:
+        start = "residual" if self.is_residual else "bias"
+        return f"{self.rows}x{self.columns} density {self.bucket} from {start}"
+
+
+class Timing(NamedTuple):
+    """How long each candidate took with a sample of `nonzeros` nonzeros."""
+
+    nonzeros: int
+    seconds: Seconds
+
+
+class Form(NamedTuple):
+    """What a weight runs in, and why."""
+
+    form: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """By name of a weight its form for small and for large calls; `origin`: where they are from."""
+
+    forms: dict[str, tuple[Form, Form]]
+    origin: str
+
+
+def choose(
+    plan: Plan, isa: str, can_generate: bool, kernel: str, num_threads: int, path: Path | None
+) -> Choice:
+    """Choose the form of every weight.
+
+    Args:
+        plan: Weights of the model.
+        isa: One of `available_isas()`.
+        can_generate: Whether code can be generated.
+        kernel: `auto`, or the form that is asked for.
+        num_threads: Threads that count the nonzeros; part of what a choice belongs to.
+        path: Where timings are kept; None: nowhere.
+    """
+    if kernel != "auto":
+        pinned = Form(kernel, f"pinned by engine.kernel={kernel}")
+        return Choice(dict.fromkeys(weights_of(plan), (pinned, pinned)), pinned.why)
+    weights = weights_of(plan)
+    with ThreadPoolExecutor(num_threads, "counting") as pool:
+        counts = list(pool.map(lambda weight: _count(weight[0]), weights.values()))
+    kinds = {
+        name: kind_of(parts, is_residual, int(count.sum()))
+        for (name, (parts, is_residual)), count in zip(weights.items(), counts, strict=True)
+    }
+    open_kinds = {kind for kind in kinds.values() if len(candidates(kind, can_generate)) > 1}
+    timings: dict[Kind, Timing] = {}
+    origin = "one candidate for every weight, nothing to measure"
+    if open_kinds:
+        key = key_of(isa, can_generate, num_threads, weights, counts)
+        found = path and read_timings(path, key, open_kinds, can_generate)
+        origin = f"read from {path}"
+        if found:
+            timings = found
+        else:
+            samples = {kinds[name]: parts for name, (parts, _) in reversed(weights.items())}
+            timings = {
+                kind: measure(kind, sample_of(samples[kind]), isa, can_generate)
+                for kind in sorted(open_kinds)
+            }
+            origin = "measured now, " + (
+                write_timings(path, key, timings) if path else "not stored: no file was asked for"
+            )
+    forms = {kind: forms_of(kind, can_generate, timings.get(kind)) for kind in set(kinds.values())}
+    return Choice({name: forms[kind] for name, kind in kinds.items()}, f"forms {origin}")
+
+
+def weights_of(plan: Plan) -> dict[str, tuple[list[Linear], bool]]:
+    """Return by name what is packed as one weight, and whether its sums start from a residual."""
+    weights: dict[str, tuple[list[Linear], bool]] = {}
+    for i, layer in enumerate(plan.layers):
+        check_qkv(layer)
+        weights[f"layer{i}.qkv"] = [layer.query, layer.key, layer.value], False
+        weights[f"layer{i}.attention_output"] = [layer.attention_output], True
+        weights[f"layer{i}.intermediate"] = [layer.intermediate], False
+        weights[f"layer{i}.output"] = [layer.output], True
+    if plan.embeddings.projection is not None:
+        weights["projection"] = [plan.embeddings.projection], False
+    return weights | {key: ([linear], False) for key, linear in plan.linears.items()}
+
+
+def kind_of(parts: Sequence[Linear], is_residual: bool, nonzeros: int) -> Kind:
+    """Classify a weight of `nonzeros` nonzeros."""
+    rows, columns = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
+    found = nonzeros / max(1, sum(part.weight.size for part in parts))
+    return Kind(rows, columns, bisect_right(DENSITIES, found), is_residual)
+
+
+def candidates(kind: Kind, can_generate: bool) -> list[str]:
+    """Return the forms worth timing, at least one."""
+    low, high = (0.0, *DENSITIES)[kind.bucket], (*DENSITIES, 1.0)[kind.bucket]
+    if high == DENSITIES[0]:
+        return ["table"]  # next to nothing to compute
+    forms = []
+    if high <= SPARSE_TO:
+        forms += ["generated", "table"] if can_generate else ["table"]
+    if low >= DENSE_FROM:
+        forms.append("dense")
+    return forms
+
+
+def forms_of(kind: Kind, can_generate: bool, timing: Timing | None) -> tuple[Form, Form]:
+    """Pick a kind's forms for small and for large calls, and say why."""
+    forms = []
+    for size in CLASSES:
+        if timing is None:
+            form = candidates(kind, can_generate)[0]
+            reason = "too few zeros to skip" if form == "dense" else "dense computes the zeros, too"
+            forms.append(Form(form, f"only candidate: {reason}"))
+            continue
+        seconds = timing.seconds[size]
+        form = pick(seconds, PREFERRED[size])
+        others = [other for other in PREFERRED[size] if other in seconds and other != form]
+        ratios = ", ".join(f"{seconds[other] / seconds[form]:.2f}x {other}" for other in others)
+        tokens = TIMED_TILES[size] * _kernels.TILE_TOKENS
+        gflops = 2e-9 * timing.nonzeros * tokens / seconds[form]
+        forms.append(Form(form, f"{ratios} when measured ({gflops:.0f} GFLOP/s, {tokens} tokens)"))
+    return forms[0], forms[1]
+
+
+def pick(seconds: Mapping[str, float], preferred: Sequence[str]) -> str:
+    """Return the fastest form, or the first of `preferred` that is as fast within `TIE`."""
+    best = min(seconds.values())
+    return next(form for form in preferred if seconds.get(form, math.inf) <= TIE * best)
+
+
+# ---- Timing ----------------------------------------------------------------------------------
+
+
+def sample_of(parts: Sequence[Linear]) -> NDArray[np.float32]:
+    """Return the upper left corner of a weight, as many rows of each part."""
+    rows, columns = -(-SAMPLE[0] // len(parts)), SAMPLE[1]
+    return np.concatenate([part.weight[:rows, :columns] for part in parts])
+
+
+def measure(kind: Kind, sample: NDArray[np.float32], isa: str, can_generate: bool) -> Timing:
+    """Time the candidates of one kind on a sample (N, K) of such a weight, on one thread."""
+    rows, columns = sample.shape
+    forms, found = candidates(kind, can_generate), density(sample)
+    bias = np.zeros(rows, np.float32)
+    times: Seconds = {}
+    for size in CLASSES:
+        tiles = TIMED_TILES[size]
+        x, y, init = (
+            aligned(tiles * features * _kernels.TILE_TOKENS).reshape(tiles, features, -1)
+            for features in (columns, rows, rows)
+        )
+        x[...] = 1.0  # denormals or worse, as memory may hold, would be slow
+        y[...] = init[...] = 0.0
+        panels = [panel_rows(form, size == "large", found) for form in forms]
+        memory = CodeMemory() if can_generate else None
+        packed: list[PackedLinear] = [
+            pack_form(sample, bias, isa, form, number, kind.is_residual, memory)
+            for form, number in zip(forms, panels, strict=True)
+        ]
+        if memory is not None:
+            memory.seal()
+        start = init if kind.is_residual else None
+        seconds = time_gemm(packed, x, y, start, REPEATS)
+        times[size] = dict(zip(forms, seconds, strict=True))
+    return Timing(int(np.count_nonzero(sample)), times)
+
+
+# ---- The file --------------------------------------------------------------------------------
+
+
+def path_beside(model: Path) -> Path:
+    """Return where the timings of a model are kept."""
+    return model.with_name(model.name + ".kernels.json")
+
+
+def key_of(
+    isa: str,
+    can_generate: bool,
+    num_threads: int,
+    weights: Mapping[str, tuple[Sequence[Linear], bool]],
+    counts: Sequence[NDArray[np.int32]],
+) -> str:
+    """Name all that timings depend on: CPU, ISA, threads, kernels, and where nonzeros are."""
+    digest = hashlib.blake2b(digest_size=16)
+    for (name, (parts, _)), count in zip(weights.items(), counts, strict=True):
+        shapes = [(part.name, part.weight.shape) for part in parts]
+        digest.update(f"{name} {shapes} {count.tolist()}\n".encode())
+    forms = "generated" if can_generate else "not generated"
+    return (
+        f"{cpu_model()}, {isa} {forms}, {num_threads} threads, kernels {_version()}, "
+        f"weights {digest.hexdigest()}"
+    )
+
+
+def read_timings(
+    path: Path, key: str, kinds: set[Kind], can_generate: bool
+) -> dict[Kind, Timing] | None:
+    """Return the timings kept under `key`; None unless all are there, sound and unchanged."""
+    entry = _entries(path).get(key)
+    if entry is None:
+        return None
+    try:
+        return {kind: _timing(entry[str(kind)], candidates(kind, can_generate)) for kind in kinds}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def write_timings(path: Path, key: str, timings: Mapping[Kind, Timing]) -> str:
+    """Add timings to the file, replacing what is damaged; return what became of it.
+
+    The file is replaced at once. Of two processes that write at the same time one loses its entry,
+    and measures again at its next load.
+    """
+    entry = {
+        str(kind): {"nonzeros": timing.nonzeros, **timing.seconds}
+        for kind, timing in timings.items()
+    }
+    entries = {other: value for other, value in _entries(path).items() if other != key}
+    entries = dict([*entries.items(), (key, entry)][-MAX_ENTRIES:])
+    content = {
+        key: {"checksum": _checksum(key, value), "timings": value} for key, value in entries.items()
+    }
+    name = None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
+            name = file.name
+            json.dump(content, file, indent=1)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except OSError as error:
+        if name is not None:
+            with suppress(OSError):
+                Path(name).unlink()
+        return f"not stored in {path}: {error.strerror}"
+    return f"stored in {path}"
+
+
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries of the file whose checksum fits; none if it cannot be read."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for its writer
+            return {}
+        with path.open("rb") as file:
+            content = json.loads(file.read(MAX_FILE_BYTES))
+        return {
+            key: entry["timings"]
+            for key, entry in content.items()
+            if isinstance(entry, dict)
+            and isinstance(entry.get("timings"), dict)
+            and entry.get("checksum") == _checksum(key, entry["timings"])
+        }
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _checksum(key: str, timings: object) -> str:
+    text = json.dumps([key, timings], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _timing(value: Mapping[str, Any], forms: Sequence[str]) -> Timing:
+    """Check one entry.
+
+    Raises:
+        ValueError, KeyError, TypeError: It is not what `write_timings` writes.
+    """
+    seconds = {size: {form: value[size][form] for form in forms} for size in CLASSES}
+    numbers = [number for of_form in seconds.values() for number in of_form.values()]
+    if type(value["nonzeros"]) is not int or value["nonzeros"] < 0:
+        raise ValueError("nonzeros must be a count")
+    if not all(type(number) is float and 0.0 < number < math.inf for number in numbers):
+        raise ValueError("seconds must be positive")
+    return Timing(value["nonzeros"], seconds)
+
+
+def _count(parts: Sequence[Linear]) -> NDArray[np.int32]:
+    """Return the nonzeros per k-block of each part (parts, k-blocks)."""
+    return np.stack([count_nonzeros(part.weight, KBLOCK).sum(1) for part in parts])
+
+
+@cache
+def _version() -> str:
+    """Identify the compiled kernels."""
+    return hashlib.blake2b(Path(_kernels.__file__).read_bytes(), digest_size=8).hexdigest()

@@ -136,7 +136,7 @@ REASONS = {
 
 def save_batches(path: Path, batches: Iterable[Batch]) -> None:
     """Write batches (name → array) to an uncompressed .npz file."""
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{number}.{name}": array
         for number, batch in enumerate(batches)
         for name, array in batch.items()

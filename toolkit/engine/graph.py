@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.engine.fused import DOMAIN, spell_out
 from toolkit.engine.interpret import interpret, make_probes
 from toolkit.engine.onnx_file import Graph, read_onnx
 from toolkit.engine.plan import Linear, Plan, TailNode
@@ -35,7 +36,8 @@ def read_graph(path: Path) -> Plan:
             f"{path} is not a BERT encoder the engine can read: its inputs are {graph.inputs}; "
             f"expected input_ids and perhaps attention_mask and token_type_ids"
         )
-    graph = replace(graph, nodes=[_modernise(node, graph.opset) for node in graph.nodes])
+    steps = [step for node in graph.nodes for step in spell_out(node)]
+    graph = replace(graph, nodes=[_modernise(node, graph.opset) for node in steps])
     _check_order(graph)
     values = interpret(graph, make_probes(graph))
     try:
@@ -131,7 +133,7 @@ def _tail(
     for node in nodes:
         if node.operator == "Shape":
             node = _ask_hidden(node, values, hidden)
-        elif node.operator in ("MatMul", "Gemm"):
+        elif node.operator in ("MatMul", "Gemm", f"{DOMAIN}FusedMatMul"):
             node, linear = _dense(node, values, linears)
             if linear is not None:
                 linears[node.name] = linear

@@ -17,6 +17,16 @@ from toolkit.engine.assembly import (
     normalise,
     sum_lookups,
 )
+from toolkit.engine.attention import (
+    additive,
+    attention,
+    is_laid_out,
+    multi_head_attention,
+    score,
+    split_heads,
+    weigh,
+)
+from toolkit.engine.fused import DOMAIN
 from toolkit.engine.plan import TailNode
 from toolkit.engine.symbols import (
     GRID,
@@ -64,6 +74,10 @@ def _add(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | 
                 a.shapes == b.shapes
             ):
                 return Residual(a, b, a.shapes)
+            case Residual(branch=Affine(bias=None)), Known():
+                bias = vector(b, a.shapes[0][-1])
+                if bias is not None:
+                    return replace(a, branch=replace(a.branch, bias=bias))
             case Lookups(), Lookups():
                 return sum_lookups(a, b)
     return None
@@ -143,80 +157,43 @@ def _layer_normalization(
 def _matmul(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     match inputs:
         case [Heads() as query, Heads() as key]:
-            return _scores(query, key)
+            return score(query, key)
         case [Probabilities(is_nan_test=False) as weights, Heads() as value]:
-            return _context(weights.scores, value)
+            return weigh(weights.scores, value)
         case [(Hidden() | Affine() | Pointwise() | Context()) as x, Known(is_constant=True) as w]:
             return _affine(x, w.arrays[0])
     return None
+
+
+def _fused_matmul(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+    """alpha · a @ b, or alpha · a @ bᵀ with `transB`, as ONNX Runtime fuses it."""
+    a, b = inputs
+    alpha = node.attributes.get("alpha", 1.0)
+    if node.attributes.get("transB", 0):
+        match b:
+            case Heads(groups=(*batch, rows, columns)):
+                b = replace(b, groups=(*batch, columns, rows))
+            case Known(is_constant=True):
+                b = Known(tuple(np.swapaxes(array, -1, -2) for array in b.arrays), True)
+    result = _matmul(node, [a, b], probes)
+    match result:
+        case Scores():
+            return replace(result, scale=result.scale * alpha)
+        case Affine():
+            return replace(result, weight=result.weight * np.float32(alpha))
+    return result if alpha == 1.0 else None
 
 
 def _affine(x: Symbol, weight: Array) -> Affine | None:
     shapes = shapes_of(x)
     if shapes is None or weight.ndim != 2 or weight.shape[0] != shapes[0][-1]:
         return None
-    if isinstance(x, Context) and not _is_laid_out(x.groups, "B T ND", x.scores.num_heads):
+    if isinstance(x, Context) and not is_laid_out(x.groups, "B T ND", x.scores.num_heads):
         raise MismatchError("attention's heads joined in their order before the next dense layer")
     if isinstance(x, Pointwise) and activation_of(x.samples) is None:
         raise MismatchError("GELU, its tanh form or ReLU before this dense layer")
     shapes = tuple((*shape[:-1], weight.shape[1]) for shape in shapes)
     return Affine(x, float32(weight, "weight"), None, shapes)
-
-
-def _is_laid_out(groups: Groups, wanted: str, num_heads: int) -> bool:
-    """Compare axes; a single head's axis has one element and may lie anywhere."""
-    found = " ".join(groups)
-    if num_heads == 1:
-        found, wanted = found.replace("N", ""), wanted.replace("N", "")
-    return found == wanted
-
-
-def _scores(query: Heads, key: Heads) -> Scores:
-    laid_out = _is_laid_out(query.groups, "B N T D", query.num_heads) and _is_laid_out(
-        key.groups, "B N D T", key.num_heads
-    )
-    if not laid_out:
-        raise MismatchError("query (B, N, T, D) times key (B, N, D, T)")
-    if query.num_heads != key.num_heads or query.source.shapes != key.source.shapes:
-        raise MismatchError("query and key of the same shape")
-    shapes = tuple((b, query.num_heads, t, t) for b, t, _ in query.source.shapes)
-    scale = query.scale * key.scale
-    return Scores(query.source, key.source, query.num_heads, scale, (), shapes)
-
-
-def _context(scores: Scores, value: Heads) -> Context:
-    same = (
-        _is_laid_out(value.groups, "B N T D", value.num_heads)
-        and value.num_heads == scores.num_heads
-        and value.source.shapes == scores.query.shapes
-        and value.scale == 1.0
-    )
-    if not same:
-        raise MismatchError("probabilities (B, N, T, T) times value (B, N, T, D)")
-    return Context(scores, value.source, value.groups)
-
-
-def _attention(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
-    """ONNX's own Attention operator, opset 23."""
-    query, key, value, mask, *rest = [*inputs, None, None][:6]
-    parts = (query, key, value)
-    if any(x is not None for x in rest) or not all(isinstance(x, Heads) for x in parts):
-        raise MismatchError("query, key and value (B, N, T, D) without a cache")
-    if node.attributes.get("is_causal", 0) or node.attributes.get("softcap", 0.0):
-        raise MismatchError("neither a causal mask nor a soft cap")
-    if not _is_laid_out(key.groups, "B N T D", key.num_heads):
-        raise MismatchError("key (B, N, T, D)")
-    scores = _scores(query, replace(key, groups=("B", "N", "D", "T")))
-    default = 1.0 / math.sqrt(query.source.shapes[0][-1] // query.num_heads)
-    # A scale of 0 stands for the default, as in torch's exporter.
-    scores = replace(scores, scale=scores.scale * (node.attributes.get("scale") or default))
-    if mask is not None:
-        if not isinstance(mask, Known):
-            raise MismatchError("a mask that depends on the inputs only")
-        is_bool = mask.arrays[0].dtype == np.bool_
-        arrays = tuple(_additive(a) for a in mask.arrays) if is_bool else mask.arrays
-        scores = replace(scores, masks=(arrays,))
-    return _context(scores, value)
 
 
 def _softmax(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
@@ -237,19 +214,15 @@ def _where(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value 
         ):
             return b
         case Known(), Scores(), Known() if _hides(b):
-            return replace(a, masks=(*a.masks, tuple(_additive(c) for c in condition.arrays)))
+            return replace(a, masks=(*a.masks, tuple(additive(c) for c in condition.arrays)))
         case Known(), Known(), Scores() if _hides(a):
-            return replace(b, masks=(*b.masks, tuple(_additive(~c) for c in condition.arrays)))
+            return replace(b, masks=(*b.masks, tuple(additive(~c) for c in condition.arrays)))
     return None
 
 
 def _hides(fill: Known) -> bool:
     number = scalar(fill)
     return number is not None and number <= HIDDEN_SCORE
-
-
-def _additive(keep: Array) -> Array:
-    return np.where(keep, 0.0, -np.inf)
 
 
 def _reshape(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
@@ -266,7 +239,7 @@ def _reshape(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Valu
         return same
     match x:
         case Affine() | Pointwise():
-            return _split_heads(x, after)
+            return split_heads(x, after)
         case Heads():
             groups = _regroup(x.groups, before, after, x.source.shapes, x.num_heads)
             return None if groups is None else replace(x, groups=groups)
@@ -285,19 +258,6 @@ def _target_shape(shape: tuple[int, ...], wanted: list[int], allow_zero: int) ->
     if math.prod(wanted) != math.prod(shape) or any(n < 0 for n in wanted):
         raise MismatchError(f"a reshape that any batch and length can pass; {shape} → {wanted}")
     return tuple(wanted)
-
-
-def _split_heads(x: Affine | Pointwise, after: Shapes) -> Heads | None:
-    """(B, T, H) → (B, T, N, D), of a linear function of a dense layer's result."""
-    scale = 1.0
-    if isinstance(x, Pointwise):
-        scale = float(x.samples[-1] / GRID[-1])
-        if not np.allclose(x.samples, scale * GRID, rtol=1e-6, atol=0.0):
-            return None
-        x = x.source
-    num_heads = after[0][2] if len(after[0]) == 4 else 0
-    expected = tuple((b, t, num_heads, h // max(num_heads, 1)) for b, t, h in x.shapes)
-    return Heads(x, num_heads, ("B", "T", "N", "D"), scale) if after == expected else None
 
 
 def _transpose(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
@@ -356,7 +316,7 @@ def _shape(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value 
 
 RULES: dict[str, Callable[[TailNode, list[Any], Sequence[Probe]], Value | None]] = {
     "Add": _add,
-    "Attention": _attention,
+    "Attention": attention,
     "Cast": _cast,
     "CastLike": _cast,
     "Div": _divide,
@@ -373,6 +333,8 @@ RULES: dict[str, Callable[[TailNode, list[Any], Sequence[Probe]], Value | None]]
     "Sub": _subtract,
     "Transpose": _transpose,
     "Where": _where,
+    f"{DOMAIN}FusedMatMul": _fused_matmul,
+    f"{DOMAIN}MultiHeadAttention": multi_head_attention,
 }
 
 

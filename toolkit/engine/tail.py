@@ -46,8 +46,8 @@ def run_tail(
     known: dict[str, Array] = {**plan.constants, **values}
     taken = {id(array) for name, array in known.items() if name != plan.hidden}
     for node in plan.tail:
-        arguments = [known[name] if name else None for name in node.inputs]
         try:
+            arguments = [known[name] if name else None for name in node.inputs]
             with np.errstate(all="ignore"):  # infinity and NaN pass silently, as in other runtimes
                 results = _run_node(node, arguments, linear)
         except (

@@ -211,11 +211,28 @@ def _fused_matmul(node: TailNode) -> list[TailNode]:
     return [node]
 
 
+def _fused_gemm(node: TailNode) -> list[TailNode]:
+    """Gemm, then an activation."""
+    inputs = _inputs(node, "a b c", "alpha beta transA transB activation")
+    attributes = {name: a for name, a in node.attributes.items() if name != "activation"}
+    activation = node.attributes["activation"].decode()
+    if activation not in ("Relu", "Sigmoid", "Tanh"):
+        raise InputError(
+            f"{describe(node)}: expected the activation Relu, Sigmoid or Tanh, got {activation!r}"
+        )
+    product = f"{node.outputs[0]}/product"
+    return [
+        _step(node, "Gemm", inputs, [product], **attributes),
+        _step(node, activation, [product], node.outputs),
+    ]
+
+
 FUSED: dict[str, Callable[[TailNode], list[TailNode]]] = {
     f"{DOMAIN}Attention": _attention,
     f"{DOMAIN}BiasGelu": _gelu,
     f"{DOMAIN}EmbedLayerNormalization": _embed_layer_normalization,
     f"{DOMAIN}FastGelu": _gelu,
+    f"{DOMAIN}FusedGemm": _fused_gemm,
     f"{DOMAIN}FusedMatMul": _fused_matmul,
     f"{DOMAIN}Gelu": _gelu,
     f"{DOMAIN}MultiHeadAttention": _multi_head_attention,

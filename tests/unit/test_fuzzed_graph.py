@@ -3,12 +3,28 @@
 import random
 from pathlib import Path
 
+import pytest
+
 from .conftest import Case, Export
 from .fuzz_graph import check, damage
 
 
 def test_a_damaged_file_is_refused_or_runs(export_case: Export, tmp_path: Path) -> None:
     content = export_case(Case()).read_bytes()
+    path = tmp_path / "model.onnx"
+    outcomes = set()
+    for seed in range(100):
+        path.write_bytes(damage(content, random.Random(seed)))
+        outcomes.add(check(path))
+    assert {"refused", "run"} <= outcomes
+
+
+@pytest.mark.parametrize(
+    "name", ["bert-text-classification-O2", "distilbert-question-answering-O3"]
+)
+def test_a_damaged_file_of_fused_operators_is_refused_or_runs(name: str, tmp_path: Path) -> None:
+    folder = Path(__file__).parents[1] / "data" / "optimum"
+    content = (folder / f"{name}.onnx").read_bytes()
     path = tmp_path / "model.onnx"
     outcomes = set()
     for seed in range(100):

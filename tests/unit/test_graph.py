@@ -310,6 +310,8 @@ def mutate(graph: onnx.GraphProto, rng: random.Random) -> None:
     elif kind == "number":
         tensors = [t for t in graph.initializer if t.dims in ([], [1])]
         tensors += [a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute]
+        if not tensors:  # a graph whose every step is fused
+            return
         tensor = rng.choice(tensors)
         array = numpy_helper.to_array(tensor).copy()
         if array.size and array.dtype != bool:

@@ -174,6 +174,12 @@ def _dense(
         raise InputError(f"{describe(node)}: expected float32 weights (k, n), got {weight.dtype}")
     if attributes.get("transB", 0):
         weight = weight.T
+    read = values.get(node.inputs[0])
+    shapes = None if read is None else shapes_of(read)
+    if shapes is not None and shapes[0][-1:] != weight.shape[:1]:
+        raise InputError(
+            f"{describe(node)}: expected weights (k, n) whose k is the operand's width"
+        )
     bias = np.zeros(weight.shape[1], np.float32)
     if len(node.inputs) > 2 and node.inputs[2]:
         added = values.get(node.inputs[2])

@@ -218,6 +218,15 @@ def test_what_is_no_encoder_is_refused(
     refused(edited(export_case(SIMPLE), tmp_path, edit), message)
 
 
+def test_a_head_of_another_width_is_refused(export_case: Export, tmp_path: Path) -> None:
+    def reshape(model: onnx.ModelProto) -> None:
+        (tensor,) = (t for t in model.graph.initializer if list(t.dims) == [32, 2])
+        tensor.dims[:] = [16, 4]
+
+    path = edited(export_case(Case("bert", "qa", opset=17)), tmp_path, reshape)
+    refused(path, r"\(MatMul\): expected weights \(k, n\) whose k is the operand's width")
+
+
 def test_a_quantised_graph_is_refused(export_case: Export, tmp_path: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 

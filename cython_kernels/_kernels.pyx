@@ -38,6 +38,8 @@ cdef int NUM_TABLES = available_kernels(TABLES)
 
 include "packing.pxi"
 include "encoder.pxi"
+include "layers.pxi"
+include "schedule.pxi"
 include "single.pxi"
 include "peaks.pxi"
 

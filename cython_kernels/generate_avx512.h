@@ -91,6 +91,16 @@ static size_t generated_bound(int rows, int k, size_t nonzeros) {
     return 7 * (nonzeros + nonzeros / 256 + columns) + 8 * prefetches + 22 * (size_t)rows + 64;
 }
 
+/* Bit r is set where column[r] is not 0 (NaN is not), for `group` rows. */
+static uint32_t nonzero_rows(const float *column, int group) {
+    const uint32_t rows = (1u << group) - 1;
+    const __m512 low = _mm512_maskz_loadu_ps((__mmask16)rows, column);
+    const __m512 high = _mm512_maskz_loadu_ps((__mmask16)(rows >> 16), column + 16);
+    const __m512 zero = _mm512_setzero_ps();
+    return (uint32_t)_mm512_cmp_ps_mask(low, zero, _CMP_NEQ_UQ) |
+           (uint32_t)_mm512_cmp_ps_mask(high, zero, _CMP_NEQ_UQ) << 16;
+}
+
 /* Generate one block from `weight` [k][rows] (row-major, `stride` floats between columns), of which `nonzeros` are
  * not 0; write those to `stream`. Returns the end of the code. */
 static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
@@ -115,13 +125,10 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
                                     : emit_load(p, r, START_POINTER, (first + r) * TILE * 4);
         for (int i = 0; i < k; i++) {
             const float *column = weight + i * stride + first;
-            int is_loaded = 0;
-            for (int r = 0; r < group; r++) {
-                if (column[r] == 0.0f) continue;
-                if (!is_loaded) {
-                    p = emit_load(p, X_REGISTER, X_POINTERS[i / 256], (i % 256 - X_BIAS) * 64);
-                    is_loaded = 1;
-                }
+            uint32_t left = nonzero_rows(column, group);
+            if (left) p = emit_load(p, X_REGISTER, X_POINTERS[i / 256], (i % 256 - X_BIAS) * 64);
+            for (; left; left &= left - 1) {
+                const int r = __builtin_ctz(left);
                 if (count && count % 256 == 0) {
                     memcpy(p, add_weights, sizeof add_weights);
                     p += sizeof add_weights;

@@ -27,14 +27,15 @@
 #undef KEYS
 
 #define WEIGHTS_AHEAD 4096 /* bytes: streams of weights come from memory, +50 % for a call of one tile */
+
 /* One or two tiles at once: one 64-bit load gives a bundle's 4 offsets, one 128-bit broadcast its 4 weights. A broadcast
  * load per weight would cost a load slot that the FMAs' memory operands need. Each bundle prefetches its share of
  * the x and its own rows of the tiles that run next, `x_next` and `y_next` floats further on. */
-static inline __attribute__((always_inline)) void bundles_avx512(const block_t *block, const int pair,
-                                                                     const float *x, ptrdiff_t x_stride,
-                                                                     const float *init, ptrdiff_t init_stride,
-                                                                     const float *bias, float *y, ptrdiff_t y_stride,
-                                                                     ptrdiff_t x_next, ptrdiff_t y_next) {
+static inline __attribute__((always_inline)) void bundles_avx512(const block_t *block, const int pair, const float *x,
+                                                                 ptrdiff_t x_stride, const float *init,
+                                                                 ptrdiff_t init_stride, const float *bias, float *y,
+                                                                 ptrdiff_t y_stride, ptrdiff_t x_next,
+                                                                 ptrdiff_t y_next) {
     const char *a = (const char *)x, *b = (const char *)(x + (pair ? x_stride : 0));
     const float *w = block->values;
     const uint16_t *at = block->offsets;

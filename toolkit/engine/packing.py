@@ -45,18 +45,17 @@ def pack_linear(
         memory: Where code is generated, for the caller to seal; None: in memory of its own.
         num_heads: Of a weight whose panels must hold whole heads.
     """
-    found = density(weight)
-    rows = [
-        panel_rows(form, is_large, found)
-        for is_large, form in zip((False, True), forms, strict=True)
-    ]
-    if num_heads:
-        rows = [whole_heads(num_heads, len(bias) // num_heads, number) for number in rows]
-    small, large = zip(forms, rows, strict=True)
-    packed = pack_form(weight, bias, isa, *small, is_residual, memory)
-    if large == small:
+
+    def whole(rows: int) -> int:
+        return whole_heads(num_heads, len(bias) // num_heads, rows) if num_heads else rows
+
+    small, large = forms
+    rows = whole(PANEL_ROWS)
+    packed = pack_form(weight, bias, isa, small, rows, is_residual, memory)
+    large_rows = whole(panel_rows(large, True, packed.density))
+    if (large, large_rows) == (small, rows):
         return packed, packed
-    return packed, pack_form(weight, bias, isa, *large, is_residual, memory)
+    return packed, pack_form(weight, bias, isa, large, large_rows, is_residual, memory)
 
 
 def pack_form(

@@ -104,12 +104,12 @@ static void table_pairs_avx512(const block_t *block, const float *x, ptrdiff_t x
     for (; tile + 2 <= tiles; tile += 2) {
         const int next = tile + 4 <= tiles ? 2 : 0; /* there is no next pair behind the last */
         bundles_avx512(block, 1, x + tile * x_stride, x_stride, init ? init + tile * init_stride : NULL,
-                           init_stride, bias, y + tile * y_stride, y_stride, next * x_stride, next * y_stride);
+                       init_stride, bias, y + tile * y_stride, y_stride, next * x_stride, next * y_stride);
         for (int i = 0; after && i < 2; i++) after(y + (tile + i) * y_stride, (size_t)block->rows * TILE);
     }
     if (tile < tiles) {
         bundles_avx512(block, 0, x + tile * x_stride, 0, init ? init + tile * init_stride : NULL, 0, bias,
-                           y + tile * y_stride, 0, 0, 0);
+                       y + tile * y_stride, 0, 0, 0);
         if (after) after(y + tile * y_stride, (size_t)block->rows * TILE);
     }
 }

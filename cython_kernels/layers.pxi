@@ -142,7 +142,7 @@ cdef void attend_together(Encoder self, const layer_t *layer, const group_t *g, 
     cdef ptrdiff_t panel_floats = <ptrdiff_t>rows * TILE * g.num_tiles
     cdef float *scores = w.scores + member * <size_t>(2 * TILE * ((most_keys + TILE - 1) // TILE * TILE))
     cdef double start = now_s()
-    cdef bint split_panels = qkv.num_panels % team == 0 or (g.num_tiles + 1) // 2 < team
+    cdef bint split_panels = splits_panels(qkv.num_panels, g.num_tiles, team)
     cdef int first = share(qkv.num_panels, member, team) if split_panels else 0
     cdef int last = share(qkv.num_panels, member + 1, team) if split_panels else qkv.num_panels
     for panel in range(first, last):
@@ -239,9 +239,9 @@ cdef void select_first(const group_t *g, float *tiles, int features) noexcept no
 cdef void apply_shared(const linear_t *linear, int first_panel, int last_panel, int first_kb, int last_kb,
                        const float *x, ptrdiff_t x_stride, const float *init, ptrdiff_t init_stride, float *y,
                        ptrdiff_t y_stride, int tiles, int member, int team, activation_fn activation) noexcept nogil:
-    """A member's share of `apply`: panels where they divide evenly or tiles are few, pairs of tiles otherwise."""
+    """A member's share of `apply`: panels, or pairs of tiles, see `splits_panels`."""
     cdef int panels = last_panel - first_panel, begin, end, pairs = (tiles + 1) // 2
-    if team == 1 or panels % team == 0 or pairs < team:
+    if splits_panels(panels, tiles, team):
         apply(linear, first_panel + share(panels, member, team), first_panel + share(panels, member + 1, team),
               first_kb, last_kb, x, x_stride, init, init_stride, y, y_stride, tiles, activation)
         return
@@ -274,6 +274,11 @@ cdef void apply(const linear_t *linear, int first_panel, int last_panel, int fir
             block.run(block, x + <ptrdiff_t>(block.first_k - linear.blocks[first_kb].first_k) * TILE, x_stride, start,
                       start_stride, linear.bias + block.first_row, y + row, y_stride, tiles,
                       activation if kb == last_kb - 1 else NULL)
+
+
+cdef bint splits_panels(int panels, int tiles, int team) noexcept nogil:
+    """Whether a team shares a step by panels: they divide evenly, or there are too few pairs of tiles."""
+    return panels % team == 0 or (tiles + 1) // 2 < team
 
 
 cdef int share(int total, int member, int team) noexcept nogil:

@@ -275,14 +275,19 @@ def test_a_changed_graph_is_refused_or_still_equal(
     case: Case, export_case: Export, tmp_path: Path
 ) -> None:
     """Nothing that is not this encoder may pass: edit at random, compare what is accepted."""
-    original = onnx.load(export_case(case))
-    rng = random.Random(str(case))
+    refused_or_equal(onnx.load(export_case(case)), random.Random(str(case)), 100, tmp_path)
+
+
+def refused_or_equal(
+    original: onnx.ModelProto, rng: random.Random, count: int, folder: Path
+) -> None:
+    """Change a graph at random `count` times: each is refused, or computes what it says."""
     outcomes = {"refused": 0, "equal": 0}
-    for number in range(100):
+    for number in range(count):
         model = onnx.ModelProto()
         model.CopyFrom(original)
         mutate(model.graph, rng)
-        path = tmp_path / f"{number}.onnx"
+        path = folder / f"{number}.onnx"
         path.write_bytes(model.SerializeToString())
         try:
             plan = read_graph(path)

@@ -5,13 +5,12 @@ Shapes: B texts, T tokens.
 
 import importlib.util
 import os
-import pickle
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import task as tasks
+from toolkit.agreement import Batch, largest_difference
 from toolkit.batches import collate, feed, make_batches, random_batch, read_task
 from toolkit.bench_table import print_results
 from toolkit.config import BenchRoot, ExportRoot, TaskKind, Weights
@@ -30,6 +30,7 @@ from toolkit.record import (
     SPEED_KEY,
     new_record,
     now,
+    plain,
     read_record,
     root_id,
     speed_key,
@@ -37,7 +38,7 @@ from toolkit.record import (
     write_record,
 )
 from toolkit.timing import speed_ratio, summarise, time_rounds
-from toolkit.worker import DEEPSPARSE_PYTHON, Batch, Worker, load_batches, save_batches
+from toolkit.worker import DEEPSPARSE_PYTHON, Worker, load_batches, save_batches
 
 BUSY = 0.2  # share of the CPUs that others use, above which a measurement is doubtful
 BUSY_SECONDS = 0.3  # to find that out
@@ -191,10 +192,9 @@ def make_model(config: BenchRoot, folder: Path) -> Path:
         seed=config.seed,
         output_dir=str(folder / "export"),
     )
-    (folder / "export.pickle").write_bytes(pickle.dumps(root))
-    log = folder / "export.log"
-    with Worker("toolkit export", log, config.engine.num_threads) as worker:
-        worker.ask("export", config=str(folder / "export.pickle"))
+    log, threads = folder / "export.log", config.engine.num_threads
+    with Worker("toolkit export", log, threads, module="toolkit.export") as worker:
+        worker.ask("export", config=plain(asdict(root)))
     return folder / "export"
 
 
@@ -272,28 +272,6 @@ def run(model: Exported, worker: Worker, batches: Sequence[Batch], folder: Path)
     save_batches(folder / "inputs.npz", [feed(model, batch) for batch in batches])
     worker.ask("run", inputs=str(folder / "inputs.npz"), outputs=str(folder / "outputs.npz"))
     return load_batches(folder / "outputs.npz")
-
-
-def largest_difference(found: Batch, expected: Batch, mask: NDArray[Any]) -> float:
-    """Return the largest absolute difference of any output, padding left out.
-
-    Args:
-        found: Outputs by name.
-        expected: Outputs by name; each (B, …), or (B, T, …) if its second axis is the mask's.
-        mask: (B, T), 1 where there is a token.
-
-    Returns:
-        Infinity if an output is missing, has another shape, or a number is not finite in one only.
-    """
-    largest = 0.0
-    for name, theirs in expected.items():
-        if name not in found or found[name].shape != theirs.shape:
-            return float("inf")
-        difference = np.abs(found[name].astype(np.float64) - theirs)
-        if difference.shape[:2] == mask.shape:
-            difference = difference[mask != 0]
-        largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
-    return largest
 
 
 def speed_entry(
@@ -422,10 +400,10 @@ def compare(config: BenchRoot, baseline: dict[str, Any], entry: dict[str, Any]) 
 
 
 def _run_in_float64(model: Exported, batch: Batch) -> Batch:
-    from cython_kernels.reference import run as run_reference
+    from toolkit.engine import reference
     from toolkit.engine.graph import read_graph
 
-    return run_reference(read_graph(model.onnx), feed(model, batch))
+    return reference.run(read_graph(model.onnx), feed(model, batch))
 
 
 def _is_installed(module: str) -> bool:

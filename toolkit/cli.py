@@ -65,7 +65,7 @@ def run(args: list[str]) -> int:
     elif verb in COMMANDS:
         return run_verb(verb, rest)
     else:
-        from toolkit.overrides import nearest
+        from toolkit.errors import nearest
 
         fault = f"'{verb}' is no verb of toolkit" if verb else "a verb is missing"
         return fail(2, f"{fault}; {nearest(verb, [*COMMANDS, 'info'])}")

@@ -7,7 +7,9 @@ objects once, in `cli.py`. Nothing below it sees an OmegaConf container.
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
+
+Root = TypeVar("Root")
 
 
 class Weights(Enum):
@@ -398,6 +400,20 @@ class ReportRoot:
     paths: list[str]
     select: str | None
     output_dir: str
+
+
+def from_plain(root: type[Root], values: dict[str, Any]) -> Root:
+    """Make a root from plain values, as `record.plain(asdict(root))` gives them.
+
+    Raises:
+        ValueError: A value is out of its range.
+        OmegaConfBaseException: A key is no field, or a value of a wrong type or missing.
+    """
+    from omegaconf import OmegaConf  # here: a process that gets its configuration does without
+
+    made: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(root), values))
+    assert isinstance(made, root)
+    return made
 
 
 def _check_at_least(field: str, value: float, least: float) -> None:

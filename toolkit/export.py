@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from toolkit import task as tasks
-from toolkit.bench import largest_difference
-from toolkit.config import ExportRoot, ModelConfig, TaskKind, Weights
+from toolkit.agreement import Batch, Run, largest_difference
+from toolkit.config import ExportRoot, ModelConfig, TaskKind, Weights, from_plain
 from toolkit.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.engine import Engine
 from toolkit.engine.graph import read_graph
@@ -33,9 +32,7 @@ from toolkit.errors import GateError, InputError, UsageError
 from toolkit.model import ARCHITECTURES, check_folder, load_model, load_tokenizer
 from toolkit.record import new_record, read_record, root_id, write_record
 from toolkit.sparsity import measure_sparsity, prunable_weights, prune_once
-
-Batch = dict[str, NDArray[Any]]
-Run = Callable[[Batch], Batch]
+from toolkit.worker import answer_requests
 
 OPSET = 18  # the oldest that torch's exporter writes correctly, so that most runtimes read it
 IR_VERSION = 8  # the file format that came with opset 18, for the same reason
@@ -460,3 +457,12 @@ def _print_summary(folder: Path, facts: dict[str, Any]) -> None:
             print(f"warning: {name} runs dense in spite of {layer['sparsity']:.0%} zeros")
     counts = Counter(layer["kernel"] for layer in parity["kernels"].values())
     print("kernels:", ", ".join(f"{count} layers {name}" for name, count in counts.items()))
+
+
+def _export_as_asked(_: dict[str, Any], *, config: dict[str, Any]) -> dict[str, Any]:
+    export(from_plain(ExportRoot, config))
+    return {}
+
+
+if __name__ == "__main__":  # `bench` makes what-if models in a process of its own, free of torch
+    answer_requests({"export": _export_as_asked})

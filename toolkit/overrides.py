@@ -4,11 +4,10 @@ Every name that is wrong is answered with the nearest valid ones, in one sentenc
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from toolkit.errors import UsageError
+from toolkit.errors import UsageError, nearest
 
 # Hydra's flags that take the next argument as their value.
 VALUE_FLAGS = {
@@ -64,20 +63,6 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
                     f"hydra.run.dir={_quote(str(checkpoint.resolve().parent / 'export'))}"
                 )
     return rewritten
-
-
-def nearest(word: str, valid: Collection[str]) -> str:
-    """Say which of the valid names come closest, or all of them if none is close."""
-    last = word.rpartition(".")[2]
-    for cutoff in (0.75, 0.5):  # similarity in [0, 1]; the nearest only, if there are such
-        close = difflib.get_close_matches(word, valid, n=3, cutoff=cutoff)
-        ends = difflib.get_close_matches(
-            last, {name.rpartition(".")[2] for name in valid}, n=3, cutoff=cutoff
-        )
-        close += [name for name in valid if name.rpartition(".")[2] in ends and name not in close]
-        if close:
-            return f"did you mean {' or '.join(repr(name) for name in close[:3])}?"
-    return f"valid are {', '.join(sorted(name for name in valid if '.' not in name))}"
 
 
 def schema_keys(root: type, prefix: str = "") -> list[str]:

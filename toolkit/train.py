@@ -27,10 +27,9 @@ from transformers import (
 
 from toolkit.config import BenchConfig, BenchRoot, ExportRoot, TaskKind, TrainRoot, Verb
 from toolkit.depth import drop_layers, encoder_layers, kept_layers
-from toolkit.errors import GateError, InputError, UsageError
+from toolkit.errors import GateError, InputError, UsageError, nearest
 from toolkit.interrupt import StopOnSignal
 from toolkit.model import input_names, load_model, load_tokenizer, save_checkpoint
-from toolkit.overrides import nearest
 from toolkit.record import new_record, plain, read_record, write_record, write_text
 from toolkit.sparsity import MASKS_FILE, SparsificationCallback, measure_sparsity
 from toolkit.task import TARGETS, collate, encode, evaluate, load_examples, main_metric

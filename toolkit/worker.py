@@ -1,34 +1,30 @@
 """One engine in one process, so that no engine's threads, memory or crash touch another's.
 
-Both ends of the conversation are here: `Worker` is the handle that `bench` holds, `main` what runs
-in the process (`python -m toolkit.worker`). A request is a line of JSON `{"do": …}` on stdin, the
-answer a line of JSON on what was stdout. A worker runs only while it is asked: between its answers
-it is stopped (SIGSTOP), so no idle thread pool spins beside the engine that is measured.
+Both ends of the conversation are here: `Worker` is the handle that `bench` holds,
+`answer_requests` what runs in the process (`python -m toolkit.worker`). A request is a line of JSON
+`{"do": …}` on stdin, the answer a line of JSON on what was stdout. A worker runs only while it is
+asked: between its answers it is stopped (SIGSTOP), so no idle thread pool spins beside the engine
+that is measured.
 """
 
 import ctypes
-import importlib
 import json
 import os
-import pickle
 import resource
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from toolkit.agreement import Batch
 from toolkit.errors import GateError, InputError, UsageError
-
-Batch = dict[str, NDArray[Any]]
-Run = Callable[[Batch], Batch]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PROFILES = 3  # calls of which each operation's middle time is reported
@@ -41,7 +37,8 @@ DEEPSPARSE_PYTHON = "TOOLKIT_DEEPSPARSE_PYTHON"
 ELSEWHERE = (
     "import sys, types; toolkit = types.ModuleType('toolkit'); "
     "toolkit.__path__ = [sys.argv.pop(1)]; "
-    "sys.modules['toolkit'] = toolkit; from toolkit.worker import main; main()"
+    "sys.modules['toolkit'] = toolkit; from toolkit import worker; "
+    "worker.answer_requests(worker.ACTIONS)"
 )
 ERRORS = {error.__name__: error for error in (GateError, InputError, UsageError)}
 
@@ -54,14 +51,22 @@ class Worker:
         log: File that receives what the process prints.
         num_threads: Its OpenMP and BLAS threads.
         python: Its interpreter, if that is not this one.
+        module: What it runs: a module that calls `answer_requests`.
     """
 
-    def __init__(self, name: str, log: Path, num_threads: int, python: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        log: Path,
+        num_threads: int,
+        python: str | None = None,
+        module: str = "toolkit.worker",
+    ) -> None:
         self.name = name
         self._log = log
         threads = str(num_threads)
         # -P: the current folder is not on the path, as for the installed command
-        command = [sys.executable, "-P", "-m", "toolkit.worker", str(os.getpid())]
+        command = [sys.executable, "-P", "-m", module, str(os.getpid())]
         if python is not None:
             package = str(Path(__file__).parent)
             command = [python, "-P", "-c", ELSEWHERE, package, str(os.getpid())]
@@ -90,7 +95,7 @@ class Worker:
         """Let the process run until it has answered one request.
 
         Args:
-            do: A key of `ACTIONS`.
+            do: A key of the actions that the process answers with.
             arguments: What the action takes, as JSON knows it.
 
         Raises:
@@ -155,8 +160,13 @@ def load_batches(path: str | Path) -> list[Batch]:
     return list(batches.values())
 
 
-def main() -> None:
-    """Answer requests until stdin ends; never outlive the parent, whose id is the argument."""
+def answer_requests(actions: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
+    """Answer requests until stdin ends; never outlive the parent, whose id is the argument.
+
+    Args:
+        actions: By name, functions of a state that lasts (a dict) and of what `Worker.ask` was
+            given.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -168,7 +178,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = ACTIONS[request.pop("do")](state, **request)
+            answer = actions[request.pop("do")](state, **request)
         except Exception as error:
             answer = {
                 "error": str(error),
@@ -220,13 +230,6 @@ def _peaks(state: dict[str, Any]) -> dict[str, Any]:
     return measure_peaks(state["engine"].isa, state["engine"].num_threads)
 
 
-def _export(_: dict[str, Any], *, config: str) -> dict[str, Any]:
-    # the only action that needs torch next to an engine's: building a what-if model
-    export = importlib.import_module("toolkit.export").export
-    export(pickle.loads(Path(config).read_bytes()))
-    return {}
-
-
 ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "load": _load,
     "run": _run,
@@ -234,7 +237,6 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "time": _time,
     "profile": _profile,
     "peaks": _peaks,
-    "export": _export,
 }
 
 
@@ -372,4 +374,4 @@ def _peak_rss_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    answer_requests(ACTIONS)

@@ -13,7 +13,7 @@ import pytest
 from graphs import Case
 from onnx import TensorProto, helper, numpy_helper
 
-from cython_kernels import reference
+from toolkit.engine import reference
 from toolkit.engine.graph import read_graph
 from toolkit.engine.plan import Plan
 from toolkit.errors import InputError

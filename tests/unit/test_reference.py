@@ -8,6 +8,7 @@ import torch
 from plans import make_plan
 
 from cython_kernels import reference
+from toolkit.engine import reference as plans
 
 RNG = np.random.default_rng(0)
 
@@ -62,9 +63,9 @@ def test_attention_of_huge_scores_does_not_overflow() -> None:
 
 def test_positions_by_both_rules() -> None:
     ids = np.array([[7, 8, 1, 1], [1, 7, 1, 8]])
-    np.testing.assert_array_equal(reference.positions(ids, None), [[0, 1, 2, 3]] * 2)
+    np.testing.assert_array_equal(plans.positions(ids, None), [[0, 1, 2, 3]] * 2)
     # RoBERTa: padding has the padding id's row, tokens count from the row after it
-    np.testing.assert_array_equal(reference.positions(ids, 1), [[2, 3, 1, 1], [1, 2, 1, 3]])
+    np.testing.assert_array_equal(plans.positions(ids, 1), [[2, 3, 1, 1], [1, 2, 1, 3]])
 
 
 @pytest.mark.parametrize("num_types", [0, 2])
@@ -81,7 +82,7 @@ def test_embeddings_sum_normalise_and_project(num_types: int) -> None:
     expected /= np.sqrt((expected**2).mean(-1, keepdims=True) + e.norm.epsilon)
     expected = expected * e.norm.gamma + e.norm.beta
     expected = expected @ e.projection.weight.T + e.projection.bias
-    np.testing.assert_allclose(reference.embeddings(plan, ids, types), expected, atol=1e-6)
+    np.testing.assert_allclose(plans.embeddings(plan, ids, types), expected, atol=1e-6)
 
 
 def test_padding_changes_nothing_for_real_tokens() -> None:
@@ -90,24 +91,24 @@ def test_padding_changes_nothing_for_real_tokens() -> None:
     mask = np.ones((2, 9), np.int64)
     mask[0, 6:] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
-    whole = reference.encoder(plan, inputs)
+    whole = plans.encoder(plan, inputs)
     assert whole.dtype == np.float64
-    alone = reference.encoder(plan, {"input_ids": ids[:1, :6]})
+    alone = plans.encoder(plan, {"input_ids": ids[:1, :6]})
     np.testing.assert_allclose(whole[:1, :6], alone, atol=1e-12)
     ids[0, 6:] = 3
-    np.testing.assert_allclose(reference.encoder(plan, inputs)[:1, :6], alone, atol=1e-12)
+    np.testing.assert_allclose(plans.encoder(plan, inputs)[:1, :6], alone, atol=1e-12)
 
 
 def test_run_gives_the_tail_the_first_token_only_where_that_is_enough() -> None:
     ids = RNG.integers(0, 50, (2, 9))
     first = make_plan(first_token_only=True)
-    logits = reference.run(first, {"input_ids": ids})["logits"]
+    logits = plans.run(first, {"input_ids": ids})["logits"]
     head = next(iter(first.linears.values()))
-    hidden = reference.encoder(first, {"input_ids": ids})[:, 0]
+    hidden = plans.encoder(first, {"input_ids": ids})[:, 0]
     np.testing.assert_allclose(
         logits.reshape(2, -1), reference.linear(hidden, head.weight, head.bias), atol=1e-9
     )
-    every = reference.run(make_plan(), {"input_ids": ids})
+    every = plans.run(make_plan(), {"input_ids": ids})
     assert every["hidden"].shape[:2] == every["scores"].shape[:2] == (2, 9)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cython_kernels import reference
+from toolkit.engine import reference
 from toolkit.engine.graph import read_graph
 from toolkit.errors import InputError
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graphs import Case, make_model
+from support.graphs import Case, make_model
 from transformers import BertForQuestionAnswering
 
 from toolkit.engine.graph import read_graph

@@ -7,8 +7,8 @@ import pytest
 from cython_kernels._kernels import TILE_TOKENS, attention, available_isas, from_tiles
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import guarded
 from numpy.typing import NDArray
+from support.memory import guarded
 
 from cython_kernels import reference
 

@@ -10,8 +10,8 @@ import pytest
 from cython_kernels._kernels import TILE_TOKENS, PackedLinear, gemm, linear
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import guarded
 from numpy.typing import NDArray
+from support.memory import guarded
 
 from cython_kernels import _kernels, reference
 

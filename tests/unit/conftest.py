@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from graphs import Case, write_case
+from support.graphs import Case, write_case
 
 Export = Callable[[Case], Path]
 

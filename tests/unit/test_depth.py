@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import FAMILIES, make_model
+from support.tiny import FAMILIES, make_model
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from toolkit.config import DepthConfig

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from plans import make_plan
+from support.plans import make_plan
 
 from cython_kernels import _kernels, reference
 from toolkit.engine import engine as engine_module

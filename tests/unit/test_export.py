@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from graphs import Case, make_model
-from tiny import sparsity_config
+from support.graphs import Case, make_model
+from support.tiny import sparsity_config
 
 from toolkit import export as exporting
 from toolkit.config import (

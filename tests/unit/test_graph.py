@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graphs import Case
 from onnx import TensorProto, helper, numpy_helper
+from support.graphs import Case
 
 from toolkit.engine import reference
 from toolkit.engine.graph import read_graph

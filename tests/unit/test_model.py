@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import SMALL, make_model
+from support.tiny import SMALL, make_model
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, PreTrainedModel
 
 from toolkit.config import ModelConfig, TaskConfig, TaskKind, Weights

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from plans import make_plan
+from support.plans import make_plan
 
 from cython_kernels import reference
 from toolkit.engine import reference as plans

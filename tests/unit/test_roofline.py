@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cython_kernels._kernels import STEPS, PackedLinear
 from numpy.typing import NDArray
-from plans import make_plan
+from support.plans import make_plan
 
 from cython_kernels import _kernels
 from toolkit.engine import roofline

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tiny import FAMILIES, examples_of, make_model, sparsity_config, trainer_for
+from support.tiny import FAMILIES, examples_of, make_model, sparsity_config, trainer_for
 from transformers import TrainerCallback
 
 from toolkit.errors import InputError, UsageError

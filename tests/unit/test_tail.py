@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
-from plans import make_plan
+from support.plans import make_plan
 
 from toolkit.engine.plan import Linear, Plan, TailNode
 from toolkit.engine.tail import OPERATORS, check_tail, erf, run_tail

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny import examples_of, make_model, trainer_for
+from support.tiny import examples_of, make_model, trainer_for
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
 
 from toolkit import demo

@@ -1,6 +1,6 @@
 """What `bench` feeds the engines: random tokens, or the texts of the task. B texts, T tokens.
 
-A batch holds all of `toolkit.task.MODEL_INPUTS`; `feed` leaves what a graph takes.
+A batch holds all of `toolkit.tasks.MODEL_INPUTS`; `feed` leaves what a graph takes.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from toolkit import task as tasks
+from toolkit import tasks
 from toolkit.agreement import Batch
 from toolkit.config import BenchRoot, Lengths, TaskConfig
 from toolkit.errors import UsageError

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit import task as tasks
+from toolkit import tasks
 from toolkit.agreement import Batch, largest_difference
 from toolkit.batches import collate, feed, make_batches, random_batch, read_task
 from toolkit.bench_table import print_results

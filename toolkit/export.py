@@ -22,7 +22,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from toolkit import task as tasks
+from toolkit import tasks
 from toolkit.agreement import Batch, Run, largest_difference
 from toolkit.config import ExportRoot, ModelConfig, TaskKind, Weights, from_plain
 from toolkit.depth import drop_layers, encoder_layers, kept_layers

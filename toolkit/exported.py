@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from toolkit.engine.onnx_file import Graph, read_onnx
 from toolkit.errors import InputError, UsageError
 from toolkit.record import read_record
-from toolkit.task import MODEL_INPUTS
+from toolkit.tasks import MODEL_INPUTS
 
 LINEARS = ("query", "key", "value", "attention_output", "intermediate", "output")
 

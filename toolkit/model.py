@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from toolkit import demo
 from toolkit.config import ModelConfig, TaskConfig, TaskKind, Weights
 from toolkit.errors import InputError, UsageError
+from toolkit.tasks import demo
 
 # Encoders with post-norm layers of six linear weights each: what pruning, export and the sparse
 # engine know. MiniLM is a BERT.

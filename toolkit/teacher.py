@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
 from toolkit.errors import InputError
 from toolkit.model import input_names, load_checkpoint, load_tokenizer
-from toolkit.task import MODEL_INPUTS
+from toolkit.tasks import MODEL_INPUTS
 
 
 def distillation_loss(

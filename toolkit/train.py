@@ -32,7 +32,7 @@ from toolkit.interrupt import StopOnSignal
 from toolkit.model import input_names, load_model, load_tokenizer, save_checkpoint
 from toolkit.record import new_record, plain, read_record, write_record, write_text
 from toolkit.sparsity import MASKS_FILE, SparsificationCallback, measure_sparsity
-from toolkit.task import TARGETS, collate, encode, evaluate, load_examples, main_metric
+from toolkit.tasks import TARGETS, collate, encode, evaluate, load_examples, main_metric
 from toolkit.teacher import DistillationTrainer, load_teacher
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]

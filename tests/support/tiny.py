@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from toolkit.config import SparsityConfig
-from toolkit.task import collate
+from toolkit.tasks import collate
 from toolkit.teacher import DistillationTrainer
 
 VOCAB_SIZE = 40

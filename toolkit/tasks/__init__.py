@@ -4,7 +4,7 @@
 T tokens of a feature, C classes.
 
 An example is a dict. Text classification: `text` (str), `text_pair` (str or None), `label` (int in
-[0, num_labels)). Question answering: see `toolkit.squad`.
+[0, num_labels)). Question answering: see `toolkit.tasks.question_answering`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -84,7 +84,7 @@ def encode(
         inputs that a model does not take) and `example_index` (int). Text classification: one
         feature per example, in order, with `labels` (int). Question answering: one or more windows
         per example, in order, with `start_positions` and `end_positions` (int) when training and
-        `offsets` otherwise (`toolkit.squad.encode`).
+        `offsets` otherwise (`toolkit.tasks.question_answering.encode`).
     """
     if task.kind is TaskKind.question_answering:
         return squad.encode(examples, tokenizer, task.max_length, task.doc_stride, training)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from toolkit import demo
 from toolkit.errors import InputError, UsageError
-from toolkit.squad import (
+from toolkit.tasks import demo
+from toolkit.tasks.question_answering import (
     best_answers,
     best_span,
     encode,

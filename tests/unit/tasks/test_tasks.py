@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from toolkit import demo
 from toolkit.config import TaskConfig, TaskKind
 from toolkit.errors import InputError, UsageError
-from toolkit.task import collate, encode, evaluate, load_examples, load_tokenizer, main_metric
+from toolkit.tasks import (
+    collate,
+    demo,
+    encode,
+    evaluate,
+    load_examples,
+    load_tokenizer,
+    main_metric,
+)
 
 
 def task(name: str = "sst2", **changes: Any) -> TaskConfig:
@@ -159,7 +166,7 @@ def test_tokenizer_file(tmp_path: Path) -> None:
 
 
 def test_no_torch() -> None:
-    code = "import toolkit.task, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import toolkit.tasks, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

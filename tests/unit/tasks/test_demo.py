@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from toolkit import demo
+from toolkit.tasks import demo
 
 
 def test_seeds() -> None:

@@ -24,14 +24,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from toolkit import tasks
 from toolkit.agreement import Batch, Run, largest_difference
+from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
+from toolkit.compress.model import ARCHITECTURES, check_folder, load_model, load_tokenizer
+from toolkit.compress.sparsity import measure_sparsity, prunable_weights, prune_once
 from toolkit.config import ExportRoot, ModelConfig, TaskKind, Weights, from_plain
-from toolkit.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.engine import Engine
 from toolkit.engine.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
-from toolkit.model import ARCHITECTURES, check_folder, load_model, load_tokenizer
 from toolkit.record import new_record, read_record, root_id, write_record
-from toolkit.sparsity import measure_sparsity, prunable_weights, prune_once
 from toolkit.worker import answer_requests
 
 OPSET = 18  # the oldest that torch's exporter writes correctly, so that most runtimes read it

@@ -25,15 +25,15 @@ from transformers import (
     set_seed,
 )
 
+from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
+from toolkit.compress.interrupt import StopOnSignal
+from toolkit.compress.model import input_names, load_model, load_tokenizer, save_checkpoint
+from toolkit.compress.sparsity import MASKS_FILE, SparsificationCallback, measure_sparsity
+from toolkit.compress.teacher import DistillationTrainer, load_teacher
 from toolkit.config import BenchConfig, BenchRoot, ExportRoot, TaskKind, TrainRoot, Verb
-from toolkit.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.errors import GateError, InputError, UsageError, nearest
-from toolkit.interrupt import StopOnSignal
-from toolkit.model import input_names, load_model, load_tokenizer, save_checkpoint
 from toolkit.record import new_record, plain, read_record, write_record, write_text
-from toolkit.sparsity import MASKS_FILE, SparsificationCallback, measure_sparsity
 from toolkit.tasks import TARGETS, collate, encode, evaluate, load_examples, main_metric
-from toolkit.teacher import DistillationTrainer, load_teacher
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
 

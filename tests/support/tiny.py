@@ -13,9 +13,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from toolkit.compress.teacher import DistillationTrainer
 from toolkit.config import SparsityConfig
 from toolkit.tasks import collate
-from toolkit.teacher import DistillationTrainer
 
 VOCAB_SIZE = 40
 SMALL = {

@@ -11,6 +11,7 @@ from support.graphs import Case, make_model
 from support.tiny import sparsity_config
 
 from toolkit import export as exporting
+from toolkit.compress.sparsity import prune_once
 from toolkit.config import (
     DepthConfig,
     EngineConfig,
@@ -24,7 +25,6 @@ from toolkit.config import (
 )
 from toolkit.engine.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
-from toolkit.sparsity import prune_once
 
 
 def root_of(checkpoint: Path | None, output_dir: Path | None = None, **changes: Any) -> ExportRoot:

@@ -12,11 +12,11 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from toolkit.compress.sparsity import MASKS_FILE
 from toolkit.config import TrainRoot
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.overrides import convert, rewrite
 from toolkit.record import read_record
-from toolkit.sparsity import MASKS_FILE
 from toolkit.train import explain_full_disk, last_checkpoint, train
 
 # A model of 2 layers with 32 features, 64 examples, 8 steps of 8 in one epoch.

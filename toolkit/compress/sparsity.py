@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from toolkit.compress.depth import encoder_layers
 from toolkit.config import SparsityConfig
-from toolkit.depth import encoder_layers
 from toolkit.errors import InputError, UsageError
 
 MASKS_FILE = "masks.safetensors"

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
+from toolkit.compress.model import input_names, load_checkpoint, load_tokenizer
 from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
 from toolkit.errors import InputError
-from toolkit.model import input_names, load_checkpoint, load_tokenizer
 from toolkit.tasks import MODEL_INPUTS
 
 

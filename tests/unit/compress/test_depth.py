@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support.tiny import FAMILIES, make_model
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.config import DepthConfig
-from toolkit.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.errors import UsageError
 
 

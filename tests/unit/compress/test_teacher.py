@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from support.tiny import examples_of, make_model, trainer_for
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
 
+from toolkit.compress.model import load_tokenizer, save_checkpoint
+from toolkit.compress.teacher import DistillationTrainer, distillation_loss, load_teacher
 from toolkit.config import ModelConfig, TaskConfig, TaskKind, TeacherConfig, TeacherKind, Weights
 from toolkit.errors import InputError
-from toolkit.model import load_tokenizer, save_checkpoint
 from toolkit.tasks import demo
-from toolkit.teacher import DistillationTrainer, distillation_loss, load_teacher
 
 STUDENT = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]])
 TEACHER = np.array([[4.0, -1.0, 0.0], [-2.0, 2.0, 2.5]])

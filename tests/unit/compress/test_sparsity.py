@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from support.tiny import FAMILIES, examples_of, make_model, sparsity_config, trainer_for
 from transformers import TrainerCallback
 
-from toolkit.errors import InputError, UsageError
-from toolkit.sparsity import (
+from toolkit.compress.sparsity import (
     MASKS_FILE,
     SparsificationCallback,
     magnitude_mask,
@@ -22,6 +21,7 @@ from toolkit.sparsity import (
     prune_once,
     sparsity_at,
 )
+from toolkit.errors import InputError, UsageError
 
 
 def test_schedule_has_the_published_shape() -> None:

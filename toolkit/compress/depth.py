@@ -74,7 +74,7 @@ def drop_layers(model: PreTrainedModel, keep: list[int]) -> PreTrainedModel:
     model is an ordinary smaller one.
 
     Args:
-        model: Any of the architectures of `toolkit.model.ARCHITECTURES`.
+        model: Any of the architectures of `toolkit.compress.model.ARCHITECTURES`.
         keep: Layer numbers as `kept_layers` returns them.
 
     Returns:

@@ -10,15 +10,15 @@ from safetensors.torch import load_file, save_file
 from support.tiny import SMALL, make_model
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, PreTrainedModel
 
-from toolkit.config import ModelConfig, TaskConfig, TaskKind, Weights
-from toolkit.errors import InputError, UsageError
-from toolkit.model import (
+from toolkit.compress.model import (
     input_names,
     load_checkpoint,
     load_model,
     load_tokenizer,
     save_checkpoint,
 )
+from toolkit.config import ModelConfig, TaskConfig, TaskKind, Weights
+from toolkit.errors import InputError, UsageError
 
 DEMO = ModelConfig(
     name="demo",

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from toolkit import tasks
-from toolkit.agreement import Batch
+from toolkit.artifact.agreement import Batch
+from toolkit.artifact.exported import Exported
 from toolkit.config import BenchRoot, Lengths, TaskConfig
 from toolkit.errors import UsageError
-from toolkit.exported import Exported
 
 TASK_TEXTS = 128  # real texts in one pass with lengths=task
 

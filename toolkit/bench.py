@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import tasks
-from toolkit.agreement import Batch, largest_difference
+from toolkit.artifact.agreement import Batch, largest_difference
+from toolkit.artifact.exported import Exported, describe, find_checkpoint, read_exported, size_bytes
 from toolkit.batches import collate, feed, make_batches, random_batch, read_task
 from toolkit.bench_table import print_results
 from toolkit.config import BenchRoot, ExportRoot, TaskKind, Weights
 from toolkit.engine.roofline import points
 from toolkit.environment import decide_num_threads
 from toolkit.errors import GateError, UsageError
-from toolkit.exported import Exported, describe, find_checkpoint, read_exported, size_bytes
 from toolkit.record import (
     SPEED_KEY,
     new_record,

@@ -23,7 +23,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from toolkit import tasks
-from toolkit.agreement import Batch, Run, largest_difference
+from toolkit.artifact.agreement import Batch, Run, largest_difference
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.model import ARCHITECTURES, check_folder, load_model, load_tokenizer
 from toolkit.compress.sparsity import measure_sparsity, prunable_weights, prune_once

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.agreement import Batch
+from toolkit.artifact.agreement import Batch
 from toolkit.errors import GateError, InputError, UsageError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from toolkit import bench as benching
+from toolkit.artifact.exported import describe, find_checkpoint, read_exported, size_bytes
 from toolkit.batches import feed, make_batches
 from toolkit.config import (
     BenchRoot,
@@ -35,7 +36,6 @@ from toolkit.config import (
     Weights,
 )
 from toolkit.errors import GateError, InputError, UsageError
-from toolkit.exported import describe, find_checkpoint, read_exported, size_bytes
 from toolkit.record import new_record, read_record, write_record
 from toolkit.timing import MIN_ROUNDS, speed_ratio, summarise, time_rounds
 from toolkit.worker import Worker, load_batches, save_batches

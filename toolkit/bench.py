@@ -401,7 +401,7 @@ def compare(config: BenchRoot, baseline: dict[str, Any], entry: dict[str, Any]) 
 
 def _run_in_float64(model: Exported, batch: Batch) -> Batch:
     from toolkit.engine import reference
-    from toolkit.engine.graph import read_graph
+    from toolkit.engine.reader.graph import read_graph
 
     return reference.run(read_graph(model.onnx), feed(model, batch))
 

@@ -29,7 +29,7 @@ from toolkit.compress.model import ARCHITECTURES, check_folder, load_model, load
 from toolkit.compress.sparsity import measure_sparsity, prunable_weights, prune_once
 from toolkit.config import ExportRoot, ModelConfig, TaskKind, Weights, from_plain
 from toolkit.engine import Engine
-from toolkit.engine.graph import read_graph
+from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.record import new_record, read_record, root_id, write_record
 from toolkit.worker import answer_requests

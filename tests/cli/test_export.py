@@ -11,7 +11,7 @@ import pytest
 from support.graphs import Case, make_model
 from transformers import BertForQuestionAnswering
 
-from toolkit.engine.graph import read_graph
+from toolkit.engine.reader.graph import read_graph
 from toolkit.record import read_record, write_record
 
 LAYERS = ["depth.keep=[0,1]", "sparsity=prune80", "export.num_parity_examples=3"]

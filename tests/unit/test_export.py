@@ -23,7 +23,7 @@ from toolkit.config import (
     TaskKind,
     Weights,
 )
-from toolkit.engine.graph import read_graph
+from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
 
 

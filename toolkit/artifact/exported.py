@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.engine.onnx_file import Graph, read_onnx
+from toolkit.engine.reader.onnx_file import Graph, read_onnx
 from toolkit.errors import InputError, UsageError
 from toolkit.record import read_record
 from toolkit.tasks import MODEL_INPUTS
@@ -98,7 +98,7 @@ def describe(onnx: Path) -> dict[str, Any]:
     Returns:
         Only the name if the sparse engine cannot read the graph; other engines may run it.
     """
-    from toolkit.engine.graph import read_graph
+    from toolkit.engine.reader.graph import read_graph
 
     try:
         plan = read_graph(onnx)

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from support.graphs import Case
 
 from toolkit.engine import reference
-from toolkit.engine.graph import read_graph
 from toolkit.engine.plan import Plan
+from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import InputError
 
 # Every family with every exporter; heads, opsets, attention and folding spread over them.

@@ -17,7 +17,7 @@ from support.plans import make_plan
 from cython_kernels import _kernels
 from toolkit.engine import Engine, choice, packing
 from toolkit.engine import engine as engine_module
-from toolkit.engine.choice import CLASSES, DENSITIES, PREFERRED, TIE, Kind, Timing
+from toolkit.engine.kernel_choice import CLASSES, DENSITIES, PREFERRED, TIE, Kind, Timing
 from toolkit.engine.plan import Plan
 
 ISAS = _kernels.available_isas()

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from support.graphs import Case
 
 from toolkit.engine import Engine
-from toolkit.engine.graph import read_graph
+from toolkit.engine.reader.graph import read_graph
 
 from .conftest import Export
 from .test_graph import change, edited, refused, refused_or_equal

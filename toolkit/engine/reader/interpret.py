@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.engine.onnx_file import Graph
 from toolkit.engine.plan import TailNode
-from toolkit.engine.rules import (
+from toolkit.engine.reader.onnx_file import Graph
+from toolkit.engine.reader.rules import (
     RULES,
     pointwise,
 )
-from toolkit.engine.symbols import (
+from toolkit.engine.reader.symbols import (
     Context,
     Heads,
     Known,

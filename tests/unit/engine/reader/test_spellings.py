@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.engine import reference
-from toolkit.engine.graph import read_graph
+from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import InputError
 
 B, T, H, N, V = 2, 6, 24, 3, 30

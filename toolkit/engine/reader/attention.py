@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.engine.plan import TailNode
-from toolkit.engine.symbols import (
+from toolkit.engine.reader.symbols import (
     GRID,
     Affine,
     Array,

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from toolkit.engine.engine import Engine, find_isa
-from toolkit.engine.graph import read_graph
+from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import InputError
 
 # Sizes that overflow when multiplied or added to.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear
-from toolkit.engine.symbols import (
+from toolkit.engine.reader.symbols import (
     GRID,
     Affine,
     Array,

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.engine.assembly import (
+from toolkit.engine.plan import TailNode
+from toolkit.engine.reader.assembly import (
     HIDDEN_SCORE,
     activation_of,
     normalise,
     sum_lookups,
 )
-from toolkit.engine.attention import (
+from toolkit.engine.reader.attention import (
     additive,
     attention,
     is_laid_out,
@@ -26,9 +27,7 @@ from toolkit.engine.attention import (
     split_heads,
     weigh,
 )
-from toolkit.engine.fused import DOMAIN
-from toolkit.engine.plan import TailNode
-from toolkit.engine.symbols import (
+from toolkit.engine.reader.symbols import (
     GRID,
     Affine,
     Array,
@@ -54,6 +53,7 @@ from toolkit.engine.symbols import (
     shapes_of,
     vector,
 )
+from toolkit.engine.reader.unfuse import DOMAIN
 from toolkit.engine.tail import OPERATORS
 
 

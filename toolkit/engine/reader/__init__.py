@@ -1,0 +1,1 @@
+"""ONNX file in, plan out."""

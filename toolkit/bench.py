@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from toolkit import tasks
 from toolkit.artifact.agreement import Batch, largest_difference
 from toolkit.artifact.exported import Exported, describe, find_checkpoint, read_exported, size_bytes
-from toolkit.batches import collate, feed, make_batches, random_batch, read_task
 from toolkit.bench_table import print_results
 from toolkit.config import BenchRoot, ExportRoot, TaskKind, Weights
 from toolkit.engine.roofline import points
 from toolkit.environment import decide_num_threads
 from toolkit.errors import GateError, UsageError
+from toolkit.measure.batches import collate, feed, make_batches, random_batch, read_task
+from toolkit.measure.timing import speed_ratio, summarise, time_rounds
+from toolkit.measure.worker import DEEPSPARSE_PYTHON, Worker, load_batches, save_batches
 from toolkit.record import (
     SPEED_KEY,
     new_record,
@@ -37,8 +39,6 @@ from toolkit.record import (
     write_bytes,
     write_record,
 )
-from toolkit.timing import speed_ratio, summarise, time_rounds
-from toolkit.worker import DEEPSPARSE_PYTHON, Worker, load_batches, save_batches
 
 BUSY = 0.2  # share of the CPUs that others use, above which a measurement is doubtful
 BUSY_SECONDS = 0.3  # to find that out

@@ -31,8 +31,8 @@ from toolkit.config import ExportRoot, ModelConfig, TaskKind, Weights, from_plai
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
+from toolkit.measure.worker import answer_requests
 from toolkit.record import new_record, read_record, root_id, write_record
-from toolkit.worker import answer_requests
 
 OPSET = 18  # the oldest that torch's exporter writes correctly, so that most runtimes read it
 IR_VERSION = 8  # the file format that came with opset 18, for the same reason

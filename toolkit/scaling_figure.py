@@ -1,4 +1,4 @@
-"""`scaling.png`: a panel for everything that `toolkit.scaling` varies."""
+"""`scaling.png`: a panel for everything that `toolkit.measure.scaling` varies."""
 
 import io
 import math
@@ -24,7 +24,7 @@ def draw(lines: Sequence[Mapping[str, Any]], title: str) -> bytes:
     shows time that is proportional to batch, length or depth, through the last point.
 
     Args:
-        lines: As `toolkit.scaling.summarise` returns them.
+        lines: As `toolkit.measure.scaling.summarise` returns them.
         title: The machine.
     """
     panels = list(dict.fromkeys(line["panel"] for line in lines))

@@ -20,7 +20,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from toolkit import bench as benching
 from toolkit.artifact.exported import describe, find_checkpoint, read_exported, size_bytes
-from toolkit.batches import feed, make_batches
 from toolkit.config import (
     BenchRoot,
     DepthConfig,
@@ -36,9 +35,10 @@ from toolkit.config import (
     Weights,
 )
 from toolkit.errors import GateError, InputError, UsageError
+from toolkit.measure.batches import feed, make_batches
+from toolkit.measure.timing import MIN_ROUNDS, speed_ratio, summarise, time_rounds
+from toolkit.measure.worker import Worker, load_batches, save_batches
 from toolkit.record import new_record, read_record, write_record
-from toolkit.timing import MIN_ROUNDS, speed_ratio, summarise, time_rounds
-from toolkit.worker import Worker, load_batches, save_batches
 
 VOCAB = 50
 
@@ -288,7 +288,7 @@ def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
     inputs = tmp_path / "none.npz"
     save_batches(inputs, [])
     script = (
-        "import os, signal, sys; from pathlib import Path; from toolkit.worker import Worker; "
+        "import os, signal, sys; from pathlib import Path; from toolkit.measure.worker import Worker; "
         f"worker = Worker('x', Path({str(tmp_path / 'log')!r}), 1); "
         "print(worker._process.pid, flush=True); "
         f"worker.ask('run', inputs={str(inputs)!r}, outputs={str(inputs)!r}); "
@@ -309,7 +309,7 @@ def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
 
 def test_neither_bench_nor_report_imports_torch() -> None:
     script = (
-        "import sys, toolkit.bench, toolkit.worker, toolkit.report; "
+        "import sys, toolkit.bench, toolkit.measure.worker, toolkit.report; "
         "print(sorted({'torch', 'transformers', 'matplotlib'} & sys.modules.keys()))"
     )
     run = subprocess.run(

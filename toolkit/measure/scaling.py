@@ -1,6 +1,6 @@
 """How the cost of a call grows with batch, length, depth, zeros and threads; with pictures.
 
-    python -m toolkit.scaling OUT_FOLDER [--quick]
+    python -m toolkit.measure.scaling OUT_FOLDER [--quick]
 
 measures the sparse engine on random weights of BERT-base's shape (12 layers and 90 % zeros where
 nothing else is said) and writes `scaling.json` and `scaling.png`. All points of one panel are
@@ -226,7 +226,7 @@ class Engines:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write both files, and print what was found."""
-    parser = argparse.ArgumentParser("python -m toolkit.scaling", description=__doc__)
+    parser = argparse.ArgumentParser("python -m toolkit.measure.scaling", description=__doc__)
     parser.add_argument("out_folder", type=Path)
     parser.add_argument("--quick", action="store_true", help="few points of a small model")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of every point")

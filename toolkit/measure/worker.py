@@ -1,7 +1,7 @@
 """One engine in one process, so that no engine's threads, memory or crash touch another's.
 
 Both ends of the conversation are here: `Worker` is the handle that `bench` holds,
-`answer_requests` what runs in the process (`python -m toolkit.worker`). A request is a line of JSON
+`answer_requests` what runs in the process (`python -m toolkit.measure.worker`). A request is a line of JSON
 `{"do": …}` on stdin, the answer a line of JSON on what was stdout. A worker runs only while it is
 asked: between its answers it is stopped (SIGSTOP), so no idle thread pool spins beside the engine
 that is measured.
@@ -33,7 +33,7 @@ PROFILES = 3  # calls of which each operation's middle time is reported
 # environment of its own, whose interpreter this variable names.
 DEEPSPARSE_PYTHON = "TOOLKIT_DEEPSPARSE_PYTHON"
 
-# `python -m toolkit.worker` for an interpreter that has numpy but not toolkit.
+# `python -m toolkit.measure.worker` for an interpreter that has numpy but not toolkit.
 ELSEWHERE = (
     "import sys, types; toolkit = types.ModuleType('toolkit'); "
     "toolkit.__path__ = [sys.argv.pop(1)]; "
@@ -60,7 +60,7 @@ class Worker:
         log: Path,
         num_threads: int,
         python: str | None = None,
-        module: str = "toolkit.worker",
+        module: str = "toolkit.measure.worker",
     ) -> None:
         self.name = name
         self._log = log

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from toolkit import scaling
-from toolkit.scaling import (
+from toolkit.measure import scaling
+from toolkit.measure.scaling import (
     Case,
     Sweep,
     cliffs,

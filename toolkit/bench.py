@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from toolkit import tasks
 from toolkit.artifact.agreement import Batch, largest_difference
 from toolkit.artifact.exported import Exported, describe, find_checkpoint, read_exported, size_bytes
-from toolkit.bench_table import print_results
 from toolkit.config import BenchRoot, ExportRoot, TaskKind, Weights
 from toolkit.engine.roofline import points
 from toolkit.environment import decide_num_threads
@@ -28,6 +27,7 @@ from toolkit.errors import GateError, UsageError
 from toolkit.measure.batches import collate, feed, make_batches, random_batch, read_task
 from toolkit.measure.timing import speed_ratio, summarise, time_rounds
 from toolkit.measure.worker import DEEPSPARSE_PYTHON, Worker, load_batches, save_batches
+from toolkit.present.bench_table import print_results
 from toolkit.record import (
     SPEED_KEY,
     new_record,
@@ -99,7 +99,9 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         record = fill_record(config, record, model, entries)
     write_record(Path(config.output_dir) / "record.json", record)
     if config.roofline:
-        from toolkit.roofline_figure import draw_entry  # here: matplotlib takes a second to import
+        from toolkit.present.figures.roofline import (
+            draw_entry,  # here: matplotlib takes a second to import
+        )
 
         picture = draw_entry(record, entries[engines.index("sparse")])
         write_bytes(Path(config.output_dir) / "roofline.png", picture)

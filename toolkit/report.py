@@ -9,9 +9,8 @@ from typing import Any
 
 from toolkit.config import ReportRoot
 from toolkit.errors import GateError, InputError
-from toolkit.page import page
-from toolkit.record import read_record, write_bytes, write_text
-from toolkit.results import (
+from toolkit.present.page import page
+from toolkit.present.results import (
     Row,
     add_ratios,
     distinguish,
@@ -25,7 +24,8 @@ from toolkit.results import (
     parse_select,
     select,
 )
-from toolkit.table import markdown_table, text_table
+from toolkit.present.tables import markdown_table, text_table
+from toolkit.record import read_record, write_bytes, write_text
 
 # column → (heading, format) in the printed and the Markdown table; results.csv has every column
 SHOWN = {
@@ -117,7 +117,7 @@ def write(
     """Write the four files; without a panel there is no picture, and an old one is removed."""
     picture = folder / "pareto.png"
     if panels:
-        from toolkit.figure import draw  # here: matplotlib takes a second to import
+        from toolkit.present.figures.pareto import draw  # here: matplotlib takes a second to import
 
         plotted = [[row for row in panel if is_plotted(row)] for panel in panels]
         write_bytes(picture, draw(plotted, [_title(panel[0]) for panel in panels]))

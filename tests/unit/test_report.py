@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from toolkit import results
 from toolkit.config import ReportRoot
 from toolkit.errors import GateError, InputError, UsageError
-from toolkit.figure import draw
-from toolkit.page import page
+from toolkit.present import results
+from toolkit.present.figures.pareto import draw
+from toolkit.present.page import page
+from toolkit.present.tables import markdown_table, text_table
 from toolkit.record import SCHEMA_VERSION, write_record
 from toolkit.report import report
-from toolkit.table import markdown_table, text_table
 
 BATCH = 32
 

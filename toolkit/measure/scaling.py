@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few points of a small model")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of every point")
     options = parser.parse_args(arguments)
-    from toolkit.scaling_figure import draw  # here: matplotlib takes a second to import
+    from toolkit.present.figures.scaling import draw  # here: matplotlib takes a second to import
 
     engines, lines, machine = Engines(), [], describe()
     planned = sweeps(affinity(), options.quick)

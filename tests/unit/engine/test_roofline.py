@@ -226,14 +226,14 @@ ROOFLINE = {
 
 
 def test_roofs_rise_to_the_peak() -> None:
-    from toolkit.roofline_figure import roof
+    from toolkit.present.figures.roofline import roof
 
     assert roof(200.0, 20.0, (1.0, 100.0)) == ([1.0, 10.0, 100.0], [20.0, 200.0, 200.0])
     assert roof(200.0, 400.0, (1.0, 100.0)) == ([1.0, 100.0], [200.0, 200.0])
 
 
 def test_the_axes_hold_every_point_and_corner() -> None:
-    from toolkit.roofline_figure import limits
+    from toolkit.present.figures.roofline import limits
 
     x, y = limits(ROOFLINE)
     corners = [1.0, 2.0, 10.0]
@@ -244,7 +244,7 @@ def test_the_axes_hold_every_point_and_corner() -> None:
 
 
 def test_labels_do_not_cover_each_other() -> None:
-    from toolkit.roofline_figure import GAP, label_places
+    from toolkit.present.figures.roofline import GAP, label_places
 
     marks = ROOFLINE["points"]
     places = label_places(marks)
@@ -262,7 +262,7 @@ def test_labels_do_not_cover_each_other() -> None:
 
 
 def test_the_figure_is_800_pixels_wide_whatever_it_shows() -> None:
-    from toolkit.roofline_figure import draw
+    from toolkit.present.figures.roofline import draw
 
     few = {"fma_gflops": 5.0, "read_gb_per_s": {"memory": 3.0}, "points": ROOFLINE["points"][:1]}
     for shown in (ROOFLINE, few):
@@ -272,7 +272,7 @@ def test_the_figure_is_800_pixels_wide_whatever_it_shows() -> None:
 
 
 def test_the_form_gives_the_colour() -> None:
-    from toolkit.roofline_figure import COLOURS, form_of
+    from toolkit.present.figures.roofline import COLOURS, form_of
 
     forms = [form_of(point) for point in ROOFLINE["points"]]
     assert forms == ["generated", "table", "avx512", "generated", "avx512", "avx512"]

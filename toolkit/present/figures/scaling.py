@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-COLOURS = ("#0072B2", "#D55E00")  # Okabe and Ito 2008, as in toolkit/figure.py
+COLOURS = ("#0072B2", "#D55E00")  # Okabe and Ito 2008, as in toolkit/present/figures/pareto.py
 COLUMNS = 3
 PANEL = (3.8, 3.3)  # inches
 DPI = 110

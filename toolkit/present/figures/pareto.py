@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from toolkit.results import Row, groups, labelled, zeros_label
+from toolkit.present.results import Row, groups, labelled, zeros_label
 
 # Okabe and Ito 2008, https://jfly.uni-koeln.de/color: told apart with any colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")

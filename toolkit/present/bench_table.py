@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import BenchRoot, Lengths, Scenario
-from toolkit.table import text_table
+from toolkit.present.tables import text_table
 
 
 def print_results(

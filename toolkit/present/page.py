@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.results import Row
+from toolkit.present.results import Row
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def page(rows: Sequence[Row], notes: Sequence[str]) -> str:

@@ -1,0 +1,1 @@
+"""Records in, tables, pictures and a page out."""

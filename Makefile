@@ -36,8 +36,9 @@ check: setup ## what must be green before a commit: formatting besides lint, typ
 	$(BIN)/ruff format --check .
 	$(MAKE) --no-print-directory test
 
-lint: setup ## ruff and cython-lint
+lint: setup ## ruff, cython-lint, and the direction of imports
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	PATH="$(BIN):$$PATH" cython-lint cython_kernels  # it calls pycodestyle
 
 types: setup ## mypy, strict

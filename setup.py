@@ -11,7 +11,7 @@ import platform
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 SANITIZE = os.environ.get("TOOLKIT_SANITIZE") == "1"
 
@@ -41,11 +41,12 @@ extensions = [
 ]
 
 setup(
-    packages=["toolkit", "toolkit.engine", "toolkit.conf", "cython_kernels"],
+    packages=[*find_packages(include=["toolkit*", "cython_kernels*"]), "toolkit.conf"],
     package_dir={"toolkit.conf": "conf"},
     include_package_data=False,  # the wheel holds what is named here; C sources are for the sdist
     package_data={
-        "toolkit": ["py.typed", "*.json", "*.html"],
+        "toolkit": ["py.typed", "*.json"],
+        "toolkit.present": ["*.html"],
         "toolkit.conf": ["**/*.yaml", "*.yaml"],
     },
     ext_modules=cythonize(

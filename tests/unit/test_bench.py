@@ -288,7 +288,8 @@ def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
     inputs = tmp_path / "none.npz"
     save_batches(inputs, [])
     script = (
-        "import os, signal, sys; from pathlib import Path; from toolkit.measure.worker import Worker; "
+        "import os, signal, sys; from pathlib import Path; "
+        "from toolkit.measure.worker import Worker; "
         f"worker = Worker('x', Path({str(tmp_path / 'log')!r}), 1); "
         "print(worker._process.pid, flush=True); "
         f"worker.ask('run', inputs={str(inputs)!r}, outputs={str(inputs)!r}); "

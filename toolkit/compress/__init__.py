@@ -1,1 +1,1 @@
-"""Checkpoint in, smaller checkpoint out: the parts of `toolkit train`, on torch and transformers."""
+"""Checkpoint in, smaller checkpoint out: on torch and transformers."""

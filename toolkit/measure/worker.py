@@ -1,10 +1,10 @@
 """One engine in one process, so that no engine's threads, memory or crash touch another's.
 
 Both ends of the conversation are here: `Worker` is the handle that `bench` holds,
-`answer_requests` what runs in the process (`python -m toolkit.measure.worker`). A request is a line of JSON
-`{"do": …}` on stdin, the answer a line of JSON on what was stdout. A worker runs only while it is
-asked: between its answers it is stopped (SIGSTOP), so no idle thread pool spins beside the engine
-that is measured.
+`answer_requests` what runs in the process (`python -m toolkit.measure.worker`). A request is a line
+of JSON `{"do": …}` on stdin, the answer a line of JSON on what was stdout. A worker runs only while
+it is asked: between its answers it is stopped (SIGSTOP), so no idle thread pool spins beside the
+engine that is measured.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ DEEPSPARSE_PYTHON = "TOOLKIT_DEEPSPARSE_PYTHON"
 ELSEWHERE = (
     "import sys, types; toolkit = types.ModuleType('toolkit'); "
     "toolkit.__path__ = [sys.argv.pop(1)]; "
-    "sys.modules['toolkit'] = toolkit; from toolkit import worker; "
+    "sys.modules['toolkit'] = toolkit; from toolkit.measure import worker; "
     "worker.answer_requests(worker.ACTIONS)"
 )
 ERRORS = {error.__name__: error for error in (GateError, InputError, UsageError)}
@@ -68,7 +68,7 @@ class Worker:
         # -P: the current folder is not on the path, as for the installed command
         command = [sys.executable, "-P", "-m", module, str(os.getpid())]
         if python is not None:
-            package = str(Path(__file__).parent)
+            package = str(Path(__file__).parent.parent)
             command = [python, "-P", "-c", ELSEWHERE, package, str(os.getpid())]
         with log.open("wb") as file:
             self._process = subprocess.Popen(

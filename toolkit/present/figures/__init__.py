@@ -1,1 +1,1 @@
-"""Pictures by matplotlib, which takes a second to import: whoever draws imports a module of these late."""
+"""Pictures. Matplotlib takes a second to import, so import these modules where they are called."""

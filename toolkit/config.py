@@ -5,7 +5,7 @@ and checks names and types, `__post_init__` checks ranges, and a root is turned 
 objects once, in `cli.py`. Nothing below it sees an OmegaConf container.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -25,23 +25,6 @@ class TeacherKind(Enum):
     none = "none"
     dense = "dense"
     self = "self"
-
-
-class TaskKind(Enum):
-    """What a model predicts, and with which metric it is judged."""
-
-    question_answering = "question_answering"
-    text_classification = "text_classification"
-
-
-class EngineName(Enum):
-    """What runs the model in `bench` and in evaluation."""
-
-    sparse = "sparse"
-    onnxruntime = "onnxruntime"
-    torch = "torch"
-    openvino = "openvino"
-    deepsparse = "deepsparse"
 
 
 class Scenario(Enum):
@@ -196,13 +179,20 @@ class QuantizationConfig:
 
 @dataclass(kw_only=True)
 class TaskConfig:
-    """Data, columns and metric.
+    """Data, columns and metrics.
 
     Attributes:
-        name: `squad`, `sst2`, `mrpc`, `demo`.
-        kind: What is predicted.
+        name: Short name used in records and reports.
+        kind: What is predicted: a module of `toolkit.tasks`.
         path: Hub data set id (`[id, configuration]` for a collection); null for generated data.
         data_dir: Folder of local files that replaces the hub data set.
+        splits: The hub data set's names of `train` and `eval`.
+        files: Names of their files below `data_dir`.
+        columns: The hub data set's columns of what the kind reads (`text`, `text_pair`, `label`).
+        file_columns: The same of the files.
+        label_names: Spellings of the labels in the files, in the order of their numbers; null
+            where they are numbers.
+        metrics: By which the model is judged, the main one first; each kind of task has its own.
         num_labels: Classes of a text classification task; 2 for the span start and end of
             question answering.
         max_length: Tokens of one input, special tokens included.
@@ -212,9 +202,15 @@ class TaskConfig:
     """
 
     name: str
-    kind: TaskKind
+    kind: str
     path: list[str] | None
     data_dir: str | None
+    splits: dict[str, str]
+    files: dict[str, str]
+    columns: dict[str, str | None]
+    file_columns: dict[str, str | None]
+    label_names: list[str] | None
+    metrics: list[str]
     num_labels: int
     max_length: int
     doc_stride: int
@@ -224,6 +220,13 @@ class TaskConfig:
     def __post_init__(self) -> None:
         _check_at_least("task.max_length", self.max_length, 8)
         _check_at_least("task.doc_stride", self.doc_stride, 0)
+        if not self.metrics:
+            raise ValueError("task.metrics must name at least one metric; got none")
+        if self.label_names is not None and len(self.label_names) != self.num_labels:
+            raise ValueError(
+                f"task.label_names must name task.num_labels={self.num_labels} labels; "
+                f"got {len(self.label_names)}"
+            )
         for field in ("max_train_samples", "max_eval_samples"):
             if getattr(self, field) is not None:
                 _check_at_least(f"task.{field}", getattr(self, field), 1)
@@ -234,14 +237,14 @@ class EngineConfig:
     """What runs the model.
 
     Attributes:
-        name: The engine.
+        name: The engine: a key of `toolkit.measure.engines.ENGINES`.
         num_threads: Worker threads; 0 decides from affinity and cgroup quota.
         isa: Instruction set of the sparse engine: auto, avx512, avx2, neon, generic.
         kernel: Form in which it runs every weight: dense, table, generated; auto times them on
             weights like the model's and takes the fastest. All give the same bits.
     """
 
-    name: EngineName
+    name: str
     num_threads: int
     isa: str
     kernel: str
@@ -296,7 +299,7 @@ class BenchConfig:
         max_regression: Largest fraction by which items/s may fall below the baseline's.
     """
 
-    against: list[EngineName]
+    against: list[str]
     batch_size: int
     seq_len: int
     seconds: float
@@ -402,8 +405,14 @@ class ReportRoot:
     output_dir: str
 
 
+def narrow(config: Any, root: type[Root], **changes: Any) -> Root:
+    """Make another root of the fields that it shares with `config`, and of `changes`."""
+    names = [field.name for field in fields(root) if hasattr(config, field.name)]  # type: ignore[arg-type]
+    return root(**{name: getattr(config, name) for name in names} | changes)
+
+
 def from_plain(root: type[Root], values: dict[str, Any]) -> Root:
-    """Make a root from plain values, as `record.plain(asdict(root))` gives them.
+    """Make a root from plain values, as `toolkit.record.plain(asdict(root))` gives them.
 
     Raises:
         ValueError: A value is out of its range.

@@ -3,17 +3,12 @@
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
-
-# What influences results or speed.
-PACKAGES = (
-    "toolkit", "numpy", "onnx", "onnxruntime", "openvino", "torch", "transformers", "tokenizers",
-    "datasets", "hydra-core",
-)  # fmt: skip
 
 
 def describe() -> dict[str, Any]:
@@ -153,11 +148,18 @@ def cpu_model() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Look up the versions of the packages that are installed, without importing them."""
+    """Look up the versions of toolkit and of what it runs on, without importing anything.
+
+    These are the packages that its metadata names, development's aside, as far as installed.
+    """
+    lines = [
+        line for line in requires("toolkit") or [] if "extra == 'dev'" not in line.replace('"', "'")
+    ]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
     found = {}
-    for package in PACKAGES:
+    for name in dict.fromkeys(["toolkit", *names]):
         try:
-            found[package] = version(package)
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found

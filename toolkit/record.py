@@ -4,9 +4,10 @@
 """
 
 import json
+import math
 import os
 import secrets
-import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import Enum
@@ -18,6 +19,7 @@ import jsonschema  # type: ignore[import-untyped]  # ships no types
 
 from toolkit.environment import describe
 from toolkit.errors import InputError
+from toolkit.files import write_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -56,6 +58,38 @@ def new_record(verb: str, config: "DataclassInstance") -> dict[str, Any]:
         "speed": [],
         "size_bytes": {},
         "environment": plain(describe()),
+    }
+
+
+def describe_model(
+    name: str,
+    layers: int,
+    weights: Mapping[str, tuple[Sequence[int], int]],
+    parameters: int,
+    zeros: int,
+) -> dict[str, Any]:
+    """Describe a model as `model` of a record.
+
+    Args:
+        name: Short name.
+        layers: Encoder layers.
+        weights: Shape and number of zeros of each prunable weight, by name.
+        parameters: Elements of the whole model.
+        zeros: Zeros among them.
+    """
+    sizes = {key: math.prod(shape) for key, (shape, _) in weights.items()}
+    return {
+        "name": name,
+        "layers": layers,
+        "parameters": parameters,
+        "sparsity": {
+            "encoder": sum(count for _, count in weights.values()) / sum(sizes.values()),
+            "whole_model": zeros / parameters,
+            "tensors": [
+                {"name": key, "shape": list(shape), "sparsity": count / sizes[key]}
+                for key, (shape, count) in weights.items()
+            ],
+        },
     }
 
 
@@ -154,36 +188,6 @@ def plain(value: Any) -> Any:
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text under a temporary name beside `path`, then rename it."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name beside `path`, then rename it.
-
-    Raises:
-        InputError: The disk is full, or the folder cannot be written.
-    """
-    target = Path(path)
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes the file private; give it what an ordinary open() would have given
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 @cache

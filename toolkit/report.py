@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.config import ReportRoot
 from toolkit.errors import GateError, InputError
+from toolkit.files import write_bytes, write_text
 from toolkit.present.page import page
 from toolkit.present.results import (
     Row,
@@ -25,7 +26,7 @@ from toolkit.present.results import (
     select,
 )
 from toolkit.present.tables import markdown_table, text_table
-from toolkit.record import read_record, write_bytes, write_text
+from toolkit.record import read_record
 
 # column → (heading, format) in the printed and the Markdown table; results.csv has every column
 SHOWN = {

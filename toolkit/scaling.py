@@ -16,8 +16,8 @@ from pathlib import Path
 
 from toolkit.engine.engine import find_isa
 from toolkit.environment import affinity, describe
+from toolkit.files import write_bytes, write_text
 from toolkit.measure.scaling import CLIFF, Engines, cliffs, measure, summarise, sweeps
-from toolkit.record import write_bytes, write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

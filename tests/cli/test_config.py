@@ -7,39 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from support.configs import ROOTS, compose
 
 import toolkit.config
 from toolkit.cli import COMMANDS
 from toolkit.errors import UsageError
-from toolkit.overrides import convert, explain, rewrite, schema_keys
+from toolkit.overrides import convert, explain, schema_keys
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-ROOTS = {verb: getattr(toolkit.config, name) for verb, name in COMMANDS.items()}
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 # What these options ask of the user.
 NEEDED = {"model=local": ["model.path=x"], "teacher=dense": ["teacher.path=x"]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hydra() -> Any:
-    for verb, root in ROOTS.items():
-        ConfigStore.instance().store(name=f"{verb}_schema", node=root)
-    GlobalHydra.instance().clear()
-    with initialize_config_module("toolkit.conf", version_base="1.3"):
-        yield
-
-
-def load(verb: str, *overrides: str) -> Any:
-    """Compose and convert as the command does, without its process."""
-    args = [arg for arg in rewrite(verb, overrides) if not arg.startswith("hydra.")]
-    config = compose(verb, [*args, "output_dir=x"])
-    return convert(verb, ROOTS[verb], config)
 
 
 def group_type(root: type, group: str) -> Any:
@@ -67,12 +48,14 @@ def test_all_yaml_files_are_roots_or_options() -> None:
 
 
 def test_demo_learns_with_its_own_values_unless_told_otherwise() -> None:
-    demo = load("train", "sparsity=prune90")
-    assert demo.trainer["learning_rate"] > load("train", "model=minilm_l6").trainer["learning_rate"]
+    demo = compose("train", "sparsity=prune90")
+    assert (
+        demo.trainer["learning_rate"] > compose("train", "model=minilm_l6").trainer["learning_rate"]
+    )
     assert demo.sparsity.end_epoch < demo.trainer["num_train_epochs"]
     assert demo.sparsity.final_sparsity == 0.9
-    assert load("train", "trainer.learning_rate=0.1").trainer["learning_rate"] == 0.1
-    student = load("train", "recipe=demo", "teacher.path=x", "depth=full", "sparsity=prune80")
+    assert compose("train", "trainer.learning_rate=0.1").trainer["learning_rate"] == 0.1
+    student = compose("train", "recipe=demo", "teacher.path=x", "depth=full", "sparsity=prune80")
     assert student.model.path == "x"
     assert (student.depth.name, student.sparsity.name) == ("full", "prune80")
 
@@ -87,7 +70,7 @@ def test_every_option_composes_and_converts(option: str) -> None:
         needed += NEEDED["teacher=dense"]
     for verb in verbs:
         package = "@_global_" if verb == group == "bench" else ""
-        config = load(verb, f"{group}{package}={name}", *needed)
+        config = compose(verb, f"{group}{package}={name}", *needed)
         assert type(config) is ROOTS[verb]
         part = getattr(config, group, None)
         if hasattr(part, "name"):
@@ -96,7 +79,7 @@ def test_every_option_composes_and_converts(option: str) -> None:
 
 @pytest.mark.parametrize("verb", ["train", "export", "bench"])
 def test_verbs_need_nothing_said(verb: str) -> None:
-    config = load(verb)
+    config = compose(verb)
     assert config.model.name == "demo"
     assert config.seed == 42
 
@@ -133,7 +116,7 @@ def test_groups_folders_classes_and_fields_are_the_same_words() -> None:
     ],
 )
 def test_overrides_arrive(overrides: list[str], key: str, value: Any) -> None:
-    found: Any = load("train", *overrides)
+    found: Any = compose("train", *overrides)
     for part in key.split("."):
         found = found[part] if isinstance(found, dict) else getattr(found, part)
     assert found == value
@@ -141,7 +124,7 @@ def test_overrides_arrive(overrides: list[str], key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("layers", [12, 6, 3])
 def test_recipes_are_the_published_ones(layers: int) -> None:
-    config = load("train", f"recipe=bert{layers}_prune90", "teacher.path=x")
+    config = compose("train", f"recipe=bert{layers}_prune90", "teacher.path=x")
     assert config.depth.num_layers == layers
     sparsity = config.sparsity
     assert (sparsity.initial_sparsity, sparsity.final_sparsity) == (0.0, 0.9)
@@ -188,7 +171,7 @@ def test_what_is_wrong_is_named_in_one_sentence(
     verb: str, overrides: list[str], words: str
 ) -> None:
     with pytest.raises((UsageError, HydraException, ValueError)) as caught:
-        load(verb, *overrides)
+        compose(verb, *overrides)
     error = caught.value
     text = str(error)
     if not isinstance(error, UsageError):
@@ -198,7 +181,7 @@ def test_what_is_wrong_is_named_in_one_sentence(
 
 
 def test_a_configuration_of_the_users_own_needs_no_schema_entry() -> None:
-    config = load("train")
+    config = compose("train")
     plain = DictConfig({"seed": 1, "unknown": 2})
     with pytest.raises(UsageError, match="train has no key 'unknown'"):
         convert("train", type(config), plain)

@@ -13,7 +13,7 @@ import torch
 from conftest import COMMAND, Run
 from safetensors.torch import load_file
 
-from toolkit.compress.sparsity import MASKS_FILE
+from toolkit.compress.sparsity.callback import MASKS_FILE
 from toolkit.record import read_record
 
 # A model of 2 layers with 32 features, 64 examples, 8 steps of 8 in one epoch.
@@ -148,7 +148,7 @@ RUN_AND_DUMP = """
 import os
 from safetensors.torch import save_file
 from toolkit import cli
-from toolkit.compress.sparsity import SparsificationCallback
+from toolkit.train import SparsificationCallback
 
 at_end = SparsificationCallback.on_train_end
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ class Case:
         fold = "fold" if self.fold else "nofold"
         parts = (self.family, self.head, self.attention, exporter, self.opset, fold)
         return "-".join(str(part) for part in (*parts, self.activation, self.heads))
+
+
+Export = Callable[[Case], Path]  # gives the ONNX file of a case
 
 
 def make_model(case: Case) -> Any:

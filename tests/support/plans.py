@@ -6,9 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cython_kernels import _kernels
+from toolkit.engine import Engine
 from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Plan, TailNode
 
 NUM_LABELS = 3
+ISAS = _kernels.available_isas()
+REASON = "the test says so"
+
+Array = NDArray[Any]
+Inputs = dict[str, Array]
 
 
 def make_plan(
@@ -93,3 +100,39 @@ def _tail(first_token_only: bool) -> tuple[list[TailNode], dict[str, NDArray[Any
     first = TailNode("first", "Gather", ["hidden", "zero"], ["pooled"], {"axis": 1})
     head = TailNode("head", "Linear", ["pooled"], ["logits"])
     return [first, head], {"zero": np.array(0)}, ["logits"]
+
+
+def make_engine(num_threads: int = 2, isa: str = ISAS[0], **sizes: Any) -> Engine:
+    return Engine(make_plan(**sizes), num_threads, REASON, isa)
+
+
+def mask_of(kind: str, batch: int, length: int, seed: int) -> Array:
+    """(B, T) of 0 and 1, no row without a 1."""
+    rng = np.random.default_rng(seed)
+    if kind == "full":
+        return np.ones((batch, length), np.int64)
+    counts = rng.integers(1, length + 1, batch)
+    counts[0] = length
+    right = (np.arange(length) < counts[:, None]).astype(np.int64)
+    if kind == "right":
+        return right
+    if kind == "left":
+        return right[:, ::-1].copy()
+    holes = (rng.random((batch, length)) < 0.6).astype(np.int64)
+    holes[np.arange(batch), rng.integers(0, length, batch)] = 1
+    return holes
+
+
+def make_inputs(plan: Plan, mask: Array, dtype: type = np.int64, seed: int = 0) -> Inputs:
+    """Token ids of any value; where RoBERTa's mask is 0 the id is the padding id."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, len(plan.embeddings.word), mask.shape)
+    if plan.embeddings.padding_id is not None:
+        ids = np.where(mask == 0, plan.embeddings.padding_id, ids)
+    types = plan.embeddings.token_type
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": rng.integers(0, 1 if types is None else len(types), mask.shape),
+    }
+    return {name: inputs[name].astype(dtype) for name in plan.inputs}

@@ -13,9 +13,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from toolkit.compress.sparsity.callback import SparsificationCallback
 from toolkit.compress.teacher import DistillationTrainer
-from toolkit.config import SparsityConfig
-from toolkit.tasks import collate
+from toolkit.tasks.features import collate
 
 VOCAB_SIZE = 40
 SMALL = {
@@ -71,17 +71,10 @@ def examples_of(count: int, length: int = 8) -> list[dict[str, Any]]:
     return features
 
 
-def sparsity_config(final_sparsity: float, **changes: Any) -> SparsityConfig:
+def pruning(final_sparsity: float, **changes: Any) -> SparsificationCallback:
     """Prune from epoch 0 to 1, with an update at every step."""
-    values: dict[str, Any] = {
-        "name": "test",
-        "initial_sparsity": 0.0,
-        "start_epoch": 0.0,
-        "end_epoch": 1.0,
-        "update_frequency": 0.01,
-        "block_shape": [1, 1],
-    }
-    return SparsityConfig(final_sparsity=final_sparsity, **(values | changes))
+    values = {"start_epoch": 0.0, "end_epoch": 1.0, "update_frequency": 0.01}
+    return SparsificationCallback(final_sparsity=final_sparsity, **(values | changes))
 
 
 def trainer_for(
@@ -107,7 +100,10 @@ def trainer_for(
     }
 
     def to_tensors(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {name: torch.from_numpy(array) for name, array in collate(features, 0).items()}
+        return {
+            name: torch.from_numpy(array)
+            for name, array in collate(features, 0, ["labels"]).items()
+        }
 
     return DistillationTrainer(
         model=model,

@@ -17,26 +17,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from support.configs import compose
 
-from toolkit import bench as benching
+from toolkit.artifact.agreement import largest_difference
 from toolkit.artifact.exported import describe, find_checkpoint, read_exported, size_bytes
-from toolkit.config import (
-    BenchRoot,
-    DepthConfig,
-    EngineConfig,
-    EngineName,
-    ExportConfig,
-    Lengths,
-    ModelConfig,
-    Scenario,
-    SparsityConfig,
-    TaskConfig,
-    TaskKind,
-    Weights,
-)
+from toolkit.bench import bench
+from toolkit.config import BenchRoot, Scenario
 from toolkit.errors import GateError, InputError, UsageError
+from toolkit.measure.baseline import compare
 from toolkit.measure.batches import feed, make_batches
-from toolkit.measure.timing import MIN_ROUNDS, speed_ratio, summarise, time_rounds
+from toolkit.measure.timing import (
+    MIN_ROUNDS,
+    speed_ratio,
+    summarise,
+    time_rounds,
+    warn_if_busy,
+)
+from toolkit.measure.what_if import find_model
 from toolkit.measure.worker import Worker, load_batches, save_batches
 from toolkit.record import new_record, read_record, write_record
 
@@ -44,48 +41,11 @@ VOCAB = 50
 
 
 def make_config(**changes: Any) -> BenchRoot:
-    config = BenchRoot(
-        against=[],
-        batch_size=2,
-        seq_len=8,
-        seconds=0.0,
-        min_iterations=1,
-        scenario=Scenario.throughput,
-        lengths=Lengths.fixed,
-        accuracy=False,
-        profile=False,
-        roofline=False,
-        baseline=None,
-        max_regression=0.05,
-        onnx=None,
-        model=ModelConfig(name="tiny", path=None, weights=Weights.random, config={}),
-        depth=DepthConfig(name="full", num_layers=None, keep=None),
-        sparsity=SparsityConfig(
-            name="dense",
-            initial_sparsity=0.0,
-            final_sparsity=0.0,
-            start_epoch=0.0,
-            end_epoch=1.0,
-            update_frequency=0.1,
-            block_shape=[1, 1],
-        ),
-        task=TaskConfig(
-            name="demo",
-            kind=TaskKind.text_classification,
-            path=None,
-            data_dir=None,
-            num_labels=2,
-            max_length=32,
-            doc_stride=0,
-            max_train_samples=None,
-            max_eval_samples=None,
-        ),
-        engine=EngineConfig(name=EngineName.onnxruntime, num_threads=1, isa="auto", kernel="auto"),
-        export=ExportConfig(atol=1e-4, num_parity_examples=1),
-        seed=1,
-        output_dir="",
-    )
-    return replace(config, **changes)
+    quick = ("batch_size=2", "seq_len=8", "seconds=0", "min_iterations=1", "seed=1")
+    config = compose("bench", "engine=onnxruntime", "engine.num_threads=1", *quick)
+    assert isinstance(config, BenchRoot)
+    tiny = replace(config.model, name="tiny")
+    return replace(config, model=tiny, **changes)
 
 
 @pytest.fixture
@@ -220,14 +180,14 @@ def test_padding_does_not_count_and_nan_does() -> None:
     expected = {"hidden": np.zeros((1, 3, 2)), "logits": np.zeros((1, 2))}
     found = {name: array.copy() for name, array in expected.items()}
     found["hidden"][0, 2] = np.nan
-    assert benching.largest_difference(found, expected, mask) == 0.0
+    assert largest_difference(found, expected, mask) == 0.0
     found["hidden"][0, 1, 0] = -0.25
-    assert benching.largest_difference(found, expected, mask) == 0.25
+    assert largest_difference(found, expected, mask) == 0.25
     found["logits"][0, 0] = np.nan
-    assert benching.largest_difference(found, expected, mask) == np.inf
-    assert benching.largest_difference({}, expected, mask) == np.inf
+    assert largest_difference(found, expected, mask) == np.inf
+    assert largest_difference({}, expected, mask) == np.inf
     found["logits"] = np.zeros((1, 3))
-    assert benching.largest_difference(found, expected, mask) == np.inf
+    assert largest_difference(found, expected, mask) == np.inf
 
 
 # ---- one process per engine
@@ -375,7 +335,7 @@ def test_random_batches_are_whole_seeded_and_without_padding(onnx_file: Path) ->
 def test_too_long_a_text_is_a_usage_error(onnx_file: Path, tmp_path: Path) -> None:
     onnx_file.with_name("config.json").write_text('{"max_position_embeddings": 16}')
     with pytest.raises(UsageError, match=r"seq_len must be at most 16.* got 17"):
-        benching.find_model(make_config(onnx=str(onnx_file), seq_len=17), tmp_path)
+        find_model(make_config(onnx=str(onnx_file), seq_len=17), tmp_path)
 
 
 @pytest.mark.parametrize(("user", "warned"), [(40, True), (10, False)])
@@ -390,16 +350,16 @@ def test_other_programs_are_noticed(
     stat.write_text("cpu  500 0 100 9000 0 0 0 0 0 0\ncpu0 1 2\n")
     later = f"cpu  {500 + user} 0 100 {9000 + 100 - user} 0 0 0 0 0 0\n"
     monkeypatch.setattr(time, "sleep", lambda _: stat.write_text(later))
-    benching.warn_if_busy(stat)
+    warn_if_busy(stat)
     assert ("are using 40% of the CPUs" in capsys.readouterr().err) == warned
-    benching.warn_if_busy(tmp_path / "not Linux")
+    warn_if_busy(tmp_path / "not Linux")
 
 
 # ---- the record
 
 
 def bench_here(onnx_file: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    return benching.bench(make_config(onnx=str(onnx_file), output_dir=str(out), **changes))
+    return bench(make_config(onnx=str(onnx_file), output_dir=str(out), **changes))
 
 
 def test_a_lone_file_is_measured_and_recorded(
@@ -464,9 +424,9 @@ def test_speed_is_compared_with_a_baseline(
         now = entry | {"items_per_s": speed}
         if falls:
             with pytest.raises(GateError, match=r"is 0\.79 times the baseline's"):
-                benching.compare(config, record, now)
+                compare(config, record, now)
         else:
-            benching.compare(config, record, now)
+            compare(config, record, now)
             assert "is 0.81 times the baseline's" in capsys.readouterr().out
     with pytest.raises(UsageError, match="no measurement of engine=onnxruntime, batch_size=3"):
-        benching.compare(config, record, entry | {"batch_size": 3})
+        compare(config, record, entry | {"batch_size": 3})

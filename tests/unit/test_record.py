@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from toolkit import record as records
-from toolkit.config import EngineName
+from toolkit.config import Scenario
 from toolkit.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -18,12 +18,12 @@ REPOSITORY = Path(__file__).parents[2]
 @dataclass
 class Config:
     seed: int
-    against: list[EngineName]
+    against: list[Scenario]
     where: Path
 
 
 def make() -> dict[str, Any]:
-    return records.new_record("bench", Config(3, [EngineName.torch], Path("a/b")))
+    return records.new_record("bench", Config(3, [Scenario.latency], Path("a/b")))
 
 
 def test_write_then_read_gives_the_same_record(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_write_then_read_gives_the_same_record(tmp_path: Path) -> None:
     assert records.read_record(tmp_path / "new") == record
     assert record["run"]["finished"] >= record["run"]["started"]
     assert record["run"]["seed"] == 3
-    assert record["config"] == {"seed": 3, "against": ["torch"], "where": "a/b"}
+    assert record["config"] == {"seed": 3, "against": ["latency"], "where": "a/b"}
     assert record["environment"]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["record.json"]
 

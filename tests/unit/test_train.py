@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
+from support.configs import compose
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from toolkit.compress.sparsity import MASKS_FILE
+from toolkit.compress.resume import explain_full_disk, last_checkpoint
+from toolkit.compress.sparsity.callback import MASKS_FILE
 from toolkit.config import TrainRoot
 from toolkit.errors import GateError, InputError, UsageError
-from toolkit.overrides import convert, rewrite
 from toolkit.record import read_record
-from toolkit.train import explain_full_disk, last_checkpoint, train
+from toolkit.train import train
 
 # A model of 2 layers with 32 features, 64 examples, 8 steps of 8 in one epoch.
 TINY = (
@@ -51,14 +49,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def configure(output: Path, *overrides: str) -> TrainRoot:
-    """Compose as the command does, without its process."""
-    ConfigStore.instance().store(name="train_schema", node=TrainRoot)
-    GlobalHydra.instance().clear()
-    args = rewrite("train", [*TINY, *overrides])
-    with initialize_config_module("toolkit.conf", version_base="1.3"):
-        config = convert("train", TrainRoot, compose("train", [*args, "output_dir=x"]))
-    config.output_dir = str(output)
+    config = compose("train", *TINY, *overrides)
     assert isinstance(config, TrainRoot)
+    config.output_dir = str(output)
     return config
 
 

@@ -1,6 +1,10 @@
-"""What it means that two engines compute the same. B texts, T tokens."""
+"""What it means that two engines compute the same; ONNX Runtime, with which others are compared.
+
+B texts, T tokens. Runs in environments that have little but NumPy, so it imports nothing else.
+"""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,3 +34,19 @@ def largest_difference(found: Batch, expected: Batch, mask: NDArray[Any]) -> flo
             difference = difference[mask != 0]
         largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
     return largest
+
+
+def onnxruntime_run(onnx: Path, num_threads: int = 0) -> Run | None:
+    """Load a model into ONNX Runtime, on as many threads (0: as it likes), and return how it runs.
+
+    None where ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime  # type: ignore[import-untyped]  # ships no types
+    except ModuleNotFoundError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda batch: dict(zip(names, session.run(names, batch), strict=True))

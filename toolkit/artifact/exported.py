@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ from numpy.typing import NDArray
 
 from toolkit.engine.reader.onnx_file import Graph, read_onnx
 from toolkit.errors import InputError, UsageError
-from toolkit.record import read_record
-from toolkit.tasks import MODEL_INPUTS
-
-LINEARS = ("query", "key", "value", "attention_output", "intermediate", "output")
+from toolkit.families import LINEARS, MODEL_INPUTS, longest_text
+from toolkit.record import describe_model, read_record
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,13 @@ def read_exported(place: Path) -> Exported:
     graph = read_onnx(file)
     facts = _read_json(file.with_name("config.json"))
     pad_id = facts.get("pad_token_id") or 0
-    # RoBERTa's positions start behind the padding's
-    unused = pad_id + 1 if "roberta" in facts.get("model_type", "") else 0
+    positions = facts.get("max_position_embeddings", sys.maxsize)
     return Exported(
         onnx=file,
         inputs=graph.inputs,
         vocab_size=_vocab_size(file, graph),
         pad_id=pad_id,
-        max_tokens=facts.get("max_position_embeddings", sys.maxsize) - unused,
+        max_tokens=longest_text(facts.get("model_type", ""), positions, pad_id),
         record=read_record(file.parent) if file.with_name("record.json").exists() else None,
     )
 
@@ -110,26 +106,17 @@ def describe(onnx: Path) -> dict[str, Any]:
         for name in LINEARS
     }
     floats = [array for array in read_onnx(onnx).constants.values() if array.dtype.kind == "f"]
-    return {
-        "name": onnx.stem,
-        "layers": len(plan.layers),
-        "parameters": sum(table.size for table in floats),
-        "sparsity": {
-            "encoder": _zeros(weights.values()),
-            "whole_model": _zeros(floats),
-            "tensors": [
-                {"name": name, "shape": list(weight.shape), "sparsity": _zeros([weight])}
-                for name, weight in weights.items()
-            ],
-        },
-    }
+    return describe_model(
+        onnx.stem,
+        layers=len(plan.layers),
+        weights={name: (weight.shape, _zeros(weight)) for name, weight in weights.items()},
+        parameters=sum(array.size for array in floats),
+        zeros=sum(map(_zeros, floats)),
+    )
 
 
-def _zeros(arrays: Iterable[NDArray[Any]]) -> float:
-    """Return the fraction of zeros over all arrays."""
-    arrays = list(arrays)
-    nonzero = sum(int(np.count_nonzero(array)) for array in arrays)
-    return 1.0 - nonzero / float(sum(array.size for array in arrays))
+def _zeros(array: NDArray[Any]) -> int:
+    return array.size - int(np.count_nonzero(array))
 
 
 def _vocab_size(file: Path, graph: Graph) -> int:

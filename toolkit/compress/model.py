@@ -1,7 +1,6 @@
 """Models and tokenizers: loaded from the hub or a folder, or made anew. Writes plain HF folders."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +8,18 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from toolkit.config import ModelConfig, TaskConfig, TaskKind, Weights
+from toolkit.config import ModelConfig, TaskConfig, Weights
 from toolkit.errors import InputError, UsageError
-from toolkit.tasks import demo
-
-# Encoders with post-norm layers of six linear weights each: what pruning, export and the sparse
-# engine know. MiniLM is a BERT.
-ARCHITECTURES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
-AUTO_MODELS = {
-    TaskKind.question_answering: AutoModelForQuestionAnswering,
-    TaskKind.text_classification: AutoModelForSequenceClassification,
-}
-HEADS = {
-    TaskKind.question_answering: "ForQuestionAnswering",
-    TaskKind.text_classification: "ForSequenceClassification",
-}
+from toolkit.families import FAMILIES, inputs_of, longest_text
+from toolkit.files import new_folder
+from toolkit.tasks import kind_of
+from toolkit.tasks.demo import make_tokenizer
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
@@ -42,7 +30,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
     """
     if model.path is None:
         return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-            tokenizer_object=demo.make_tokenizer(),
+            tokenizer_object=make_tokenizer(),
             model_max_length=model.config.get("max_position_embeddings"),
             model_input_names=["input_ids", "token_type_ids", "attention_mask"],
             pad_token="[PAD]",
@@ -81,8 +69,13 @@ def load_model(
         UsageError: `model.config` is no configuration, or `task.max_length` is too long.
     """
     config = _load_config(model, task, tokenizer)
-    check_max_length(config, task)
-    auto_model: Any = AUTO_MODELS[task.kind]
+    longest = longest_text_of(config)
+    if task.max_length > longest:
+        raise UsageError(
+            f"task.max_length must be at most {longest}, the positions of the model; "
+            f"got {task.max_length}"
+        )
+    auto_model: Any = getattr(transformers, kind_of(task).AUTO_CLASS)
     if model.weights is Weights.pretrained:
         return _from_pretrained(auto_model, str(model.path), config, is_fine_tuned=False)
     result = auto_model.from_config(config)
@@ -90,29 +83,49 @@ def load_model(
     return result
 
 
-def load_checkpoint(folder: str | Path, task: TaskConfig) -> PreTrainedModel:
-    """Load a fine-tuned model of the task, its head included.
+def load_checkpoint(folder: str | Path, **more: Any) -> PreTrainedModel:
+    """Load a float32 model, its head included, with the class that its configuration names.
+
+    Args:
+        folder: A Path names a folder; a str may be a hub id, too.
+        more: Arguments of `from_pretrained`.
 
     Raises:
-        InputError: The folder is missing, damaged, of another architecture, or its head is not
-            the task's.
+        InputError: It is missing, damaged, incomplete, or of another architecture.
     """
-    path = str(folder)
+    path = f"{folder.parent}/{folder.name}" if isinstance(folder, Path) else folder
     check_folder(path)
     config = _read_config(path)
-    if task.kind is TaskKind.text_classification and config.num_labels != task.num_labels:
+    name = (config.architectures or ["no architecture"])[0]
+    model_class = getattr(transformers, name, None)
+    if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         raise InputError(
-            f"{path} was made for {config.num_labels} labels, but task={task.name} has "
+            f"{path}/config.json names the architecture {name!r}, which transformers "
+            f"{transformers.__version__} does not have"
+        )
+    config.output_hidden_states = config.output_attentions = False
+    model = _from_pretrained(model_class, path, config, is_fine_tuned=True, **more)
+    model.train(False)
+    return model
+
+
+def check_task(model: PreTrainedModel, path: str, task: TaskConfig) -> None:
+    """Refuse a checkpoint that was made for another task.
+
+    Raises:
+        InputError: Its head or the number of its labels is another.
+    """
+    head = kind_of(task).AUTO_CLASS.removeprefix("AutoModel")
+    if not type(model).__name__.endswith(head):
+        raise InputError(
+            f"{path} holds a {type(model).__name__}, but task={task.name} needs a model {head}: "
+            "name a checkpoint that was fine-tuned on this task"
+        )
+    if model.config.num_labels != task.num_labels:
+        raise InputError(
+            f"{path} was made for {model.config.num_labels} labels, but task={task.name} has "
             f"{task.num_labels}: name a checkpoint that was fine-tuned on this task"
         )
-    head = HEADS[task.kind]
-    for architecture in config.architectures or []:
-        if not architecture.endswith(head):
-            raise InputError(
-                f"{path} holds a {architecture}, but task={task.name} needs a model {head}: name "
-                "a checkpoint that was fine-tuned on this task"
-            )
-    return _from_pretrained(AUTO_MODELS[task.kind], path, config, is_fine_tuned=True)
 
 
 def save_checkpoint(
@@ -126,33 +139,15 @@ def save_checkpoint(
         OSError, safetensors.SafetensorError: The disk is full or cannot be written; nothing
             half-written stays.
     """
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with new_folder(folder) as temporary:
         quiet_loading()
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_max_length(config: PreTrainedConfig, task: TaskConfig) -> None:
-    """Refuse texts longer than the model's position table.
-
-    Raises:
-        UsageError: `task.max_length` exceeds it.
-    """
-    longest = config.max_position_embeddings
-    if config.model_type in ("camembert", "roberta", "xlm-roberta"):
-        longest -= config.pad_token_id + 1  # their positions start behind the padding id
-    if task.max_length > longest:
-        raise UsageError(
-            f"task.max_length must be at most {longest}, the positions of the model; "
-            f"got {task.max_length}"
-        )
+def longest_text_of(config: PreTrainedConfig) -> int:
+    """Return the tokens of the longest text that a model has positions for."""
+    return longest_text(config.model_type, config.max_position_embeddings, config.pad_token_id)
 
 
 def check_folder(path: str) -> None:
@@ -175,9 +170,8 @@ def check_folder(path: str) -> None:
 
 
 def input_names(model: PreTrainedModel) -> list[str]:
-    """Name the inputs that a model takes: DistilBERT and the RoBERTas know no token types."""
-    has_types = getattr(model.config, "type_vocab_size", 1) > 1
-    return ["input_ids", "attention_mask"] + ["token_type_ids"] * has_types
+    """Name the inputs that a model takes."""
+    return inputs_of(getattr(model.config, "type_vocab_size", 1))
 
 
 def quiet_loading() -> None:
@@ -219,21 +213,21 @@ def _read_config(path: str, **changes: Any) -> PreTrainedConfig:
 
 def _check_architecture(config: PreTrainedConfig, source: str) -> None:
     kind = config.model_type
-    if kind not in ARCHITECTURES or getattr(config, "is_decoder", False):
+    if kind not in FAMILIES or getattr(config, "is_decoder", False):
         decoder = " decoder" if getattr(config, "is_decoder", False) else ""
         raise InputError(
             f"{source} is a {kind}{decoder} model, but this toolkit takes encoders of the kinds "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{', '.join(FAMILIES)}"
         )
 
 
 def _from_pretrained(
-    auto_model: Any, path: str, config: PreTrainedConfig, is_fine_tuned: bool
+    model_class: Any, path: str, config: PreTrainedConfig, is_fine_tuned: bool, **more: Any
 ) -> PreTrainedModel:
     quiet_loading()
     try:
-        model, found = auto_model.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True
+        model, found = model_class.from_pretrained(
+            path, config=config, dtype=torch.float32, output_loading_info=True, **more
         )
     except Exception as error:  # OSError, SafetensorError, RuntimeError (shapes), HTTP errors
         raise InputError(_cannot_load("weights", path, error)) from error

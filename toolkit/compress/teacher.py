@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
-from toolkit.compress.model import input_names, load_checkpoint, load_tokenizer
+from toolkit.compress.model import check_task, input_names, load_checkpoint, load_tokenizer
 from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
 from toolkit.errors import InputError
-from toolkit.tasks import MODEL_INPUTS
+from toolkit.families import MODEL_INPUTS
 
 
 def distillation_loss(
@@ -79,7 +79,8 @@ def load_teacher(
     if teacher.kind is TeacherKind.self:
         return copy.deepcopy(student)
     path = str(teacher.path)
-    model = load_checkpoint(path, task)
+    model = load_checkpoint(path)
+    check_task(model, path, task)
     theirs = load_tokenizer(
         ModelConfig(name="teacher", path=path, weights=Weights.pretrained, config={})
     )
@@ -145,5 +146,4 @@ class DistillationTrainer(Trainer):
 
 
 def _logits(outputs: Any) -> tuple[torch.Tensor, ...]:
-    names = ("start_logits", "end_logits") if "start_logits" in outputs else ("logits",)
-    return tuple(outputs[name].float() for name in names)
+    return tuple(value.float() for name, value in outputs.items() if name.endswith("logits"))

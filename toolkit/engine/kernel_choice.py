@@ -8,11 +8,9 @@ NEVER loaded from disk, nor are packed weights: both are made anew from the mode
 import hashlib
 import json
 import math
-import tempfile
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +24,8 @@ from cython_kernels import _kernels
 from toolkit.engine.packing import KBLOCK, check_qkv, density, pack_form, panel_rows
 from toolkit.engine.plan import Linear, Plan
 from toolkit.environment import cpu_model
+from toolkit.errors import InputError
+from toolkit.files import write_text
 
 Array = NDArray[Any]
 
@@ -292,18 +292,10 @@ def write_timings(path: Path, key: str, timings: Mapping[Kind, Timing]) -> str:
     content = {
         key: {"checksum": _checksum(key, value), "timings": value} for key, value in entries.items()
     }
-    name = None
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
-            name = file.name
-            json.dump(content, file, indent=1)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as error:
-        if name is not None:
-            with suppress(OSError):
-                Path(name).unlink()
-        return f"not stored in {path}: {error.strerror}"
+        write_text(path, json.dumps(content, indent=1))
+    except InputError as error:
+        return f"not stored: {error}"
     return f"stored in {path}"
 
 

@@ -1,6 +1,6 @@
 """What `bench` feeds the engines: random tokens, or the texts of the task. B texts, T tokens.
 
-A batch holds all of `toolkit.tasks.MODEL_INPUTS`; `feed` leaves what a graph takes.
+A batch holds all of `toolkit.families.MODEL_INPUTS`; `feed` leaves what a graph takes.
 """
 
 from collections.abc import Sequence
@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from toolkit import tasks
 from toolkit.artifact.agreement import Batch
 from toolkit.artifact.exported import Exported
 from toolkit.config import BenchRoot, Lengths, TaskConfig
 from toolkit.errors import UsageError
+from toolkit.tasks import encode, load_examples
+from toolkit.tasks.features import Example, Feature, load_tokenizer
+from toolkit.tasks.features import collate as collate_features
 
 TASK_TEXTS = 128  # real texts in one pass with lengths=task
 
@@ -63,19 +65,17 @@ def random_batch(model: Exported, lengths: Sequence[int], seed: int) -> Batch:
         }
         for length in lengths
     ]
-    return tasks.collate(features, model.pad_id)
+    return collate_features(features, model.pad_id)
 
 
-def read_task(
-    task: TaskConfig, model: Exported, seed: int
-) -> tuple[list[tasks.Example], list[tasks.Feature]]:
+def read_task(task: TaskConfig, model: Exported, seed: int) -> tuple[list[Example], list[Feature]]:
     """Read the evaluation examples and encode them with the tokenizer beside the ONNX file."""
-    examples = tasks.load_examples(task, "eval", seed)
-    tokenizer = tasks.load_tokenizer(model.onnx.parent)
-    return examples, tasks.encode(examples, tokenizer, task, training=False)
+    examples = load_examples(task, "eval", seed)
+    tokenizer = load_tokenizer(model.onnx.parent)
+    return examples, encode(examples, tokenizer, task, training=False)
 
 
-def collate(model: Exported, features: Sequence[tasks.Feature], batch_size: int) -> list[Batch]:
+def collate(model: Exported, features: Sequence[Feature], batch_size: int) -> list[Batch]:
     """Make batches of consecutive features, each padded to its longest."""
     starts = range(0, len(features), batch_size)
-    return [tasks.collate(features[i : i + batch_size], model.pad_id) for i in starts]
+    return [collate_features(features[i : i + batch_size], model.pad_id) for i in starts]

@@ -4,11 +4,20 @@ The rounds go A B C A B C, so a drift of the machine hits all engines alike; rat
 a round. R: rounds.
 """
 
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from toolkit.artifact.agreement import Batch
+from toolkit.config import BenchRoot
+from toolkit.record import now
+
+BUSY = 0.2  # share of the CPUs that others use, above which a measurement is doubtful
+BUSY_SECONDS = 0.3  # to find that out
 MIN_ROUNDS = 5  # fewer make no interval
 MAX_ROUNDS = 20  # more only switch more often
 RESAMPLES = 2000  # the interval's ends then move by a few percent of its width
@@ -72,6 +81,31 @@ def summarise(
     }
 
 
+def warn_if_busy(stat: Path = Path("/proc/stat")) -> None:
+    """Say so when other programs are using the CPUs right now.
+
+    Not by the load average: that still remembers the training which ended a moment ago.
+
+    Args:
+        stat: Times that all CPUs have spent since the start, by kind; absent except on Linux.
+    """
+    if not stat.exists():
+        return
+    spent = []
+    for _ in range(2):
+        # user nice system idle iowait irq softirq steal; what follows is counted in these already
+        spent.append([int(ticks) for ticks in stat.read_text().split("\n")[0].split()[1:9]])
+        time.sleep(BUSY_SECONDS * (len(spent) == 1))
+    ticks = [after - before for before, after in zip(*spent, strict=True)]
+    busy = 1 - (ticks[3] + ticks[4]) / max(1, sum(ticks))
+    if busy > BUSY:
+        print(
+            f"warning: other programs are using {busy:.0%} of the CPUs, which makes these figures "
+            "worse",
+            file=sys.stderr,
+        )
+
+
 def speed_ratio(
     rounds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], seed: int
 ) -> dict[str, float]:
@@ -92,6 +126,30 @@ def speed_ratio(
     drawn = np.random.default_rng(seed).integers(len(ratios), size=(RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5]).tolist()
     return {"ratio": float(np.median(ratios)), "low": low, "high": high}
+
+
+def speed_entry(
+    config: BenchRoot,
+    batches: Sequence[Batch],
+    rounds: Mapping[str, list[list[float]]],
+    engine: str,
+) -> dict[str, Any]:
+    """Make one entry of the record's `speed` from the times of all engines' calls."""
+    reference = config.engine.name
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    return {
+        "engine": engine,
+        "batch_size": config.batch_size,
+        "seq_len": config.seq_len,
+        "lengths": config.lengths.value,
+        **summarise(rounds[engine], config.batch_size, tokens / len(batches)),
+        "ratio_to": {
+            "engine": reference,
+            **speed_ratio(rounds[engine], rounds[reference], config.seed),
+        },
+        "num_threads": config.engine.num_threads,
+        "measured": now(),
+    }
 
 
 def _is_enough(calls: Sequence[Sequence[float]], seconds: float, min_iterations: int) -> bool:

@@ -25,13 +25,10 @@ import numpy as np
 
 from toolkit.artifact.agreement import Batch
 from toolkit.errors import GateError, InputError, UsageError
+from toolkit.measure.engines import ENGINES
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PROFILES = 3  # calls of which each operation's middle time is reported
-
-# DeepSparse pins numpy and onnx to versions that nothing else here runs with: it lives in an
-# environment of its own, whose interpreter this variable names.
-DEEPSPARSE_PYTHON = "TOOLKIT_DEEPSPARSE_PYTHON"
 
 # `python -m toolkit.measure.worker` for an interpreter that has numpy but not toolkit.
 ELSEWHERE = (
@@ -193,7 +190,7 @@ def _load(
 ) -> dict[str, Any]:
     state["batches"] = load_batches(batches)
     start = time.perf_counter()
-    facts = LOADERS[engine](state, model, **asked)
+    facts = ENGINES[engine].load(state, model, **asked)
     return {"load_s": time.perf_counter() - start, "isa": None, "packed_bytes": None, **facts}
 
 
@@ -237,116 +234,6 @@ ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "time": _time,
     "profile": _profile,
     "peaks": _peaks,
-}
-
-
-def _load_sparse(
-    state: dict[str, Any], path: str, num_threads: int, isa: str, kernel: str
-) -> dict[str, Any]:
-    import toolkit
-    from toolkit.engine import Engine
-
-    try:
-        engine = Engine.load(path, num_threads=num_threads, isa=isa, kernel=kernel)
-    except ValueError as error:  # no such ISA or kernel here
-        raise UsageError(str(error)) from error
-    state["engine"], state["run"] = engine, engine.run
-    facts = {"version": toolkit.__version__, "isa": engine.isa}
-    return facts | {"packed_bytes": engine.packed_bytes}
-
-
-def _load_onnxruntime(
-    state: dict[str, Any], path: str, num_threads: int, **_: str
-) -> dict[str, Any]:
-    import onnxruntime  # type: ignore[import-untyped]  # ships no types
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    state["run"] = lambda batch: dict(zip(names, session.run(names, batch), strict=True))
-    return {"version": onnxruntime.__version__}
-
-
-def _load_openvino(state: dict[str, Any], path: str, num_threads: int, **_: str) -> dict[str, Any]:
-    import openvino  # type: ignore[import-untyped]  # ships no types
-
-    compiled = openvino.Core().compile_model(
-        path,
-        "CPU",
-        {
-            "INFERENCE_NUM_THREADS": num_threads,
-            "PERFORMANCE_HINT": "LATENCY",  # one call uses all threads, as with the others
-            "INFERENCE_PRECISION_HINT": "f32",  # or it computes in bf16 where the CPU can
-        },
-    )
-    names = [output.any_name for output in compiled.outputs]
-
-    def run(batch: Batch) -> Batch:
-        return dict(zip(names, compiled(batch).values(), strict=True))
-
-    state["run"] = run
-    return {"version": openvino.__version__.split("-")[0]}
-
-
-def _load_torch(state: dict[str, Any], path: str, num_threads: int, **_: str) -> dict[str, Any]:
-    import torch
-    import transformers
-
-    torch.set_num_threads(num_threads)
-    architectures = transformers.AutoConfig.from_pretrained(path).architectures or ["AutoModel"]
-    model = getattr(transformers, architectures[0]).from_pretrained(path)
-    model.eval()
-
-    def run(batch: Batch) -> Batch:
-        with torch.inference_mode():
-            outputs = model(**{name: torch.from_numpy(array) for name, array in batch.items()})
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
-
-    state["run"] = run
-    return {"version": torch.__version__}
-
-
-def _load_deepsparse(
-    state: dict[str, Any], path: str, num_threads: int, **_: str
-) -> dict[str, Any]:
-    import deepsparse  # type: ignore[import-not-found]  # only where TOOLKIT_DEEPSPARSE_PYTHON is
-    from deepsparse.utils import override_onnx_input_shapes  # type: ignore[import-not-found]
-
-    # It compiles a model for one shape: the timed texts are padded to the longest of them all.
-    timed = [batch["input_ids"].shape for batch in state["batches"]]
-    longest = max(length for _, length in timed)
-    compiled: dict[tuple[int, int], Any] = {}
-
-    def compile_for(batch_size: int, length: int) -> Any:
-        shapes = [[batch_size, length]] * len(state["batches"][0])
-        with override_onnx_input_shapes(path, shapes, inplace=False) as fixed:
-            return deepsparse.compile_model(fixed, batch_size, num_cores=num_threads)
-
-    def run(batch: Batch) -> Batch:
-        batch_size, length = batch["input_ids"].shape
-        shape = (batch_size, longest if (batch_size, length) in timed else length)
-        if shape not in compiled:
-            compiled[shape] = compile_for(*shape)
-        engine = compiled[shape]
-        padding = ((0, 0), (0, shape[1] - length))
-        outputs = engine.run([np.pad(batch[name], padding) for name in engine.input_names])
-        named = zip(engine.output_names, outputs, strict=True)
-        return {
-            name: array[:, :length] if array.shape[:2] == shape else array for name, array in named
-        }
-
-    state["run"] = run
-    run(state["batches"][0])  # compiles; others do that while they load
-    return {"version": deepsparse.__version__}
-
-
-LOADERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "sparse": _load_sparse,
-    "onnxruntime": _load_onnxruntime,
-    "openvino": _load_openvino,
-    "torch": _load_torch,
-    "deepsparse": _load_deepsparse,
 }
 
 

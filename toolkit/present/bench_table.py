@@ -46,7 +46,7 @@ def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> d
         "items/s": f"{entry['items_per_s']:.1f}",
         "tokens/s": f"{entry['tokens_per_s']:.0f}",
     }
-    ratio, first = entry["ratio_to"], config.engine.name.value
+    ratio, first = entry["ratio_to"], config.engine.name
     size = sizes.get("checkpoint" if entry["engine"] == "torch" else "onnx", 0)
     metrics = {
         f"{name} %": f"{value:.2f}"

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UsageError
+from toolkit.measure.engines import ENGINES
 from toolkit.record import root_id, speed_key
 
 Row = dict[str, Any]
 Condition = tuple[str, str, float | str]
 
 DENSE = 0.01  # below this fraction of zeros a model counts as dense: training leaves some by chance
-# What usually runs a BERT comes first: the engine through which the baseline is measured.
-BASELINE_ENGINES = ("onnxruntime", "torch", "openvino", "sparse")
 SETTING = ("batch_size", "seq_len", "lengths", "num_threads", "cpu")
 SIZES = ("checkpoint", "onnx", "packed")
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -201,8 +200,8 @@ def zeros_label(row: Row) -> str:
 
 
 def _usual(engine: str) -> int:
-    """Rank engines by `BASELINE_ENGINES`, unknown ones last."""
-    return [*BASELINE_ENGINES, engine].index(engine)
+    """Rank engines as `ENGINES` does, unknown ones last."""
+    return [*ENGINES, engine].index(engine)
 
 
 def _metrics(run: dict[str, Any], entry: dict[str, Any]) -> Row:
@@ -210,8 +209,8 @@ def _metrics(run: dict[str, Any], entry: dict[str, Any]) -> Row:
     one that is plotted as `metric` and `score`, and the group that can be compared."""
     metrics = dict(entry.get("metrics") or run["metrics"])
     task, examples = metrics.pop("task", None), metrics.pop("num_examples", None)
-    first = "f1" if "exact_match" in metrics else "accuracy"
-    metric = first if first in metrics else next(iter(metrics), None)
+    # The task's main one comes first; toolkit 0.1 wrote SQuAD's in the other order.
+    metric = "f1" if "exact_match" in metrics else next(iter(metrics), None)
     return {
         "group": task or run["model"].get("name") or "unnamed",
         "task": task,

@@ -16,9 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
+from toolkit.files import read_text
+from toolkit.tasks.features import Example, Feature, feature_of, unset
 
-FILES = {"train": "train-v1.1.json", "eval": "dev-v1.1.json"}
+AUTO_CLASS = "AutoModelForQuestionAnswering"
+OUTPUTS = ("start_logits", "end_logits")
+TARGETS = ("start_positions", "end_positions")
+METRICS = ("f1", "exact_match")
 N_BEST_SIZE = 20  # best starts and best ends combined with each other, as in HF's run_qa
 MAX_ANSWER_LENGTH = 30  # tokens, as in HF's run_qa
 # `[CLS] question [SEP] context [SEP]`, as BERT and `<s> question </s></s> context </s>`
@@ -26,14 +32,13 @@ CLS_POSITION = 0
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def read_examples(folder: Path, split: str) -> list[dict[str, Any]]:
-    """Read the official JSON file of one split.
+def read_file(path: Path, task: TaskConfig) -> list[Example]:
+    """Read an official JSON file.
 
     Raises:
         InputError: It is missing, is no JSON (naming the line), or lacks a field (naming where).
     """
-    path = folder / FILES[split]
-    text = read_text(path, f"task=squad with task.data_dir={folder}")
+    text = read_text(path, f"task={task.name} with task.data_dir={task.data_dir}")
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
@@ -72,7 +77,7 @@ def read_examples(folder: Path, split: str) -> list[dict[str, Any]]:
     return examples
 
 
-def from_hub(row: Mapping[str, Any]) -> dict[str, Any]:
+def from_hub(row: Mapping[str, Any], task: TaskConfig) -> Example:
     """Turn a row of the hub data set `rajpurkar/squad` into an example."""
     answers = row["answers"]
     return {
@@ -87,34 +92,29 @@ def from_hub(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode(
-    examples: Sequence[Mapping[str, Any]],
-    tokenizer: Tokenizer,
-    max_length: int,
-    doc_stride: int,
-    training: bool,
-) -> list[dict[str, Any]]:
-    """Cut question and context into windows of at most `max_length` tokens.
+    examples: Sequence[Example], tokenizer: Tokenizer, task: TaskConfig, training: bool
+) -> list[Feature]:
+    """Cut question and context into windows of at most `task.max_length` tokens.
 
-    Only the context is truncated; two neighbouring windows share `doc_stride` tokens of it.
+    Only the context is truncated; two neighbouring windows share `task.doc_stride` tokens of it.
 
     Args:
-        examples: As `read_examples` returns them.
+        examples: As `read_file` returns them.
         tokenizer: Left as it is.
-        max_length: Tokens of a window, the question and special tokens included.
-        doc_stride: Shared tokens of two windows.
+        task: `max_length` counts the question and special tokens, too.
         training: Add `start_positions` and `end_positions`: first and last token of the first
             answer, or of `[CLS]` where the window does not hold all of it. Otherwise add
             `offsets`: per token the (first, past-the-end) characters of the context, None for
             tokens outside it.
 
     Returns:
-        All windows, those of one example together and in order, each with its `example_index`.
+        All windows, those of one example together and in order.
 
     Raises:
         UsageError: A question leaves no room for the stride within `max_length`.
     """
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: settings below stay here
-    tokenizer.no_padding()
+    tokenizer = unset(tokenizer)
+    max_length, doc_stride = task.max_length, task.doc_stride
     features = []
     try:
         tokenizer.enable_truncation(max_length, stride=doc_stride, strategy="only_second")
@@ -133,19 +133,23 @@ def encode(
     for index, (example, first) in enumerate(zip(examples, encodings, strict=True)):
         for window in [first, *first.overflowing]:
             offsets = _context_offsets(window)
-            feature: dict[str, Any] = {
-                "input_ids": window.ids,
-                "attention_mask": window.attention_mask,
-                "token_type_ids": window.type_ids,
-                "example_index": index,
-            }
             if training:
                 start, end = _answer_tokens(offsets, example["answers"][0])
-                feature |= {"start_positions": start, "end_positions": end}
+                targets = {"start_positions": start, "end_positions": end}
+                features.append(feature_of(window, index, **targets))
             else:
-                feature["offsets"] = offsets
-            features.append(feature)
+                features.append(feature_of(window, index, offsets=offsets))
     return features
+
+
+def score(
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+    outputs: Sequence[NDArray[Any]],
+    task: TaskConfig,
+) -> dict[str, float]:
+    """Judge start and end logits (2, at least T) of every window; as `exact_match_and_f1`."""
+    return exact_match_and_f1(examples, best_answers(examples, features, outputs))
 
 
 def best_answers(
@@ -207,7 +211,9 @@ def best_span(
     return float(scores[row, column]), first[0], last[1]
 
 
-def score(examples: Sequence[Mapping[str, Any]], predictions: Sequence[str]) -> dict[str, float]:
+def exact_match_and_f1(
+    examples: Sequence[Mapping[str, Any]], predictions: Sequence[str]
+) -> dict[str, float]:
     """Compute exact match and F1 as the official script does.
 
     Args:
@@ -241,24 +247,6 @@ def normalize(answer: str) -> str:
     """Lower the case, then drop punctuation, articles and superfluous blanks, in this order."""
     text = answer.lower().translate(NO_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def read_text(path: Path, wanted_by: str) -> str:
-    """Read a UTF-8 file.
-
-    Args:
-        path: The file.
-        wanted_by: Who expects it, for the error's sentence.
-
-    Raises:
-        InputError: It is missing, unreadable or no UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{wanted_by} expects the file {path}, but there is none") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
 
 
 def _context_offsets(window: Encoding) -> list[tuple[int, int] | None]:

@@ -1,24 +1,28 @@
 """Loading and saving models, and the sentences about what cannot be loaded."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import configs
 from support.tiny import SMALL, make_model
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, PreTrainedModel
 
 from toolkit.compress.model import (
+    check_task,
     input_names,
     load_checkpoint,
     load_model,
     load_tokenizer,
     save_checkpoint,
 )
-from toolkit.config import ModelConfig, TaskConfig, TaskKind, Weights
+from toolkit.config import ModelConfig, TaskConfig, Weights
 from toolkit.errors import InputError, UsageError
+from toolkit.tasks import KINDS
 
 DEMO = ModelConfig(
     name="demo",
@@ -28,17 +32,8 @@ DEMO = ModelConfig(
 )
 
 
-def task(kind: TaskKind = TaskKind.text_classification, **changes: Any) -> TaskConfig:
-    values: dict[str, Any] = {
-        "path": None,
-        "data_dir": None,
-        "num_labels": 2,
-        "max_length": 16,
-        "doc_stride": 0,
-        "max_train_samples": None,
-        "max_eval_samples": None,
-    }
-    return TaskConfig(name="demo", kind=kind, **(values | changes))
+def task(kind: str = "text_classification", **changes: Any) -> TaskConfig:
+    return replace(configs.task("demo"), kind=kind, **{"max_length": 16} | changes)
 
 
 def local(path: Path | str) -> ModelConfig:
@@ -79,7 +74,7 @@ def test_body_of_another_task(checkpoint: Path, tmp_path: Path) -> None:
     config = BertConfig(**SMALL | {"vocab_size": len(load_tokenizer(DEMO))})
     pretrained = BertForMaskedLM(config)
     save_checkpoint(tmp_path / "mlm", pretrained, load_tokenizer(DEMO))
-    for kind in TaskKind:
+    for kind in KINDS:
         model = load_model(local(tmp_path / "mlm"), task(kind), load_tokenizer(DEMO))
         theirs = pretrained.bert.encoder.state_dict()
         ours = model.base_model.encoder.state_dict()
@@ -115,7 +110,7 @@ def test_other_architectures(checkpoint: Path, tmp_path: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text()) | {"is_decoder": True}
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="is a bert decoder model"):
-        load_checkpoint(checkpoint, task())
+        load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +138,10 @@ def test_missing_weights(checkpoint: Path) -> None:
 
 
 def test_checkpoint_of_another_task(checkpoint: Path) -> None:
-    load_checkpoint(checkpoint, task())
+    model = load_checkpoint(checkpoint)
+    check_task(model, "here", task())
     with pytest.raises(InputError, match="holds a BertForSequenceClassification, but task=demo"):
-        load_checkpoint(checkpoint, task(TaskKind.question_answering))
+        check_task(model, "here", task("question_answering"))
 
 
 def test_max_length() -> None:

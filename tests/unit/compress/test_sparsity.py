@@ -9,18 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support.tiny import FAMILIES, examples_of, make_model, sparsity_config, trainer_for
+from support.tiny import FAMILIES, examples_of, make_model, pruning, trainer_for
 from transformers import TrainerCallback
 
-from toolkit.compress.sparsity import (
-    MASKS_FILE,
-    SparsificationCallback,
-    magnitude_mask,
-    measure_sparsity,
-    prunable_weights,
-    prune_once,
-    sparsity_at,
-)
+from toolkit.compress.sparsity.callback import MASKS_FILE, SparsificationCallback
+from toolkit.compress.sparsity.magnitude import magnitude_mask, prune_once
+from toolkit.compress.sparsity.schedule import sparsity_at
+from toolkit.compress.sparsity.weights import describe, prunable_weights
 from toolkit.errors import InputError, UsageError
 
 
@@ -93,8 +88,8 @@ def test_prunable_weights(family: str) -> None:
 
 
 def test_prune_once_and_measure() -> None:
-    model = prune_once(make_model("bert"), sparsity_config(final_sparsity=0.75))
-    measured = measure_sparsity(model)
+    model = prune_once(make_model("bert"), 0.75)
+    measured = describe("x", model)["sparsity"]
     assert measured["encoder"] == 0.75
     assert {tensor["sparsity"] for tensor in measured["tensors"]} == {0.75}
     zeros = sum(int((p == 0).sum()) for p in model.parameters())
@@ -120,16 +115,13 @@ class Watch(TrainerCallback):
             assert not weight[~mask].any()
             assert not kwargs["optimizer"].state[weight]["exp_avg"][~mask].any()
             assert not kwargs["optimizer"].state[weight]["exp_avg_sq"][~mask].any()
-        self.sparsities.append(measure_sparsity(kwargs["model"])["encoder"])
+        self.sparsities.append(describe("x", kwargs["model"])["sparsity"]["encoder"])
 
 
 def test_training_reaches_the_final_sparsity(tmp_path: Path) -> None:
     """8 steps per epoch, pruning from step 8 to 24, a mask update every 4 steps, 32 steps."""
     model = make_model("bert")
-    config = sparsity_config(
-        final_sparsity=0.75, start_epoch=1.0, end_epoch=3.0, update_frequency=0.5
-    )
-    callback = SparsificationCallback(config)
+    callback = pruning(0.75, start_epoch=1.0, end_epoch=3.0, update_frequency=0.5)
     watch = Watch(callback)
     trainer_for(model, tmp_path, epochs=4, callbacks=[callback, watch]).train()
     wanted = [sparsity_at(step, 8, 24, 0.0, 0.75) for step in range(8, 28, 4)]
@@ -141,9 +133,9 @@ def test_training_reaches_the_final_sparsity(tmp_path: Path) -> None:
 
 def test_pruning_may_end_with_training(tmp_path: Path) -> None:
     model = make_model("bert")
-    config = sparsity_config(final_sparsity=0.9, end_epoch=1.0, block_shape=[1, 4])
-    trainer_for(model, tmp_path, callbacks=[SparsificationCallback(config)]).train()
-    measured = measure_sparsity(model)
+    callback = pruning(final_sparsity=0.9, end_epoch=1.0, block_shape=(1, 4))
+    trainer_for(model, tmp_path, callbacks=[callback]).train()
+    measured = describe("x", model)["sparsity"]
     assert {t["sparsity"] for t in measured["tensors"]} == {
         round(0.9 * t["shape"][0] * t["shape"][1] / 4) * 4 / (t["shape"][0] * t["shape"][1])
         for t in measured["tensors"]
@@ -151,17 +143,17 @@ def test_pruning_may_end_with_training(tmp_path: Path) -> None:
 
 
 def test_pruned_checkpoint_stays_pruned(tmp_path: Path) -> None:
-    model = prune_once(make_model("bert"), sparsity_config(final_sparsity=0.5))
+    model = prune_once(make_model("bert"), 0.5)
     zeros = {name: weight == 0 for name, weight in prunable_weights(model).items()}
-    config = sparsity_config(initial_sparsity=0.5, final_sparsity=0.5, end_epoch=0.0)
-    trainer_for(model, tmp_path, callbacks=[SparsificationCallback(config)]).train()
+    callback = pruning(initial_sparsity=0.5, final_sparsity=0.5, end_epoch=0.0)
+    trainer_for(model, tmp_path, callbacks=[callback]).train()
     for name, weight in prunable_weights(model).items():
         assert torch.equal(weight == 0, zeros[name])
 
 
 def test_clipping_sees_masked_gradients(tmp_path: Path) -> None:
     """What is left of the gradients has the whole norm that clipping allows."""
-    callback = SparsificationCallback(sparsity_config(final_sparsity=0.95, end_epoch=0.0))
+    callback = pruning(0.95, end_epoch=0.0)
     norms: list[float] = []
 
     class Norm(TrainerCallback):
@@ -181,7 +173,7 @@ def test_clipping_sees_masked_gradients(tmp_path: Path) -> None:
 
 
 def test_too_short_run_is_refused(tmp_path: Path) -> None:
-    callback = SparsificationCallback(sparsity_config(final_sparsity=0.8, end_epoch=2.0))
+    callback = pruning(0.8, end_epoch=2.0)
     trainer = trainer_for(make_model("bert"), tmp_path, callbacks=[callback])
     with pytest.raises(UsageError, match=r"sparsity\.end_epoch=2\.0, but training"):
         trainer.train()
@@ -192,12 +184,12 @@ def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
 
     def run(folder: Path, stop_at: int | None, resume: str | None) -> dict[str, torch.Tensor]:
         model = make_model("bert", dropout=0.1)
-        config = sparsity_config(final_sparsity=0.8, end_epoch=1.5, update_frequency=0.25)
+        callback = pruning(final_sparsity=0.8, end_epoch=1.5, update_frequency=0.25)
         trainer = trainer_for(
             model,
             folder,
             epochs=2,
-            callbacks=[SparsificationCallback(config), *([Stop(stop_at)] if stop_at else [])],
+            callbacks=[callback, *([Stop(stop_at)] if stop_at else [])],
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             save_strategy="steps",
@@ -233,7 +225,7 @@ def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
 
     def run(batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
         model = make_model("bert")
-        callback = SparsificationCallback(sparsity_config(final_sparsity=0.5, end_epoch=0.5))
+        callback = pruning(0.5, end_epoch=0.5)
         trainer_for(
             model,
             tmp_path / str(batch_size),

@@ -1,17 +1,19 @@
 """The distillation loss against float64, and the Trainer that computes it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support import configs
 from support.tiny import examples_of, make_model, trainer_for
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
 
 from toolkit.compress.model import load_tokenizer, save_checkpoint
 from toolkit.compress.teacher import DistillationTrainer, distillation_loss, load_teacher
-from toolkit.config import ModelConfig, TaskConfig, TaskKind, TeacherConfig, TeacherKind, Weights
+from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
 from toolkit.errors import InputError
 from toolkit.tasks import demo
 
@@ -140,17 +142,7 @@ def test_distilbert_learns_from_bert(tmp_path: Path) -> None:
 
 
 def task(num_labels: int = 2) -> TaskConfig:
-    return TaskConfig(
-        name="demo",
-        kind=TaskKind.text_classification,
-        path=None,
-        data_dir=None,
-        num_labels=num_labels,
-        max_length=16,
-        doc_stride=0,
-        max_train_samples=None,
-        max_eval_samples=None,
-    )
+    return replace(configs.task("demo"), num_labels=num_labels, max_length=16)
 
 
 def teacher_config(kind: TeacherKind, path: Path | None = None) -> TeacherConfig:

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.plans import make_plan
+from support.plans import REASON, make_engine, make_inputs, make_plan, mask_of
 
-from cython_kernels import _kernels, reference
+from cython_kernels import _kernels
 from toolkit.engine import engine as engine_module
-from toolkit.engine import packing
+from toolkit.engine import packing, reference
 from toolkit.engine.engine import Engine, find_isa
 from toolkit.engine.plan import LayerNorm, Linear, Plan
 from toolkit.errors import InputError
@@ -29,7 +29,6 @@ Array = NDArray[Any]
 Inputs = dict[str, Array]
 
 ISAS = _kernels.available_isas()
-REASON = "the test says so"
 
 PLANS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -44,42 +43,6 @@ PLANS: dict[str, dict[str, Any]] = {
     "no_mask": {"inputs": ("input_ids",), "num_types": 0},
     "classifier": {"first_token_only": True},
 }  # fmt: skip
-
-
-def make_engine(num_threads: int = 2, isa: str = ISAS[0], **sizes: Any) -> Engine:
-    return Engine(make_plan(**sizes), num_threads, REASON, isa)
-
-
-def mask_of(kind: str, batch: int, length: int, seed: int) -> Array:
-    """(B, T) of 0 and 1, no row without a 1."""
-    rng = np.random.default_rng(seed)
-    if kind == "full":
-        return np.ones((batch, length), np.int64)
-    counts = rng.integers(1, length + 1, batch)
-    counts[0] = length
-    right = (np.arange(length) < counts[:, None]).astype(np.int64)
-    if kind == "right":
-        return right
-    if kind == "left":
-        return right[:, ::-1].copy()
-    holes = (rng.random((batch, length)) < 0.6).astype(np.int64)
-    holes[np.arange(batch), rng.integers(0, length, batch)] = 1
-    return holes
-
-
-def make_inputs(plan: Plan, mask: Array, dtype: type = np.int64, seed: int = 0) -> Inputs:
-    """Token ids of any value; where RoBERTa's mask is 0 the id is the padding id."""
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, len(plan.embeddings.word), mask.shape)
-    if plan.embeddings.padding_id is not None:
-        ids = np.where(mask == 0, plan.embeddings.padding_id, ids)
-    types = plan.embeddings.token_type
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "token_type_ids": rng.integers(0, 1 if types is None else len(types), mask.shape),
-    }
-    return {name: inputs[name].astype(dtype) for name in plan.inputs}
 
 
 def assert_is_close(
@@ -284,9 +247,8 @@ def test_many_threads_share_engines() -> None:
 
 
 def run_script(script: str, **env: str) -> str:
-    """Run Python code that finds `plans` and this module; return what it prints."""
-    tests = Path(__file__).resolve().parent.parent
-    path = os.pathsep.join([str(tests), str(tests / "unit"), *_python_path()])
+    """Run Python code that finds `support`; return what it prints."""
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *_python_path()])
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": path} | env,
@@ -305,7 +267,7 @@ def _python_path() -> list[str]:
 
 SETUP = """
 import os
-from test_engine import make_engine, make_inputs, make_plan, mask_of
+from support.plans import make_engine, make_inputs, make_plan, mask_of
 engine, plan = make_engine(2), make_plan()
 few, many = (make_inputs(plan, mask_of("right", batch, 30, 1)) for batch in (1, 20))
 """
@@ -568,7 +530,7 @@ if ctypes.CDLL(None).prctl(PR_SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0):
     sys.exit(print("cannot forbid"))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    from test_engine import make_engine, make_inputs, make_plan, mask_of
+    from support.plans import make_engine, make_inputs, make_plan, mask_of
     engine = make_engine(1)
 print(any("forbids executable memory" in str(w.message) for w in caught))
 print("generated" in engine.explain())

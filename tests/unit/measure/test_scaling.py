@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from toolkit import scaling as command
 from toolkit.measure import scaling
 from toolkit.measure.scaling import (
     Case,
@@ -89,7 +90,7 @@ def test_the_whole_program(
     for name, value in {"HIDDEN": 48, "HEADS": 3, "INNER": 64, "VOCABULARY": 30}.items():
         monkeypatch.setattr(scaling, name, value)
     monkeypatch.setattr(scaling, "CALLS_S", 0.0)
-    scaling.main([str(tmp_path / "out"), "--quick", "--rounds", "1"])
+    command.main([str(tmp_path / "out"), "--quick", "--rounds", "1"])
     result = json.loads((tmp_path / "out" / "scaling.json").read_text())
     assert result["machine"]["cpu"]
     assert {line["field"] for line in result["lines"]} == set(Case._fields)

@@ -1,24 +1,27 @@
 """Windows, answers and the official score, checked against independent computations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support import configs
 from tokenizers import Tokenizer
 
+from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
 from toolkit.tasks import demo
 from toolkit.tasks.question_answering import (
     best_answers,
     best_span,
     encode,
+    exact_match_and_f1,
     f1_score,
     from_hub,
     normalize,
-    read_examples,
-    score,
+    read_file,
 )
 
 CONTEXT = "so the soup was good and the bread was very bad but the fish is never dull"
@@ -28,6 +31,11 @@ EXAMPLE = {
     "context": CONTEXT,
     "answers": [{"text": "very bad", "answer_start": CONTEXT.index("very bad")}],
 }
+
+
+def task(max_length: int = 384, doc_stride: int = 128) -> TaskConfig:
+    squad = configs.task("squad")
+    return replace(squad, data_dir="here", max_length=max_length, doc_stride=doc_stride)
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 def test_read(tmp_path: Path) -> None:
     (tmp_path / "dev-v1.1.json").write_text(json.dumps(document()))
-    assert read_examples(tmp_path, "eval") == [
+    assert read_file(tmp_path / "dev-v1.1.json", task()) == [
         {
             "id": "1",
             "question": "why ?",
@@ -65,18 +73,18 @@ def test_read(tmp_path: Path) -> None:
 def test_read_broken(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "dev-v1.1.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        read_examples(tmp_path, "eval")
+        read_file(tmp_path / "dev-v1.1.json", task())
 
 
 def test_read_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expects the file .*train-v1\.1\.json"):
-        read_examples(tmp_path, "train")
+        read_file(tmp_path / "train-v1.1.json", task())
 
 
 def test_hub_row() -> None:
     row = {k: EXAMPLE[k] for k in ("id", "question", "context")}
     answers = {"text": ["a", "b"], "answer_start": [1, 2]}
-    assert from_hub(row | {"answers": answers, "title": "t"})["answers"] == [
+    assert from_hub(row | {"answers": answers, "title": "t"}, task())["answers"] == [
         {"text": "a", "answer_start": 1},
         {"text": "b", "answer_start": 2},
     ]
@@ -84,7 +92,7 @@ def test_hub_row() -> None:
 
 def test_windows_cover_the_context(tokenizer: Tokenizer) -> None:
     """Each has the whole question; two neighbours share `doc_stride` tokens; nothing is lost."""
-    windows = encode([EXAMPLE], tokenizer, max_length=16, doc_stride=3, training=False)
+    windows = encode([EXAMPLE], tokenizer, task(16, 3), training=False)
     question = tokenizer.encode("was the fish dull ?").ids
     words = CONTEXT.split()
     seen: list[str] = []
@@ -101,7 +109,7 @@ def test_windows_cover_the_context(tokenizer: Tokenizer) -> None:
 
 def test_answer_positions(tokenizer: Tokenizer) -> None:
     """A window that holds the whole answer points at it, any other at `[CLS]`."""
-    windows = encode([EXAMPLE], tokenizer, max_length=16, doc_stride=3, training=True)
+    windows = encode([EXAMPLE], tokenizer, task(16, 3), training=True)
     texts = [tokenizer.decode(window["input_ids"]) for window in windows]
     assert 0 < sum("very bad" in text for text in texts) < len(texts)
     for window, text in zip(windows, texts, strict=True):
@@ -114,7 +122,7 @@ def test_answer_positions(tokenizer: Tokenizer) -> None:
 
 def test_no_room_for_the_context(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="leaves no room for a context window"):
-        encode([EXAMPLE], tokenizer, max_length=9, doc_stride=8, training=True)
+        encode([EXAMPLE], tokenizer, task(9, 8), training=True)
 
 
 def one_hot(length: int, starts: dict[int, float], ends: dict[int, float]) -> Any:
@@ -127,7 +135,7 @@ def one_hot(length: int, starts: dict[int, float], ends: dict[int, float]) -> An
 
 def test_best_answer_over_windows(tokenizer: Tokenizer) -> None:
     examples = [EXAMPLE, EXAMPLE | {"id": "2"}]
-    windows = encode(examples, tokenizer, max_length=16, doc_stride=3, training=False)
+    windows = encode(examples, tokenizer, task(16, 3), training=False)
     outputs = [np.zeros((2, 16), dtype=np.float32) for _ in windows]
     mine = [number for number, window in enumerate(windows) if window["example_index"] == 0]
     outputs[mine[0]] = one_hot(16, {8: 5.0}, {9: 5.0})
@@ -173,7 +181,7 @@ def test_best_span_equals_the_loops(tokenizer: Tokenizer) -> None:
 
 
 def test_nothing_allowed_is_empty(tokenizer: Tokenizer) -> None:
-    windows = encode([EXAMPLE], tokenizer, max_length=64, doc_stride=3, training=False)
+    windows = encode([EXAMPLE], tokenizer, task(64, 3), training=False)
     logits = np.zeros((2, len(windows[0]["offsets"])), dtype=np.float32)
     logits[:, :7] = 9.0  # the question takes most places among the best
     logits[0, -2], logits[1, 8] = 8.0, 8.0
@@ -201,17 +209,19 @@ def test_normalize() -> None:
 def test_score_takes_the_best_gold_and_counts_every_question() -> None:
     golds = [{"text": "good soup", "answer_start": 0}, {"text": "soup", "answer_start": 5}]
     examples = [{"answers": golds}, {"answers": golds[:1]}]
-    assert score(examples, ["the soup", "empty"]) == {"exact_match": 50.0, "f1": 50.0}
-    assert score(examples, ["soup", "soup"])["f1"] == pytest.approx((100 + 200 / 3) / 2)
+    assert exact_match_and_f1(examples, ["the soup", "empty"]) == {"exact_match": 50.0, "f1": 50.0}
+    assert exact_match_and_f1(examples, ["soup", "soup"])["f1"] == pytest.approx(
+        (100 + 200 / 3) / 2
+    )
 
 
 def test_real_dev_set(data_dir: Path) -> None:
     """All 10,570 questions; a gold answer scores 100, but for "The", of which nothing is left."""
-    examples = read_examples(data_dir / "squad", "eval")
+    examples = read_file(data_dir / "squad" / "dev-v1.1.json", task())
     assert len(examples) == 10_570
     golds = [example["answers"][-1]["text"] for example in examples]
     empty = sum(not normalize(gold) for gold in golds)
-    found = score(examples, golds)
+    found = exact_match_and_f1(examples, golds)
     assert found["exact_match"] == 100.0
     assert found["f1"] == pytest.approx(100 * (1 - empty / 10_570))
     for example in examples[::500]:

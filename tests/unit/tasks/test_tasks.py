@@ -1,38 +1,24 @@
 """Examples from files, features, batches, metrics; and the sentences about what is wrong."""
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support import configs
 
-from toolkit.config import TaskConfig, TaskKind
+from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
-from toolkit.tasks import (
-    collate,
-    demo,
-    encode,
-    evaluate,
-    load_examples,
-    load_tokenizer,
-    main_metric,
-)
+from toolkit.tasks import demo, encode, evaluate, load_examples, main_metric
+from toolkit.tasks.features import collate, load_tokenizer
 
 
 def task(name: str = "sst2", **changes: Any) -> TaskConfig:
-    values: dict[str, Any] = {
-        "kind": TaskKind.text_classification,
-        "path": None,
-        "data_dir": None,
-        "num_labels": 2,
-        "max_length": 16,
-        "doc_stride": 0,
-        "max_train_samples": None,
-        "max_eval_samples": None,
-    }
-    return TaskConfig(name=name, **(values | changes))
+    return replace(configs.task(name), max_length=16, **changes)
 
 
 def write_tsv(folder: Path, text: str, name: str = "dev.tsv") -> str:
@@ -63,7 +49,7 @@ def test_mrpc(tmp_path: Path) -> None:
     [
         ("text\tlabel\n", r"dev\.tsv, line 1: expected the column 'sentence'"),
         ("sentence\tlabel\na\t1\nb\n", r"dev\.tsv, line 3: expected 2 tab-separated .* found 1"),
-        ("sentence\tlabel\na\t2\n", r"dev\.tsv, line 2: expected a label from 0 to 1 .* '2'"),
+        ("sentence\tlabel\na\t2\n", r"dev\.tsv, line 2: expected a label, 0 or 1, .* '2'"),
         ("sentence\tlabel\n", "has no examples in split 'eval'"),
     ],
 )
@@ -81,9 +67,17 @@ def test_missing_and_undecodable_files(tmp_path: Path) -> None:
         load_examples(task(data_dir=str(tmp_path)), "eval", 0)
 
 
-def test_unknown_task() -> None:
-    with pytest.raises(UsageError, match="must be one of demo, squad, sst2, mrpc; got 'cola'"):
-        load_examples(task("cola"), "eval", 0)
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"kind": "cola"}, "task.kind must be one of question_answering, text_classification; got"),
+        ({"metrics": ["rouge"]}, "must be among accuracy, f1, mcc; got 'rouge'"),
+        ({"path": None}, "task=sst2 needs task.path"),
+    ],
+)
+def test_impossible_tasks(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        load_examples(task(**changes), "eval", 0)
 
 
 def test_hub_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +118,7 @@ def test_encode_and_collate() -> None:
     assert tokenizer.padding["length"] == 12
     assert tokenizer.truncation is None
 
-    batch = collate(features, pad_id=3)
+    batch = collate(features, pad_id=3, targets=["labels"])
     assert {name: array.shape for name, array in batch.items()} == {
         "input_ids": (2, 16),
         "attention_mask": (2, 16),
@@ -150,7 +144,7 @@ def test_metrics() -> None:
         "f1": pytest.approx(200 / 3),
     }
     assert main_metric(task()) == "accuracy"
-    assert main_metric(task("squad", kind=TaskKind.question_answering)) == "f1"
+    assert main_metric(task("squad")) == "f1"
     with pytest.raises(ValueError, match="expected 5 outputs"):
         evaluate(task(), examples, features, logits[:4])
 

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
+from toolkit.measure.engines import ENGINES
 from toolkit.present.results import Row, groups, labelled, zeros_label
 
 # Okabe and Ito 2008, https://jfly.uni-koeln.de/color: told apart with any colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-STYLES = {
-    "sparse": ("o", "-"), "onnxruntime": ("s", "--"), "openvino": ("^", "-."), "torch": ("D", ":"),
-    "deepsparse": ("v", "-"),
+MARKERS = {
+    "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v",
 }  # fmt: skip
 LOG_FROM = 4.0  # a range of speeds wider than this is drawn on a logarithmic axis
 DPI = 150
@@ -79,10 +79,11 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], title: str, colours: dict[int, 
         solid_joinstyle="round", label="Pareto front",
     )  # fmt: skip
     for curve in _curves(rows):
-        marker, line = STYLES.get(curve[0]["engine"], ("v", "-"))
+        engine = ENGINES.get(curve[0]["engine"])
+        marker, dash = (engine.marker, engine.dash) if engine else ("triangle-down", (1, 1))
         axes.plot(
-            *_xy(curve), marker=marker, linestyle=line, color=colours[curve[0]["layers"] or 0],
-            markersize=6, linewidth=1.5, zorder=3,
+            *_xy(curve), marker=MARKERS[marker], linestyle=(0, dash) if dash else "-",
+            color=colours[curve[0]["layers"] or 0], markersize=6, linewidth=1.5, zorder=3,
             label=f"{curve[0]['layers'] or '?'} layers, {curve[0]['engine']}",
         )  # fmt: skip
     baseline = next((row for row in rows if row["baseline"]), None)

@@ -4,8 +4,8 @@ import random
 from pathlib import Path
 
 import pytest
+from support.graphs import Case, Export
 
-from .conftest import Case, Export
 from .fuzz_graph import check, damage
 
 
@@ -17,7 +17,7 @@ def test_a_damaged_file_is_refused_or_runs(export_case: Export, tmp_path: Path) 
     "name", ["bert-text-classification-O2", "distilbert-question-answering-O3"]
 )
 def test_a_damaged_file_of_fused_operators_is_refused_or_runs(name: str, tmp_path: Path) -> None:
-    folder = Path(__file__).parents[1] / "data" / "optimum"
+    folder = Path(__file__).parents[3] / "data" / "optimum"
     damaged_is_refused_or_runs((folder / f"{name}.onnx").read_bytes(), tmp_path / "model.onnx")
 
 

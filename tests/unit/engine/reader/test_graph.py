@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.graphs import Case
+from support.graphs import Case, Export
 
 from toolkit.engine import reference
 from toolkit.engine.plan import Plan
@@ -51,7 +51,6 @@ CASES = [
 SIMPLE = Case("bert", "seq", opset=14)
 
 Edit = Callable[[onnx.ModelProto], None]
-Export = Callable[[Case], Path]
 
 
 def sample(plan: Plan, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -10,15 +10,14 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.graphs import Case
+from support.graphs import Case, Export
 
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
 
-from .conftest import Export
 from .test_graph import change, edited, refused, refused_or_equal
 
-FILES = sorted((Path(__file__).parents[1] / "data" / "optimum").glob("*.onnx"))
+FILES = sorted((Path(__file__).parents[3] / "data" / "optimum").glob("*.onnx"))
 BERT = next(path for path in FILES if path.stem == "bert-text-classification-O2")
 DISTILBERT = next(path for path in FILES if path.stem == "distilbert-question-answering-O3")
 SHAPES = ((1, 1), (2, 8), (4, 17), (4, 40))

@@ -1,12 +1,9 @@
 """Fixtures of the unit tests."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.graphs import Case, write_case
-
-Export = Callable[[Case], Path]
+from support.graphs import Case, Export, write_case
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,4 @@
-"""Gradual magnitude pruning: schedule and mask as pure functions, then the Trainer's callback.
-
-A mask is 1 where a weight is kept. `sparsity` is a fraction of zeros in [0, 1).
-"""
+"""The Trainer's callback: prunes as scheduled, keeps pruned weights at zero, survives a resume."""
 
 import math
 from pathlib import Path
@@ -9,132 +6,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
-from toolkit.compress.depth import encoder_layers
+from toolkit.compress.sparsity.magnitude import magnitude_mask
+from toolkit.compress.sparsity.schedule import sparsity_at
+from toolkit.compress.sparsity.weights import prunable_weights
 from toolkit.config import SparsityConfig
 from toolkit.errors import InputError, UsageError
+from toolkit.files import new_file
 
 MASKS_FILE = "masks.safetensors"
-
-
-def sparsity_at(
-    time: float, start: float, end: float, initial_sparsity: float, final_sparsity: float
-) -> float:
-    """Compute the sparsity that the cubic schedule asks for: fast at first, then ever slower.
-
-    `s_f + (s_i - s_f) (1 - t)³` with t rising from 0 to 1 between `start` and `end`.
-
-    Args:
-        time: In steps or epochs, as `start` and `end`.
-        start: Before it nothing is pruned.
-        end: From here on it is exactly `final_sparsity`; not before `start`.
-        initial_sparsity: At `start`, in [0, 1).
-        final_sparsity: In [0, 1).
-
-    Returns:
-        A fraction of zeros in [0, 1).
-
-    Source: Zhu and Gupta 2017, "To prune, or not to prune", equation 1.
-    """
-    if time < start:
-        return 0.0
-    if time >= end:
-        return final_sparsity
-    remaining = 1.0 - (time - start) / (end - start)
-    return final_sparsity + (initial_sparsity - final_sparsity) * remaining**3
-
-
-def magnitude_mask(
-    weight: torch.Tensor, sparsity: float, block_shape: tuple[int, int]
-) -> torch.Tensor:
-    """Keep the blocks with the largest sums of magnitudes.
-
-    Exactly `round(sparsity · blocks)` blocks are dropped; among equals those that come first.
-
-    Args:
-        weight: (N, K), any float type; N outputs, K inputs.
-        sparsity: Fraction of blocks to drop, in [0, 1].
-        block_shape: (n, k), which must divide (N, K); (1, 1) is unstructured.
-
-    Returns:
-        (N, K) bool, True where kept.
-
-    Raises:
-        UsageError: The blocks do not divide the weight.
-    """
-    rows, columns = weight.shape
-    n, k = block_shape
-    if rows % n or columns % k:
-        raise UsageError(
-            f"sparsity.block_shape={[n, k]} must divide every pruned weight; one is "
-            f"{rows} x {columns}"
-        )
-    scores = weight.detach().abs().float()
-    scores = scores.reshape(rows // n, n, columns // k, k).sum(dim=(1, 3))  # (N / n, K / k)
-    keep = _all_but_smallest(scores.flatten(), round(sparsity * scores.numel())).reshape(
-        scores.shape
-    )
-    return keep.repeat_interleave(n, 0).repeat_interleave(k, 1)
-
-
-def prunable_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Name the weights that are pruned: the six linear ones of each encoder layer.
-
-    Query, key, value, attention output, intermediate and output, whatever the architecture calls
-    them. Never embeddings, pooler, LayerNorm, biases or the task's head.
-
-    Returns:
-        Parameters by their names in `state_dict()`, in its order; each (N, K).
-    """
-    layers = encoder_layers(model)
-    linear = {
-        id(module.weight)
-        for layer in layers
-        for module in layer.modules()
-        if isinstance(module, nn.Linear)
-    }
-    weights = {name: value for name, value in model.named_parameters() if id(value) in linear}
-    assert len(weights) == 6 * len(layers), f"{len(weights)} linear weights in {len(layers)} layers"
-    return weights
-
-
-def prune_once(model: PreTrainedModel, sparsity: SparsityConfig) -> PreTrainedModel:
-    """Set the smallest weights to zero, at the final sparsity, without any training.
-
-    Returns:
-        The same model.
-    """
-    n, k = sparsity.block_shape
-    for weight in prunable_weights(model).values():
-        mask = magnitude_mask(weight, sparsity.final_sparsity, (n, k))
-        weight.data.masked_fill_(~mask, 0.0)
-    return model
-
-
-def measure_sparsity(model: PreTrainedModel) -> dict[str, Any]:
-    """Count the zeros, for `record.json`.
-
-    Returns:
-        `encoder` (over the prunable weights), `whole_model` (over all parameters), and `tensors`:
-        name, shape and sparsity of each prunable weight.
-    """
-    weights = prunable_weights(model)
-    zeros = {name: _zeros(weight) for name, weight in weights.items()}
-    parameters = list(model.parameters())
-    return {
-        "encoder": sum(zeros.values()) / sum(weight.numel() for weight in weights.values()),
-        "whole_model": sum(map(_zeros, parameters)) / sum(p.numel() for p in parameters),
-        "tensors": [
-            {
-                "name": name,
-                "shape": list(weight.shape),
-                "sparsity": zeros[name] / weight.numel(),
-            }
-            for name, weight in weights.items()
-        ],
-    }
 
 
 class SparsificationCallback(TrainerCallback):
@@ -143,10 +24,40 @@ class SparsificationCallback(TrainerCallback):
     Works with gradient accumulation, mixed precision and DDP, where every process computes the same
     masks from the same weights. A checkpoint of the Trainer holds the masks, so that training
     resumed from it goes on exactly as if it had never stopped.
+
+    Args:
+        final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1).
+        initial_sparsity: Fraction of zeros at `start_epoch`, in [0, 1).
+        start_epoch: Epoch at which pruning starts, >= 0.
+        end_epoch: Epoch at which the final sparsity is reached, >= `start_epoch`.
+        update_frequency: Epochs between two mask updates, > 0.
+        block_shape: (rows, columns) of the blocks that are kept or dropped together.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Source: the defaults are those of Neural Magic's recipes (2021), as in conf/sparsity/dense.yaml.
     """
 
-    def __init__(self, sparsity: SparsityConfig) -> None:
-        self.sparsity = sparsity
+    def __init__(
+        self,
+        *,
+        final_sparsity: float,
+        initial_sparsity: float = 0.0,
+        start_epoch: float = 2.0,
+        end_epoch: float = 20.0,
+        update_frequency: float = 0.01,
+        block_shape: tuple[int, int] = (1, 1),
+    ) -> None:
+        self.sparsity = SparsityConfig(  # which checks the ranges
+            name="",
+            final_sparsity=final_sparsity,
+            initial_sparsity=initial_sparsity,
+            start_epoch=start_epoch,
+            end_epoch=end_epoch,
+            update_frequency=update_frequency,
+            block_shape=list(block_shape),
+        )
         self.masks: dict[str, torch.Tensor] = {}  # True where kept; empty before the first step
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -212,10 +123,8 @@ class SparsificationCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the masks into the Trainer's checkpoint; none yet is an empty file."""
         if state.is_world_process_zero:
-            path = _masks_path(args, state)
-            partial = path.with_suffix(".partial")
-            save_file(self.masks, partial)
-            partial.replace(path)
+            with new_file(_masks_path(args, state)) as temporary:
+                save_file(self.masks, temporary)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave no hooks behind."""
@@ -261,21 +170,3 @@ def _refuse_sharding(args: Any) -> None:
             f"pruning needs whole weights in every process, but {kind} shards them: use DDP "
             "(torchrun or accelerate without FSDP and DeepSpeed), or train without sparsity"
         )
-
-
-def _zeros(weight: torch.Tensor) -> int:
-    return weight.numel() - int(torch.count_nonzero(weight))
-
-
-def _all_but_smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Mark all but the `count` smallest scores (M,); a selection, ten times as fast as a sort.
-
-    Of equal scores those that come first go, so that every process finds the same mask.
-    """
-    if count == 0:
-        return torch.ones_like(scores, dtype=torch.bool)
-    limit = torch.kthvalue(scores, count).values
-    keep = ~(scores < limit)  # a NaN stays, to be seen
-    equal = torch.nonzero(scores == limit).flatten()
-    keep[equal[: count - int((scores < limit).sum())]] = False
-    return keep

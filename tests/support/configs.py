@@ -1,0 +1,31 @@
+"""Configurations from the real YAML, as the command composes them, without its process."""
+
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+
+import toolkit.config
+from toolkit.cli import COMMANDS
+from toolkit.config import TaskConfig
+from toolkit.overrides import convert, rewrite
+
+ROOTS = {verb: getattr(toolkit.config, name) for verb, name in COMMANDS.items()}
+
+
+def compose(verb: str, *overrides: str) -> Any:
+    """Compose and convert what the command line would, into `output_dir` x."""
+    for name, root in ROOTS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=root)
+    GlobalHydra.instance().clear()
+    args = [arg for arg in rewrite(verb, overrides) if not arg.startswith("hydra.")]
+    with hydra.initialize_config_module("toolkit.conf", version_base="1.3"):
+        return convert(verb, ROOTS[verb], hydra.compose(verb, [*args, "output_dir=x"]))
+
+
+def task(name: str, *overrides: str) -> TaskConfig:
+    """Compose one task's options; `overrides` without their `task.`."""
+    found = compose("train", f"task={name}", *(f"task.{override}" for override in overrides)).task
+    assert isinstance(found, TaskConfig)
+    return found

@@ -1,0 +1,123 @@
+"""What a run directory holds, and how an interrupted run goes on in it."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from toolkit.compress.sparsity.callback import MASKS_FILE
+from toolkit.config import TrainRoot
+from toolkit.errors import InputError, UsageError
+from toolkit.files import write_text
+from toolkit.record import plain
+
+# What `resume=true` may change: nothing of it touches the weights.
+NOT_COMPARED = ("bench", "engine", "export", "min_accuracy", "output_dir", "resume", "then")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What Rust (safetensors) and C++ (torch.save) make of these.
+FULL_DISK_TEXTS = ("No space left", "quota exceeded", "File too large", "failed writing file")
+
+
+def is_finished(config: TrainRoot, output: Path) -> bool:
+    """Tell whether the run directory holds this run, finished; refuse to overwrite any other.
+
+    Raises:
+        UsageError: The directory holds a run, and `resume` is not set; or, with it, an unfinished
+            run of another configuration.
+    """
+    # Every process of DDP finds the same: none writes before all have met in TrainingArguments.
+    is_done, state = (output / "record.json").is_file(), output / "trainer" / "config.json"
+    if not config.resume and (is_done or state.is_file()):
+        raise UsageError(
+            f"output_dir={output} already holds {'a finished' if is_done else 'an interrupted'} "
+            "run: continue it with resume=true, or choose another output_dir"
+        )
+    if is_done:
+        say(f"{output} holds the finished run; it is not trained again")
+    elif state.is_file():
+        before, now = json.loads(state.read_text(encoding="utf-8")), compared(config)
+        changed = sorted(
+            key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
+        )
+        if changed:
+            raise UsageError(
+                f"resume=true continues the run in {output} only with its own configuration; "
+                f"changed are {', '.join(changed)} ({changed[0]} was {before.get(changed[0])})"
+            )
+    return is_done
+
+
+def prepare(config: TrainRoot, output: Path) -> str | None:
+    """Note the configuration for a later `resume=true`; return the checkpoint to continue from."""
+    folder = output / "trainer"
+    if not config.resume:
+        checkpoint = None
+    else:
+        checkpoint = last_checkpoint(folder, has_masks=config.sparsity.final_sparsity > 0)
+    if is_first_process():
+        write_text(folder / "config.json", json.dumps(compared(config), indent=1))
+    if config.resume:
+        say(f"continuing from {checkpoint}" if checkpoint else "nothing to resume: starting")
+    return str(checkpoint) if checkpoint else None
+
+
+def last_checkpoint(folder: Path, has_masks: bool) -> Path | None:
+    """Find the latest complete checkpoint of the Trainer; what it writes last is there."""
+    last_files = ["trainer_state.json"] + [MASKS_FILE] * has_masks
+    complete = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if all((path / name).is_file() for name in last_files)
+    ]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+@contextmanager
+def explain_full_disk(output: Path) -> Iterator[None]:
+    """Turn the various errors of a full disk into one sentence.
+
+    Raises:
+        InputError: Writing failed for lack of space.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        is_full = getattr(error, "errno", None) in FULL_DISK
+        if not is_full and not any(text in str(error) for text in FULL_DISK_TEXTS):
+            raise
+        raise InputError(
+            f"cannot write to {output}, the disk is full ({error}): make room, then continue with "
+            "resume=true and the same output_dir"
+        ) from error
+
+
+def compared(config: TrainRoot) -> dict[str, str]:
+    """Flatten what makes the weights: dotted names and their values as text."""
+    return dict(_flat(plain(asdict(config)), ""))
+
+
+def is_first_process() -> bool:
+    """Tell whether this process writes: the only one, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(sentence: str) -> None:
+    """Print once, however many processes train."""
+    if is_first_process():
+        print(sentence, flush=True)
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if prefix == "" and key in NOT_COMPARED:
+            continue
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)

@@ -1,0 +1,133 @@
+"""The Trainer of a run: its arguments, its data, and what it is judged by."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from toolkit.compress.model import input_names
+from toolkit.compress.sparsity.callback import SparsificationCallback
+from toolkit.compress.teacher import DistillationTrainer
+from toolkit.config import TrainRoot
+from toolkit.errors import UsageError, nearest
+from toolkit.tasks import encode, evaluate, kind_of, load_examples
+from toolkit.tasks.features import collate
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits of a task, as text and as model inputs."""
+
+    train: list[dict[str, Any]]
+    examples: list[dict[str, Any]]  # of evaluation
+    features: list[dict[str, Any]]  # of evaluation
+
+
+def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
+    """Turn `trainer` into TrainingArguments.
+
+    Raises:
+        UsageError: A key is unknown or decided elsewhere, or a value is refused.
+    """
+    valid = [field.name for field in fields(TrainingArguments) if field.init]
+    for key in config.trainer:
+        if key not in valid:
+            raise UsageError(f"trainer has no key '{key}'; {nearest(key, valid)}")
+        if key in ("output_dir", "seed", "remove_unused_columns"):
+            raise UsageError(f"trainer.{key} cannot be set: the toolkit decides it")
+    defaults = {
+        "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU torch warns
+        "use_cpu": not torch.accelerator.is_available(),  # or bf16 is refused on a CPU that has it
+    }
+    try:
+        return TrainingArguments(
+            **(defaults | config.trainer),
+            output_dir=str(output / "trainer"),
+            seed=config.seed,
+            # A teacher may take inputs that the student does not.
+            remove_unused_columns=False,
+        )
+    except (TypeError, ValueError, ImportError) as error:
+        raise UsageError(f"trainer: {error}") from None
+
+
+def load_data(config: TrainRoot, tokenizer: PreTrainedTokenizerFast) -> Data:
+    """Read and encode both splits."""
+    task, backend = config.task, tokenizer.backend_tokenizer
+    examples = load_examples(task, "eval", config.seed)
+    return Data(
+        train=encode(load_examples(task, "train", config.seed), backend, task, training=True),
+        examples=examples,
+        features=encode(examples, backend, task, training=False),
+    )
+
+
+def make_trainer(
+    config: TrainRoot,
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerFast,
+    data: Data,
+    callbacks: list[TrainerCallback],
+) -> DistillationTrainer:
+    """Put the Trainer together.
+
+    Raises:
+        UsageError: The Trainer refuses the arguments.
+    """
+    if config.sparsity.final_sparsity > 0:
+        knobs = {name: value for name, value in vars(config.sparsity).items() if name != "name"}
+        callbacks = [*callbacks, SparsificationCallback(**knobs)]
+    targets = kind_of(config.task).TARGETS
+    names = {*input_names(model), *(input_names(teacher) if teacher else []), *targets}
+    # evaluation while training (trainer.eval_strategy) needs them, and windows of a text have none
+    has_targets = all(name in data.features[0] for name in targets)
+
+    def metrics_of(predictions: Any) -> dict[str, float]:
+        return evaluate(config.task, data.examples, data.features, predictions.predictions)
+
+    def to_tensors(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = collate(features, tokenizer.pad_token_id, targets)
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    try:
+        return DistillationTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=select_inputs(data.train, names),
+            eval_dataset=select_inputs(data.features, {*input_names(model), *targets})
+            if has_targets
+            else None,
+            compute_metrics=metrics_of if has_targets else None,
+            data_collator=to_tensors,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            teacher=teacher,
+            hardness=config.teacher.hardness,
+            temperature=config.teacher.temperature,
+        )
+    except ValueError as error:
+        raise UsageError(f"trainer: {error}") from None
+
+
+def predict(config: TrainRoot, trainer: DistillationTrainer, data: Data) -> dict[str, float]:
+    """Run the model over the evaluation split and judge it by the task's metrics."""
+    inputs: Any = select_inputs(data.features, {*trainer.student_inputs})
+    outputs: Any = trainer.predict(inputs).predictions  # (N, …), or a tuple of several
+    if isinstance(outputs, tuple):
+        outputs = np.stack(outputs, axis=1)  # (N, outputs, …)
+    return evaluate(config.task, data.examples, data.features, outputs)
+
+
+def select_inputs(features: list[dict[str, Any]], names: set[str]) -> list[dict[str, Any]]:
+    """Keep the named entries of each feature."""
+    return [{name: feature[name] for name in feature if name in names} for feature in features]

@@ -1,0 +1,45 @@
+"""A model that is described, not trained: what would it cost to run?"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
+from toolkit.compress.model import load_model, load_tokenizer
+from toolkit.compress.sparsity.magnitude import prune_once
+from toolkit.config import ExportRoot, ModelConfig, Weights
+
+
+def make_checkpoint(config: ExportRoot, folder: Path) -> Path:
+    """Write a what-if checkpoint: new weights, layers dropped, pruned at once, nothing trained.
+
+    The head is question answering's, unless another task than the default was chosen. A tokenizer
+    is written where one is at hand without the network.
+    """
+    torch.manual_seed(config.seed)
+    task = config.task
+    if task.name == "demo":
+        task = replace(task, kind="question_answering")
+    tokenizer = _find_tokenizer(config.model)
+    # The stand-in lends nothing but sizes, which the model's own configuration overrides.
+    stand_in = load_tokenizer(replace(config.model, path=None))
+    model = load_model(replace(config.model, weights=Weights.random), task, tokenizer or stand_in)
+    model = drop_layers(model, kept_layers(len(encoder_layers(model)), config.depth))
+    n, k = config.sparsity.block_shape
+    prune_once(model, config.sparsity.final_sparsity, (n, k)).save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _find_tokenizer(model: ModelConfig) -> Any:
+    """Load a what-if model's tokenizer if that takes no network."""
+    if model.path is None:
+        return load_tokenizer(model)
+    try:
+        return AutoTokenizer.from_pretrained(model.path, local_files_only=True)
+    except Exception:  # not in the cache, in as many ways as the hub's client has errors
+        return None

@@ -1,0 +1,143 @@
+"""A model in several engines at once: load, compare, judge, profile. B texts, T tokens."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.artifact.agreement import Batch, largest_difference
+from toolkit.artifact.exported import Exported, find_checkpoint
+from toolkit.config import BenchRoot
+from toolkit.engine.roofline import points
+from toolkit.errors import GateError, UsageError
+from toolkit.measure.batches import collate, feed, random_batch, read_task
+from toolkit.measure.engines import ENGINES, interpreter_of, is_installed
+from toolkit.measure.worker import Worker, load_batches, save_batches
+from toolkit.tasks import evaluate, kind_of
+
+
+def start_worker(config: BenchRoot, engine: str, folder: Path) -> Worker:
+    """Start the process of one engine; its prints go to a file in `folder`."""
+    log, python = folder / f"{engine}.log", interpreter_of(engine)
+    return Worker(f"engine {engine}", log, config.engine.num_threads, python)
+
+
+def load(
+    config: BenchRoot, model: Exported, engine: str, worker: Worker, folder: Path
+) -> dict[str, Any]:
+    """Load the model in a worker; return `version`, `isa`, `load_s` and `packed_bytes`."""
+    reads_checkpoint = ENGINES[engine].reads_checkpoint
+    return worker.ask(
+        "load",
+        engine=engine,
+        model=str(find_checkpoint(model.onnx) if reads_checkpoint else model.onnx),
+        num_threads=config.engine.num_threads,
+        isa=config.engine.isa,
+        kernel=config.engine.kernel,
+        batches=str(folder / "batches.npz"),
+    )
+
+
+def check_outputs(
+    config: BenchRoot,
+    model: Exported,
+    batches: Sequence[Batch],
+    workers: Mapping[str, Worker],
+    folder: Path,
+) -> dict[str, float]:
+    """Compare every engine's outputs with ONNX Runtime's, on a padded batch and on a timed one.
+
+    Where ONNX Runtime is not installed, float64 arithmetic takes its place, on the padded batch.
+
+    Returns:
+        The largest absolute difference at any position that is not padding, per engine.
+
+    Raises:
+        GateError: It exceeds `export.atol`.
+    """
+    lengths = np.random.default_rng(config.seed).integers(3, 33, size=4)
+    padded = random_batch(model, np.minimum(lengths, config.seq_len).tolist(), config.seed)
+    checked = [padded, batches[0]]
+    reference = "onnxruntime"
+    if reference in workers:
+        expected = run(model, workers[reference], checked, folder)
+    elif is_installed(reference):
+        with start_worker(config, reference, folder) as worker:
+            load(config, model, reference, worker, folder)
+            expected = run(model, worker, checked, folder)
+    else:
+        print("onnxruntime is not installed: outputs are checked against float64 arithmetic")
+        reference, checked = "float64 arithmetic", [padded]
+        expected = [_run_in_float64(model, padded)]
+    differences = {}
+    for engine, worker in workers.items():
+        found = expected if engine == reference else run(model, worker, checked, folder)
+        differences[engine] = max(
+            largest_difference(ours, theirs, batch["attention_mask"])
+            for ours, theirs, batch in zip(found, expected, checked, strict=True)
+        )
+        if differences[engine] > config.export.atol:
+            raise GateError(
+                f"the outputs of {engine} differ from those of {reference} by "
+                f"{differences[engine]:.2g}, more than export.atol={config.export.atol:g}, so "
+                "nothing was timed"
+            )
+    return differences
+
+
+def run(model: Exported, worker: Worker, batches: Sequence[Batch], folder: Path) -> list[Batch]:
+    """Run batches through a worker; return its outputs by name, one dict per batch."""
+    save_batches(folder / "inputs.npz", [feed(model, batch) for batch in batches])
+    worker.ask("run", inputs=str(folder / "inputs.npz"), outputs=str(folder / "outputs.npz"))
+    return load_batches(folder / "outputs.npz")
+
+
+def add_metrics(
+    config: BenchRoot,
+    model: Exported,
+    workers: Mapping[str, Worker],
+    entries: Sequence[dict[str, Any]],
+    folder: Path,
+) -> None:
+    """Compute the task's metrics through every engine and add them to its entry.
+
+    Raises:
+        UsageError: The model has not the outputs of such a task.
+    """
+    examples, features = read_task(config.task, model, config.seed)
+    order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
+    batches = collate(model, [features[i] for i in order], config.batch_size)
+    names = kind_of(config.task).OUTPUTS
+    for entry in entries:
+        outputs: list[NDArray[Any]] = [np.empty(0)] * len(features)
+        position = iter(order)
+        for answer in run(model, workers[entry["engine"]], batches, folder):
+            if missing := [name for name in names if name not in answer]:
+                raise UsageError(
+                    f"task={config.task.name} judges the output {missing[0]}, but the model has "
+                    f"only {', '.join(answer)}: choose the task it was trained on"
+                )
+            for row in zip(*(answer[name] for name in names), strict=True):
+                outputs[next(position)] = np.stack(row) if len(names) > 1 else row[0]
+        entry["metrics"] = {
+            **evaluate(config.task, examples, features, outputs),
+            "task": config.task.name,
+            "num_examples": len(examples),
+        }
+
+
+def add_profile(config: BenchRoot, worker: Worker, entry: dict[str, Any]) -> None:
+    """Time every fused operation; for the roofline, also what the machine could do."""
+    entry["profile"] = worker.ask("profile")["profile"]
+    if config.roofline:
+        peaks = worker.ask("peaks")
+        entry["roofline"] = peaks | {"points": points(entry["profile"], peaks["fma_gflops"])}
+
+
+def _run_in_float64(model: Exported, batch: Batch) -> Batch:
+    from toolkit.engine import reference
+    from toolkit.engine.reader.graph import read_graph
+
+    return reference.run(read_graph(model.onnx), feed(model, batch))

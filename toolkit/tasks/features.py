@@ -1,0 +1,86 @@
+"""Model inputs: the tokenizer that makes them, and the batches they are padded to.
+
+Letters: B features of a batch, T tokens of a feature.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from toolkit.errors import InputError
+from toolkit.families import MODEL_INPUTS
+
+Example = dict[str, Any]
+Feature = dict[str, Any]
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Read `tokenizer.json` of a checkpoint or export folder.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(
+            f"expected a tokenizer at {path}, but there is none: name the folder of a checkpoint "
+            "or export that holds one"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception for every kind of damage
+        raise InputError(f"{path} is not a readable tokenizer: {error}") from None
+
+
+def unset(tokenizer: Tokenizer) -> Tokenizer:
+    """Copy a tokenizer, without its settings of padding: what is set on the copy stays there."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def feature_of(encoding: Encoding, example_index: int, **more: Any) -> Feature:
+    """Make a feature of one encoding of `tokenizers`."""
+    return {
+        "input_ids": encoding.ids,
+        "attention_mask": encoding.attention_mask,
+        "token_type_ids": encoding.type_ids,
+        "example_index": example_index,
+        **more,
+    }
+
+
+def collate(
+    features: Sequence[Feature], pad_id: int, targets: Sequence[str] = (), length: int | None = None
+) -> dict[str, NDArray[np.int64]]:
+    """Pad features on the right to one batch.
+
+    Args:
+        features: At least one, as `toolkit.tasks.encode` returns them.
+        pad_id: Id of the padding token; padding has attention mask 0 and token type 0.
+        targets: What else to take along, one integer per feature: a kind's `TARGETS`.
+        length: Tokens per row; None takes the longest feature's. Not less than that.
+
+    Returns:
+        Those of `input_ids`, `attention_mask`, `token_type_ids` (B, T) and of `targets` (B,) that
+        the features have, as int64.
+    """
+    longest = max(len(feature["input_ids"]) for feature in features)
+    length = longest if length is None else length
+    if length < longest:
+        raise ValueError(f"length must be at least {longest}, the longest feature's; got {length}")
+    batch = {}
+    for name in MODEL_INPUTS:
+        if name in features[0]:
+            fill = pad_id if name == "input_ids" else 0
+            batch[name] = np.full((len(features), length), fill, dtype=np.int64)
+            for row, feature in zip(batch[name], features, strict=True):
+                row[: len(feature[name])] = feature[name]
+    for name in targets:
+        if name in features[0]:
+            batch[name] = np.array([feature[name] for feature in features], dtype=np.int64)
+    return batch

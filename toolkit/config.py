@@ -331,6 +331,8 @@ class TrainRoot:
         resume: Continue an interrupted run of the same `output_dir`.
         min_accuracy: Accuracy floor in percent for the task's main metric; below it the run
             ends with exit code 3. Null sets no floor.
+        published: What others published for this recipe, in percent by metric; null where they
+            say nothing.
     """
 
     model: ModelConfig
@@ -346,6 +348,7 @@ class TrainRoot:
     then: list[Verb]
     resume: bool
     min_accuracy: float | None
+    published: dict[str, float | None]
     seed: int
     output_dir: str
 

@@ -18,7 +18,9 @@ from toolkit.files import write_text
 from toolkit.record import plain
 
 # What `resume=true` may change: nothing of it touches the weights.
-NOT_COMPARED = ("bench", "engine", "export", "min_accuracy", "output_dir", "resume", "then")
+NOT_COMPARED = (
+    "bench", "engine", "export", "min_accuracy", "output_dir", "published", "resume", "then",
+)  # fmt: skip
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What Rust (safetensors) and C++ (torch.save) make of these.
 FULL_DISK_TEXTS = ("No space left", "quota exceeded", "File too large", "failed writing file")

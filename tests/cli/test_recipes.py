@@ -45,10 +45,8 @@ def test_published_cells(name: str) -> None:
     config = compose("train", f"recipe={name}", "teacher.path=x")
     layers, _, kind = name.removeprefix("bert").partition("_")
     assert kept_layers(12, config.depth) == LAYERS[int(layers)]
-    assert (
-        config.sparsity.final_sparsity
-        == float(kind.removeprefix("prune").replace("dense", "0")) / 100
-    )
+    percent = 0 if kind == "dense" else int(kind.removeprefix("prune"))
+    assert config.sparsity.final_sparsity == percent / 100
     assert tuple(config.published.values()) == PUBLISHED[name]
     assert list(config.published) == ["exact_match", "f1"]
     if kind != "dense":

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jsonschema  # type: ignore[import-untyped]  # ships no types
+import jsonschema
 
 from toolkit.environment import describe
 from toolkit.errors import InputError

@@ -27,7 +27,8 @@ def test_every_kernel_is_close_to_plain_loops(compiler: str, tmp_path: Path) -> 
             pytest.skip(f"needs {command} (Debian: gcc-aarch64-linux-gnu, qemu-user, clang)")
     program = tmp_path / "kernel_test"
     source = REPO / "tests" / "native" / "kernel_test.c"
-    build = [compiler, *FLAGS, *flags, f"-I{REPO / 'cython_kernels'}", source, "-o", program, "-lm"]
+    include = f"-I{REPO / 'cython_kernels'}"
+    build = [compiler, *FLAGS, *flags, include, str(source), "-o", str(program), "-lm"]
     built = subprocess.run(build, capture_output=True, text=True, timeout=100, check=False)
     assert built.returncode == 0, built.stderr
     assert "warning" not in built.stderr

@@ -16,6 +16,7 @@ from toolkit.artifact import onnx_writer, parity
 from toolkit.compress.model import load_checkpoint
 from toolkit.compress.sparsity.magnitude import prune_once
 from toolkit.config import ExportRoot
+from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
 
@@ -86,7 +87,7 @@ def test_an_engine_that_differs_closes_the_gate_and_nothing_is_left(
         run = staticmethod(wrong if engine == "sparse" else right)
 
     monkeypatch.setattr(exporting, "write_onnx", lambda *_: ["input_ids", "attention_mask"])
-    monkeypatch.setattr(parity.Engine, "load", lambda *_, **__: FakeEngine)
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: FakeEngine)
     monkeypatch.setattr(parity, "onnxruntime_run", lambda _: wrong)
     message = rf"outputs of engine {engine} differ from torch's by 0.01, more than export.atol"
     with pytest.raises(GateError, match=message):
@@ -130,19 +131,15 @@ def write_config(folder: Path, **values: Any) -> None:
 def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such folder"):
         load_checkpoint(tmp_path / "missing")
-    for number, (values, message) in enumerate(
-        [
-            ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "is a gpt2 model, but"),
-            (
-                {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
-                "is a t5 model, but this toolkit takes encoders of the kinds bert",
-            ),
-            ({"model_type": "bert", "is_decoder": True}, "is a bert decoder model"),
-            ({"model_type": "bert", "architectures": ["BertForFun"]}, r"'BertForFun', which"),
-            ({"model_type": "bert"}, r"names the architecture 'no architecture'"),
-            ({"model_type": "unheard-of"}, "cannot read the configuration"),
-        ]
-    ):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "is a gpt2 model, but"),
+        ({"model_type": "t5"}, "is a t5 model, but this toolkit takes encoders of the kinds bert"),
+        ({"model_type": "bert", "is_decoder": True}, "is a bert decoder model"),
+        ({"model_type": "bert", "architectures": ["BertForFun"]}, r"'BertForFun', which"),
+        ({"model_type": "bert"}, r"names the architecture 'no architecture'"),
+        ({"model_type": "unheard-of"}, "cannot read the configuration"),
+    ]
+    for number, (values, message) in enumerate(cases):
         write_config(tmp_path / str(number), **values)
         with pytest.raises(InputError, match=message):
             load_checkpoint(tmp_path / str(number))

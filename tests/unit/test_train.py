@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -242,7 +243,7 @@ def test_best_model_has_its_final_sparsity(
     ],
 )
 def test_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
-    squad = {"data": [{"paragraphs": [{"context": "so", "qas": []}]}]}
+    squad: dict[str, Any] = {"data": [{"paragraphs": [{"context": "so", "qas": []}]}]}
     answer = {"text": "so", "answer_start": 0}
     squad["data"][0]["paragraphs"][0]["qas"] = [{"id": "1", "question": "?", "answers": [answer]}]
     for name in ("train-v1.1.json", "dev-v1.1.json"):

@@ -42,7 +42,7 @@ def onnxruntime_run(onnx: Path, num_threads: int = 0) -> Run | None:
     None where ONNX Runtime is not installed.
     """
     try:
-        import onnxruntime  # type: ignore[import-untyped]  # ships no types
+        import onnxruntime
     except ModuleNotFoundError:
         return None
     options = onnxruntime.SessionOptions()

@@ -64,14 +64,14 @@ def quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.utils.logging.disable_progress_bar()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch|onnxscript|onnx_ir|copyreg")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.utils.logging.enable_progress_bar()
 
 
 def _strip_metadata(model: Any) -> None:

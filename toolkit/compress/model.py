@@ -29,7 +29,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
         InputError: There is none at `model.path`, or it is damaged, or it has no fast version.
     """
     if model.path is None:
-        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        return PreTrainedTokenizerFast(
             tokenizer_object=make_tokenizer(),
             model_max_length=model.config.get("max_position_embeddings"),
             model_input_names=["input_ids", "token_type_ids", "attention_mask"],
@@ -176,8 +176,8 @@ def input_names(model: PreTrainedModel) -> list[str]:
 
 def quiet_loading() -> None:
     """Switch off transformers' bars and tables about weights; what matters becomes an error."""
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
 
 
 def _load_config(

@@ -41,14 +41,14 @@ def _load_sparse(
 def _load_onnxruntime(
     state: dict[str, Any], path: str, num_threads: int, **_: str
 ) -> dict[str, Any]:
-    import onnxruntime  # type: ignore[import-untyped]  # ships no types
+    import onnxruntime
 
     state["run"] = onnxruntime_run(Path(path), num_threads)
     return {"version": onnxruntime.__version__}
 
 
 def _load_openvino(state: dict[str, Any], path: str, num_threads: int, **_: str) -> dict[str, Any]:
-    import openvino  # type: ignore[import-untyped]  # ships no types
+    import openvino
 
     compiled = openvino.Core().compile_model(
         path,
@@ -82,8 +82,8 @@ def _load_torch(state: dict[str, Any], path: str, num_threads: int, **_: str) ->
 def _load_deepsparse(
     state: dict[str, Any], path: str, num_threads: int, **_: str
 ) -> dict[str, Any]:
-    import deepsparse  # type: ignore[import-not-found]  # only where TOOLKIT_DEEPSPARSE_PYTHON is
-    from deepsparse.utils import override_onnx_input_shapes  # type: ignore[import-not-found]
+    import deepsparse
+    from deepsparse.utils import override_onnx_input_shapes
 
     # It compiles a model for one shape: the timed texts are padded to the longest of them all.
     timed = [batch["input_ids"].shape for batch in state["batches"]]

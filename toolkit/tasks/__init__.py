@@ -137,7 +137,7 @@ def main_metric(task: TaskConfig) -> str:
 
 
 def _read_hub(path: Sequence[str], task: TaskConfig, split: str, limit: int | None) -> Any:
-    import datasets  # type: ignore[import-untyped]  # slow to import, not needed for local files
+    import datasets
 
     part = task.splits[split] + (f"[:{limit}]" if limit is not None else "")
     try:

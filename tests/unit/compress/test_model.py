@@ -71,11 +71,12 @@ def test_random_weights_at_a_path(checkpoint: Path) -> None:
 
 def test_body_of_another_task(checkpoint: Path, tmp_path: Path) -> None:
     """Pretraining checkpoints lack head and pooler: these are new, all else is theirs."""
-    config = BertConfig(**SMALL | {"vocab_size": len(load_tokenizer(DEMO))})
+    sizes: dict[str, Any] = SMALL | {"vocab_size": len(load_tokenizer(DEMO))}
+    config = BertConfig(**sizes)
     pretrained = BertForMaskedLM(config)
     save_checkpoint(tmp_path / "mlm", pretrained, load_tokenizer(DEMO))
     for kind in KINDS:
-        model = load_model(local(tmp_path / "mlm"), task(kind), load_tokenizer(DEMO))
+        model: Any = load_model(local(tmp_path / "mlm"), task(kind), load_tokenizer(DEMO))
         theirs = pretrained.bert.encoder.state_dict()
         ours = model.base_model.encoder.state_dict()
         assert all(torch.equal(value, ours[name]) for name, value in theirs.items())

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from support import configs
 from support.tiny import examples_of, make_model, trainer_for
-from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
+from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
 from toolkit.compress.model import load_tokenizer, save_checkpoint
 from toolkit.compress.teacher import DistillationTrainer, distillation_loss, load_teacher
@@ -87,7 +88,8 @@ def test_trainer_learns_the_teacher(tmp_path: Path) -> None:
     with torch.no_grad():
         distance = (student(**batch).logits - teacher(**batch).logits).softmax(-1)
     assert distance.sub(0.5).abs().max() < 0.2
-    loss = trainer.evaluate(examples_of(64))["eval_loss"]
+    examples: Any = examples_of(64)
+    loss = trainer.evaluate(examples)["eval_loss"]
     assert loss > 1.0  # outside training it is the loss on the labels
 
 
@@ -151,7 +153,7 @@ def teacher_config(kind: TeacherKind, path: Path | None = None) -> TeacherConfig
     )
 
 
-def demo_student() -> tuple[PreTrainedModel, object]:
+def demo_student() -> tuple[Any, PreTrainedTokenizerFast]:
     made = ModelConfig(name="demo", path=None, weights=Weights.random, config={})
     return make_model(vocab_size=demo.make_tokenizer().get_vocab_size()), load_tokenizer(made)
 
@@ -159,7 +161,7 @@ def demo_student() -> tuple[PreTrainedModel, object]:
 def test_teachers(tmp_path: Path) -> None:
     student, tokenizer = demo_student()
     assert load_teacher(teacher_config(TeacherKind.none), student, tokenizer, task()) is None
-    own = load_teacher(teacher_config(TeacherKind.self), student, tokenizer, task())
+    own: Any = load_teacher(teacher_config(TeacherKind.self), student, tokenizer, task())
     assert own is not None
     assert own is not student
     with torch.no_grad():
@@ -168,7 +170,7 @@ def test_teachers(tmp_path: Path) -> None:
 
     save_checkpoint(tmp_path / "teacher", student, tokenizer)
     config = teacher_config(TeacherKind.dense, tmp_path / "teacher")
-    dense = load_teacher(config, student, tokenizer, task())
+    dense: Any = load_teacher(config, student, tokenizer, task())
     assert dense is not None
     assert torch.equal(dense.classifier.bias, student.classifier.bias)
     with pytest.raises(InputError, match="made for 2 labels, but task=demo has 3"):

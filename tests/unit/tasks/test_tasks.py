@@ -105,7 +105,7 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_encode_and_collate() -> None:
     tokenizer = demo.make_tokenizer()
     tokenizer.enable_padding(length=12)  # of no effect, and left as it is
-    examples = [
+    examples: list[dict[str, Any]] = [
         {"text": "the soup was good", "text_pair": None, "label": 1},
         {"text": "the soup was good " * 9, "text_pair": "the soup was bad", "label": 0},
     ]
@@ -115,6 +115,7 @@ def test_encode_and_collate() -> None:
     assert features[1]["token_type_ids"][-5:] == [1] * 5
     assert [feature["labels"] for feature in features] == [1, 0]
     assert [feature["example_index"] for feature in features] == [0, 1]
+    assert tokenizer.padding is not None
     assert tokenizer.padding["length"] == 12
     assert tokenizer.truncation is None
 

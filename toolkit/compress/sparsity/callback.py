@@ -88,9 +88,7 @@ class SparsificationCallback(TrainerCallback):
             self.masks = self._read_masks(args, state)
         # Masked before they are clipped: the norm must not count gradients that are thrown away.
         self.hooks = [
-            weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                self._mask_gradient(name)
-            )
+            weight.register_post_accumulate_grad_hook(self._mask_gradient(name))
             for name, weight in self.weights.items()
         ]
 
@@ -162,7 +160,7 @@ def _masks_path(args: Any, state: Any) -> Path:
 
 def _refuse_sharding(args: Any) -> None:
     # Set up by the Trainer, so asked no earlier than this.
-    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+    from accelerate.state import AcceleratorState
 
     kind = AcceleratorState().distributed_type.value
     if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP", "XLA"):

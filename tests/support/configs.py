@@ -11,6 +11,17 @@ from toolkit.cli import COMMANDS
 from toolkit.config import TaskConfig
 from toolkit.overrides import convert, rewrite
 
+# A model of 2 layers with 32 features, trained for 2 epochs on 64 examples: a second or two.
+TINY = (
+    "model.config.hidden_size=32",
+    "model.config.num_hidden_layers=2",
+    "model.config.num_attention_heads=2",
+    "model.config.intermediate_size=64",
+    "task.max_train_samples=64",
+    "task.max_eval_samples=16",
+    "trainer.num_train_epochs=2",
+    "trainer.disable_tqdm=true",
+)
 ROOTS = {verb: getattr(toolkit.config, name) for verb, name in COMMANDS.items()}
 
 

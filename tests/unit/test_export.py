@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import configs
 from support.configs import compose
 from support.graphs import Case, make_model
 
@@ -19,6 +20,7 @@ from toolkit.config import ExportRoot
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
+from toolkit.tasks import demo
 
 
 def root_of(checkpoint: Path | None, output_dir: Path | None = None, **changes: Any) -> ExportRoot:
@@ -121,6 +123,19 @@ def test_a_full_disk_leaves_nothing_half_written(
         exporting.export(root_of(checkpoint))
     assert [path.name for path in folder.iterdir()] == ["model.onnx"]
     assert (folder / "model.onnx").read_text() == "old"
+
+
+def test_a_mistyped_data_dir_is_no_reason_for_random_ids(tmp_path: Path) -> None:
+    checkpoint = save(Case("bert", "seq"), tmp_path / "checkpoint")
+    demo.make_tokenizer().save(str(checkpoint / "tokenizer.json"))
+    task = replace(configs.task("sst2"), data_dir=str(tmp_path / "SST_2"))
+    with pytest.raises(InputError, match=r"expects the file .*SST_2/dev.tsv, but there is none"):
+        exporting.export(root_of(checkpoint, task=task))
+    (tmp_path / "SST_2").mkdir()
+    (tmp_path / "SST_2" / "dev.tsv").write_text("sentence\tlabel\nthe soup was good\t1\n")
+    with pytest.raises(InputError, match=r"the tokenizer in .* has more tokens than its model"):
+        exporting.export(root_of(checkpoint, task=task))
+    assert list((tmp_path / "export").iterdir()) == []
 
 
 def write_config(folder: Path, **values: Any) -> None:

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from support.configs import compose
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from toolkit.bench import bench
 from toolkit.compress.resume import explain_full_disk, last_checkpoint
 from toolkit.compress.sparsity.callback import MASKS_FILE
-from toolkit.config import TrainRoot
+from toolkit.config import BenchRoot, ExportRoot, TrainRoot, narrow
 from toolkit.errors import GateError, InputError, UsageError
+from toolkit.export import export
 from toolkit.record import read_record
 from toolkit.train import train
 
@@ -122,11 +124,9 @@ def test_finished_run(
     assert "not trained again" in capsys.readouterr().out
     assert all(torch.equal(before[name], value) for name, value in weights(tmp_path).items())
 
-    from toolkit import bench, export
-
-    called = []
-    monkeypatch.setattr(export, "export", lambda root: called.append(root.checkpoint))
-    monkeypatch.setattr(bench, "bench", lambda root: called.append(root.onnx))
+    called: list[str] = []
+    monkeypatch.setattr("toolkit.export.export", lambda root: called.append(root.checkpoint))
+    monkeypatch.setattr("toolkit.bench.bench", lambda root: called.append(root.onnx))
     train(configure(tmp_path, "resume=true", "then=[export,bench]"))
     assert called == [str(tmp_path / "checkpoint"), str(tmp_path / "export")]
     (tmp_path / "export").mkdir()
@@ -158,7 +158,7 @@ def test_last_checkpoint_is_the_latest_complete_one(tmp_path: Path) -> None:
 
 
 def test_question_answering(tmp_path: Path) -> None:
-    """A SQuAD file of our own: windows, both logits, and EM over every question."""
+    """A SQuAD file of our own: windows, both logits, EM over every question, then the engines."""
     context = (
         "the soup was good and the bread was bad but the fish was fine while the tower is dull "
         "and the park is nasty and the river is lovely but the bridge is poor and the band is great"
@@ -175,25 +175,48 @@ def test_question_answering(tmp_path: Path) -> None:
     document = {"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}
     for name in ("train-v1.1.json", "dev-v1.1.json"):
         (tmp_path / name).write_text(json.dumps(document))
-    train(
-        configure(
-            tmp_path / "run",
-            "task=squad",
-            f"task.data_dir={tmp_path}",
-            "task.max_length=28",  # three windows
-            "task.doc_stride=8",
-            "task.max_train_samples=null",
-            "task.max_eval_samples=null",
-            "trainer.num_train_epochs=15",
-            "trainer.learning_rate=3e-3",
-            "teacher=self",
-            "teacher.hardness=0.1",
-        )
+    config = configure(
+        tmp_path / "run",
+        "task=squad",
+        f"task.data_dir={tmp_path}",
+        "task.max_length=28",  # three windows
+        "task.doc_stride=8",
+        "task.max_train_samples=null",
+        "task.max_eval_samples=null",
+        "trainer.num_train_epochs=15",
+        "trainer.learning_rate=3e-3",
+        "teacher=self",
+        "teacher.hardness=0.1",
+        "bench.batch_size=4",
+        "bench.seq_len=28",
     )
+    train(config)
+    checkpoint = str(tmp_path / "run" / "checkpoint")
     metrics = read_record(tmp_path / "run")["metrics"]
     assert metrics["num_examples"] == 24
     assert metrics["f1"] >= metrics["exact_match"]
     assert metrics["exact_match"] >= 90  # easily learned by heart, if labels and offsets are right
+
+    measured = bench(
+        narrow(
+            config,
+            BenchRoot,
+            **vars(config.bench) | {"accuracy": True, "against": ["onnxruntime"], "seconds": 0.0},
+            onnx=str(export(narrow(config, ExportRoot, checkpoint=checkpoint, output_dir=None))),
+            output_dir=str(tmp_path / "bench"),
+        )
+    )
+    for entry in measured["speed"]:  # the same through both engines as through torch
+        assert entry["metrics"] == metrics
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU, which takes bf16 anyway")
+def test_bf16_on_a_cpu(tmp_path: Path) -> None:
+    overrides = [word for word in TINY if not word.startswith("trainer.use_cpu")]
+    config = compose("train", *overrides, "trainer.bf16=true")
+    config.output_dir = str(tmp_path)
+    train(config)
+    assert read_record(tmp_path)["config"]["trainer"]["bf16"] is True
 
 
 def test_accuracy_floor(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def check_comparable(
         "model": (before.get("name"), model.get("name")),
         "layers": (before.get("layers"), model.get("layers")),
     }
-    if None in sparsity or abs(sparsity[0] - sparsity[1]) > SAME_SPARSITY:
+    is_known = None not in sparsity
+    if not is_known or abs(sparsity[0] - sparsity[1]) > SAME_SPARSITY:
         facts["encoder sparsity"] = sparsity[0], sparsity[1]
     for name, (theirs, ours) in facts.items():
         if theirs != ours:

@@ -28,15 +28,16 @@ $(VENV)/built: $(VENV)/pip pyproject.toml setup.py $(SOURCES)
 	$(BIN)/pip install --quiet --editable '.[bench,dev]'
 	touch $@
 
-test: setup ## lint, types and all tests
+check: setup ## what must be green before a commit: lint, types, all tests
 	$(MAKE) --no-print-directory lint types
 	$(BIN)/pytest $(PYTEST)
 
-check: setup ## what must be green before a commit: formatting besides lint, types, tests
-	$(BIN)/ruff format --check .
-	$(MAKE) --no-print-directory test
+quick: setup ## the same in a minute: lint, types, the tests that start no process and train no model
+	$(MAKE) --no-print-directory lint types
+	$(BIN)/pytest $(PYTEST) -m "not slow" tests/unit tests/kernels
 
-lint: setup ## ruff, cython-lint, and the direction of imports
+lint: setup ## formatting, ruff, cython-lint, and the direction of imports
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	PATH="$(BIN):$$PATH" cython-lint cython_kernels  # it calls pycodestyle
@@ -74,18 +75,21 @@ fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/unit/engine/reader/fuzz_graph.py $(SANITIZED)/export/model.onnx $(SECONDS)
 
 DEMO := outputs/demo
-demo: setup ## train, compress, export, measure and report in a few minutes; needs no download
+demo: setup ## train a teacher and a grid of small students, measure them, report; needs no download
 	rm -rf $(DEMO)
-	$(BIN)/toolkit train output_dir=$(DEMO)/teacher 'then=[export,bench]'
-	$(BIN)/toolkit train recipe=demo teacher.path=$(DEMO)/teacher/checkpoint \
-	  output_dir=$(DEMO)/student 'then=[export,bench]'
-	$(BIN)/toolkit bench model=bert_base depth=layers6 sparsity=prune90 against=[onnxruntime] \
-	  output_dir=$(DEMO)/bert_base
-	$(BIN)/toolkit report $(DEMO) output_dir=$(DEMO)/report
+	$(BIN)/toolkit train output_dir=$(DEMO)/teacher trainer.disable_tqdm=true
+	$(BIN)/toolkit train -m recipe=demo teacher.path=$(DEMO)/teacher/checkpoint \
+	  depth=full,layers2,layers1 sparsity=dense,prune80,prune90,prune97 output_dir=$(DEMO)/grid \
+	  'then=[export,bench]' bench.against=[onnxruntime] bench.seconds=1 trainer.disable_tqdm=true
+	$(BIN)/toolkit report $(DEMO)/grid output_dir=$(DEMO)/report 'select=recovery>=0.99'
+	@printf '%s\n' '' 'Next, with your own model:' \
+	  "  $(BIN)/toolkit bench onnx=MODEL.onnx 'against=[onnxruntime]'   # your file, side by side" \
+	  "  $(BIN)/toolkit bench model=bert_base depth=layers6 sparsity=prune90 'against=[onnxruntime]'   # what would pruning bring?" \
+	  "  $(BIN)/toolkit train model=local model.path=DIR task=sst2 task.data_dir=DIR sparsity=prune80 teacher=self 'then=[export,bench]'"
 
 clean: ## remove what was built and measured, .venv included
 	rm -rf $(VENV) build dist *.egg-info outputs multirun cython_kernels/*.so cython_kernels/*.c
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test check lint types format sanitize fuzz demo clean
+.PHONY: help setup check quick lint types format sanitize fuzz demo clean

@@ -32,7 +32,7 @@ extensions = [
         include_dirs=["cython_kernels"],
         depends=[
             str(file)
-            for file in sorted(Path("cython_kernels").iterdir())
+            for file in sorted(Path("cython_kernels").rglob("*"))
             if file.suffix in (".h", ".pxd", ".pxi")
         ],
         extra_compile_args=compile_args,

@@ -3,12 +3,12 @@
 #ifndef TOOLKIT_DISPATCH_H
 #define TOOLKIT_DISPATCH_H
 
-#include "isa_generic.h"
+#include "isa/generic.h"
 #if defined(__x86_64__)
-#include "isa_avx2.h"
-#include "isa_avx512.h"
+#include "isa/avx2.h"
+#include "isa/avx512.h"
 #elif defined(__aarch64__)
-#include "isa_neon.h"
+#include "isa/neon.h"
 #endif
 
 /* Fill `tables` with what this CPU runs, best first; return how many (at least 1, at most 3). */

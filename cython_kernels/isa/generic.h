@@ -6,7 +6,7 @@
 #define DENSE_ROWS 2 /* 8 of 16 registers accumulate */
 #define QUERY_TILES 1
 #define KEYS 2
-#include "portable.h"
+#include "portable/portable.h"
 #undef ISA_NAME
 #undef LANES
 #undef TABLE_ROWS

@@ -6,7 +6,7 @@
 #define DENSE_ROWS 6 /* 24 of 32 registers accumulate */
 #define QUERY_TILES 1
 #define KEYS 4
-#include "portable.h"
+#include "portable/portable.h"
 #undef ISA_NAME
 #undef LANES
 #undef TABLE_ROWS

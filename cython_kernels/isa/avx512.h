@@ -17,7 +17,7 @@
 #define KEYS 8
 #define VECTOR_MAX _mm512_max_ps
 #define VECTOR_MIN _mm512_min_ps
-#include "portable.h"
+#include "portable/portable.h"
 #undef ISA_NAME
 #undef LANES
 #undef TABLE_ROWS

@@ -16,7 +16,7 @@
 #define KEYS 4
 #define VECTOR_MAX _mm256_max_ps
 #define VECTOR_MIN _mm256_min_ps
-#include "portable.h"
+#include "portable/portable.h"
 #undef ISA_NAME
 #undef LANES
 #undef TABLE_ROWS

@@ -10,7 +10,7 @@
  * not fetched ahead. So a block prefetches between its own instructions (in one burst the prefetches would queue up
  * before the loads) the x, y and start of the tile it runs next, and bit by bit the block that runs next.
  *
- * Included by isa_avx512.h inside its target region. */
+ * Included by avx512.h inside its target region. */
 
 #define GROUP_ROWS 30     /* zmm0 … zmm29 accumulate, zmm31 holds x */
 #define X_REGISTER 31

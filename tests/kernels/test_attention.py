@@ -15,7 +15,7 @@ from cython_kernels import reference
 Float32 = NDArray[np.float32]
 
 EPSILON = float(np.finfo(np.float32).eps)
-EXP2_ERROR = 3e-7  # relative, as portable.h states of its exp2
+EXP2_ERROR = 3e-7  # relative, as elementwise.h states of its exp2
 
 with_isas = pytest.mark.parametrize("isa", available_isas())
 

@@ -252,7 +252,7 @@ static void check_layer_norm(int features, int has_bias, int in_place) {
 
 /* ---- Attention -------------------------------------------------------------------------------------------- */
 
-/* exp2 errs by 3e-7 relatively (portable.h), a score by (d + 1) epsilon |q||k|, which the exponential turns into
+/* exp2 errs by 3e-7 relatively (elementwise.h), a score by (d + 1) epsilon |q||k|, which the exponential turns into
  * a relative error; the maximum's rounding cancels. Then come n products and additions, twice. */
 static void check_attention(int tiles, int num_keys, int d) {
     const int key_tiles = (num_keys + TILE - 1) / TILE;

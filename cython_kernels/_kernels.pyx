@@ -13,8 +13,8 @@ import numpy as np
 
 from cython_kernels.kernels cimport (
     BUNDLE,
-    GENERATED_MAX_K,
     MAX_KBLOCK,
+    NUM_ISAS,
     READ_FLOATS,
     START_BIAS,
     START_INIT,
@@ -23,8 +23,6 @@ from cython_kernels.kernels cimport (
     activation_fn,
     available_kernels,
     block_t,
-    generate,
-    generated_bound,
     kernels_t,
     linear_t,
     run_t,
@@ -33,7 +31,7 @@ from cython_kernels.kernels cimport (
 TILE_TOKENS = TILE
 MAX_K = MAX_KBLOCK
 
-cdef kernels_t TABLES[3]
+cdef const kernels_t *TABLES[NUM_ISAS]
 cdef int NUM_TABLES = available_kernels(TABLES)
 
 include "packing.pxi"
@@ -53,5 +51,5 @@ cdef const kernels_t *find_kernels(str isa) except NULL:
     cdef int i
     for i in range(NUM_TABLES):
         if TABLES[i].isa.decode() == isa:
-            return &TABLES[i]
+            return TABLES[i]
     raise ValueError(f"isa {isa!r} is not supported on this CPU (available: {', '.join(available_isas())})")

@@ -154,11 +154,11 @@ cdef class Encoder:
             raise ValueError(f"num_heads must divide {self.hidden} features; got {layer.num_heads}")
         layer.head_size = self.hidden // layer.num_heads
         if parts["activation"] == "gelu":
-            layer.activation = self.kernels.gelu
+            layer.activation = self.kernels.f32_gelu
         elif parts["activation"] == "gelu_tanh":
-            layer.activation = self.kernels.gelu_tanh
+            layer.activation = self.kernels.f32_gelu_tanh
         else:
-            layer.activation = self.kernels.relu
+            layer.activation = self.kernels.f32_relu
         if (qkv.rows != 3 * self.hidden or output.k != intermediate.rows
                 or not (qkv.k == attention_output.k == intermediate.k == self.hidden)
                 or not (attention_output.rows == output.rows == self.hidden)):

@@ -9,6 +9,7 @@ cdef extern from "kernels.h" nogil:
         BUNDLE
         MAX_KBLOCK
         READ_FLOATS
+        START_BIAS, START_INIT, START_Y
 
     ctypedef struct run_t:
         uint32_t bundles
@@ -48,32 +49,31 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct kernels_t:
         const char *isa
-        int dense_rows
-        block_fn table
-        block_fn dense
-        block_fn generated
-        activation_fn gelu
-        activation_fn gelu_tanh
-        activation_fn relu
-        void (*layer_norm)(float *x, const float *bias, const float *gamma, const float *beta, float epsilon,
-                           int features, float *y) noexcept nogil
-        void (*attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v,
-                          ptrdiff_t kv_stride, int tiles, int num_keys, int head_size, float *scratch,
-                          float *out, ptrdiff_t out_stride) noexcept nogil
-        void (*embed)(const float *word, const float *position, const float *type, const int32_t *ids,
-                      const int32_t *positions, const int32_t *types, int features, float *tile) noexcept nogil
-        void (*scatter)(const float *tile, int features, float *const *rows) noexcept nogil
-        void (*gather)(const float *const *rows, int features, float *tile) noexcept nogil
-        int fma_floats
-        void (*fma_loop)(float *x, float factor, size_t steps) noexcept nogil
+        block_fn f32_table
+        block_fn f32_dense
+        int f32_dense_rows
+        block_fn f32_generated
+        int f32_generated_max_k
+        size_t (*f32_code_bound)(const block_t *block) noexcept nogil
+        uint8_t *(*f32_generate)(const block_t *block, const float *columns, int start) noexcept nogil
+        activation_fn f32_gelu
+        activation_fn f32_gelu_tanh
+        activation_fn f32_relu
+        void (*f32_layer_norm)(float *x, const float *bias, const float *gamma, const float *beta, float epsilon,
+                               int features, float *y) noexcept nogil
+        void (*f32_attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v,
+                              ptrdiff_t kv_stride, int tiles, int num_keys, int head_size, float *scratch,
+                              float *out, ptrdiff_t out_stride) noexcept nogil
+        void (*f32_embed)(const float *word, const float *position, const float *type, const int32_t *ids,
+                          const int32_t *positions, const int32_t *types, int features, float *tile) noexcept nogil
+        void (*f32_scatter)(const float *tile, int features, float *const *rows) noexcept nogil
+        void (*f32_gather)(const float *const *rows, int features, float *tile) noexcept nogil
+        int f32_fma_count
+        void (*f32_fma_loop)(float *x, float factor, size_t steps) noexcept nogil
         uint32_t (*read_loop)(const float *x, size_t count, size_t times) noexcept nogil
 
 
 cdef extern from "dispatch.h" nogil:
     enum:
-        GENERATED_MAX_K
-        START_BIAS, START_INIT, START_Y
-    int available_kernels(kernels_t *tables)
-    size_t generated_bound(int rows, int k, size_t nonzeros)
-    uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
-                      size_t nonzeros, int start)
+        NUM_ISAS
+    int available_kernels(const kernels_t **tables)

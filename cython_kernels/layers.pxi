@@ -62,7 +62,7 @@ cdef void run_group(Encoder self, const layer_t *layers, const group_t *g, const
               y + begin * stride, stride, end - begin, NULL)
         x, features = y, self.head.rows
     for tile in range(begin, end):
-        self.kernels.scatter(x + tile * stride, features, g.rows + tile * TILE)
+        self.kernels.f32_scatter(x + tile * stride, features, g.rows + tile * TILE)
     seconds[SCATTER] += now_s() - start
     meet(team)  # the workspace is the next group's
 
@@ -78,9 +78,9 @@ cdef void embed_group(Encoder self, const group_t *g, float *x, float *y, int me
     cdef int i, begin = share(g.num_tiles, member, team), end = share(g.num_tiles, member + 1, team)
     for i in range(begin, end):
         tile = first + i * stride
-        self.kernels.embed(e.word, e.position, e.type, g.ids + i * TILE, g.positions + i * TILE, g.types + i * TILE,
-                           e.features, tile)
-        self.kernels.layer_norm(tile, NULL, e.norm.gamma, e.norm.beta, e.norm.epsilon, e.features, tile)
+        self.kernels.f32_embed(e.word, e.position, e.type, g.ids + i * TILE, g.positions + i * TILE, g.types + i * TILE,
+                               e.features, tile)
+        self.kernels.f32_layer_norm(tile, NULL, e.norm.gamma, e.norm.beta, e.norm.epsilon, e.features, tile)
     if e.projection.rows:
         apply(&e.projection, 0, e.projection.num_panels, 0, e.projection.num_kblocks, first + begin * stride, stride,
               NULL, 0, x + begin * <size_t>(self.hidden * TILE), self.hidden * TILE, end - begin, NULL)
@@ -171,9 +171,9 @@ cdef void attend_heads(Encoder self, const layer_t *layer, const group_t *g, int
         tile, tiles = g.first_lane[text] // TILE, 1
     for head in range(heads):
         keys = qkv + first_tile * qkv_stride + (3 * head + 1) * size
-        self.kernels.attention(qkv + tile * qkv_stride + 3 * head * size, qkv_stride, keys, keys + size, qkv_stride,
-                               tiles, g.keys[text], layer.head_size, scores,
-                               context + tile * stride + (first_head + head) * size, stride)
+        self.kernels.f32_attention(qkv + tile * qkv_stride + 3 * head * size, qkv_stride, keys, keys + size, qkv_stride,
+                                   tiles, g.keys[text], layer.head_size, scores,
+                                   context + tile * stride + (first_head + head) * size, stride)
 
 
 cdef void feed_forward(const layer_t *layer, const workspace_t *w, const float *x, float *y, ptrdiff_t stride,
@@ -206,7 +206,7 @@ cdef void normalise(Encoder self, float *x, const linear_t *linear, const norm_t
     cdef float *tile
     for i in range(share(tiles, member, team), share(tiles, member + 1, team)):
         tile = x + i * <ptrdiff_t>(self.hidden * TILE)
-        self.kernels.layer_norm(tile, linear.bias, norm.gamma, norm.beta, norm.epsilon, self.hidden, tile)
+        self.kernels.f32_layer_norm(tile, linear.bias, norm.gamma, norm.beta, norm.epsilon, self.hidden, tile)
 
 
 cdef void run_inner(const layer_t *layer, int first_kb, int last_kb, const float *x, ptrdiff_t stride, float *inner,

@@ -132,8 +132,8 @@ cdef class PackedLinear:
         cdef PackedLinear self = PackedLinear()
         cdef const kernels_t *kernels = find_kernels(isa)
         cdef Py_ssize_t n = weight.shape[0], k = weight.shape[1]
-        cdef int most_k = GENERATED_MAX_K if form == "generated" else MAX_KBLOCK
-        if form not in FORMS or (form == "generated" and kernels.generated == NULL):
+        cdef int most_k = kernels.f32_generated_max_k if form == "generated" else MAX_KBLOCK
+        if form not in FORMS or (form == "generated" and kernels.f32_generated == NULL):
             raise ValueError(f"form must be one of {FORMS} and known to isa {isa!r}; got {form!r}")
         if not 1 <= kblock <= most_k or not 1 <= panel_rows <= 65536:
             raise ValueError(f"kblock must be in 1…{most_k} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
@@ -145,7 +145,7 @@ cdef class PackedLinear:
         self.bias = allocate(n, np.float32)
         self.bias[:] = bias
         cdef int32_t[:, ::1] counts = count_nonzeros(weight, self.kblock)
-        self.lay_out(counts, kernels.dense_rows)
+        self.lay_out(counts, kernels.f32_dense_rows)
         cdef const int64_t[::1] last = self.blocks[len(self.blocks) - 1]
         cdef int64_t values = last[4] + whole_lines(last[8]), rows = last[5] + whole_bundles(last[1])
         self.values = allocate(values if form != "generated" else 0, np.float32)
@@ -158,7 +158,7 @@ cdef class PackedLinear:
             if memory is None:
                 self.memory.seal()
         else:
-            self.fill(weight, counts, kernels.dense_rows)
+            self.fill(weight, counts, kernels.f32_dense_rows)
         self.link()
         return self
 
@@ -221,9 +221,11 @@ cdef class PackedLinear:
         cdef Py_ssize_t b
         cdef int start
         cdef uint8_t *at
+        cdef block_t block
+        cdef const kernels_t *kernels = find_kernels(self.isa)
         for b in range(blocks.shape[0]):
-            bound += lines(blocks[b, 8] * 4) + lines(generated_bound(<int>blocks[b, 1], <int>blocks[b, 3],
-                                                                     blocks[b, 8]))
+            block.rows, block.k, block.num_values = <int32_t>blocks[b, 1], <int32_t>blocks[b, 3], blocks[b, 8]
+            bound += lines(blocks[b, 8] * 4) + lines(kernels.f32_code_bound(&block))
         self.code = self.memory.take(bound)
         at = self.code
         with nogil:
@@ -233,8 +235,9 @@ cdef class PackedLinear:
                 blocks[b, 4] = (at - self.code) // 4
                 blocks[b, 9] = at - self.code + value_bytes
                 start = START_Y if blocks[b, 2] else START_INIT if self.is_residual else START_BIAS
-                at = generate(at + value_bytes, <float *>at, &scratch[0], blocks[b, 1], <int>blocks[b, 1],
-                              <int>blocks[b, 3], blocks[b, 8], start)
+                block.rows, block.k, block.num_values = <int32_t>blocks[b, 1], <int32_t>blocks[b, 3], blocks[b, 8]
+                block.values, block.code = <float *>at, at + value_bytes
+                at = kernels.f32_generate(&block, &scratch[0], start)
                 at = self.code + lines(at - self.code)
                 blocks[b, 10] = (at - self.code) - blocks[b, 4] * 4
         self.memory.at = at
@@ -268,11 +271,11 @@ cdef class PackedLinear:
             block.memory, block.memory_bytes = block.values, block.num_values * 4
             block.next = NULL
             if self.form == "dense":
-                block.run = kernels.dense
+                block.run = kernels.f32_dense
             elif self.form == "table":
-                block.run = kernels.table
+                block.run = kernels.f32_table
             else:
-                block.run = kernels.generated
+                block.run = kernels.f32_generated
                 block.code, block.memory_bytes = self.code + blocks[b, 9], blocks[b, 10]
         self.linear.blocks = self.table
         self.linear.bias = <const float *><uintptr_t>self.bias.ctypes.data
@@ -287,7 +290,7 @@ cdef class PackedLinear:
             raise ValueError("generated code is not unpacked: unpack the table form of the same weight")
         weight = np.zeros((self.rows, self.k), np.float32)
         cdef float[:, ::1] out = weight
-        cdef int group = find_kernels(self.isa).dense_rows
+        cdef int group = find_kernels(self.isa).f32_dense_rows
         cdef block_t *block
         cdef int b, r, i, j
         cdef int64_t at, row, bundle, run

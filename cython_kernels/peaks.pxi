@@ -19,22 +19,22 @@ def fma_peak(str isa, int num_threads, double seconds) -> float:
     """
     cdef const kernels_t *kernels = find_kernels(isa)
     check_measure(num_threads, seconds)
-    cdef float[:, ::1] x = aligned(num_threads * kernels.fma_floats).reshape(num_threads, kernels.fma_floats)
+    cdef float[:, ::1] x = aligned(num_threads * kernels.f32_fma_count).reshape(num_threads, kernels.f32_fma_count)
     cdef size_t steps = 1 << 10  # found with one thread: waiting for others does not make a repetition long
-    cdef double start, work = 2.0 * kernels.fma_floats, best = 0.0, end = now_s() + seconds
+    cdef double start, work = 2.0 * kernels.f32_fma_count, best = 0.0, end = now_s() + seconds
     cdef int i
     x[:, :] = 1.0
     with nogil:
         while is_short(work * steps, best):
             steps *= 2
             start = now_s()
-            kernels.fma_loop(&x[0, 0], 1e-9, steps)  # too small to change a 1, and no multiplication by 0
+            kernels.f32_fma_loop(&x[0, 0], 1e-9, steps)  # too small to change a 1, and no multiplication by 0
             best = max(best, work * steps / (now_s() - start))
         best = 0.0
         while best == 0.0 or now_s() < end:
             start = now_s()
             for i in prange(num_threads, num_threads=num_threads, schedule="static", chunksize=1):
-                kernels.fma_loop(&x[i, 0], 1e-9, steps)
+                kernels.f32_fma_loop(&x[i, 0], 1e-9, steps)
             best = max(best, work * steps * num_threads / (now_s() - start))
     return best / 1e9
 

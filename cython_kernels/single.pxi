@@ -11,7 +11,7 @@ def to_tiles(const float[:, ::1] rows, str isa):
     for tile in range(out.shape[0]):
         for lane in range(TILE):
             lanes[lane] = &rows[tile * TILE + lane, 0] if tile * TILE + lane < count else NULL
-        kernels.gather(lanes, features, &out[tile, 0, 0])
+        kernels.f32_gather(lanes, features, &out[tile, 0, 0])
     return tiles
 
 
@@ -25,7 +25,7 @@ def from_tiles(const float[:, :, ::1] tiles, int count, str isa):
     for tile in range((count + TILE - 1) // TILE):
         for lane in range(TILE):
             lanes[lane] = &out[tile * TILE + lane, 0] if tile * TILE + lane < count else NULL
-        kernels.scatter(&tiles[tile, 0, 0], features, lanes)
+        kernels.f32_scatter(&tiles[tile, 0, 0], features, lanes)
     return rows
 
 
@@ -62,14 +62,14 @@ cdef void linear_step(const kernels_t *kernels, const linear_t *weight, const fl
         for lane in range(TILE):
             token = first + tile * TILE + lane
             sources[lane] = &x[token, 0] if token < x.shape[0] else NULL
-        kernels.gather(sources, weight.k, memory + tile * weight.k * TILE)
+        kernels.f32_gather(sources, weight.k, memory + tile * weight.k * TILE)
     apply(weight, 0, weight.num_panels, 0, weight.num_kblocks, memory, weight.k * TILE, NULL, 0, y,
           weight.rows * TILE, tiles, NULL)
     for tile in range(tiles):
         for lane in range(TILE):
             token = first + tile * TILE + lane
             targets[lane] = &out[token, 0] if token < x.shape[0] else NULL
-        kernels.scatter(y + tile * weight.rows * TILE, weight.rows, targets)
+        kernels.f32_scatter(y + tile * weight.rows * TILE, weight.rows, targets)
 
 
 def gemm(PackedLinear weight, const float[:, :, ::1] x, float[:, :, ::1] y, init=None):
@@ -96,11 +96,11 @@ def activation(str name, float[::1] x, str isa):
         raise ValueError(f"the size must be a multiple of {TILE}; got {x.shape[0]}")
     functions = {"gelu": 0, "gelu_tanh": 1, "relu": 2}
     if functions[name] == 0:
-        kernels.gelu(&x[0], x.shape[0])
+        kernels.f32_gelu(&x[0], x.shape[0])
     elif functions[name] == 1:
-        kernels.gelu_tanh(&x[0], x.shape[0])
+        kernels.f32_gelu_tanh(&x[0], x.shape[0])
     else:
-        kernels.relu(&x[0], x.shape[0])
+        kernels.f32_relu(&x[0], x.shape[0])
 
 
 def layer_norm(float[:, ::1] x, bias, const float[::1] gamma, const float[::1] beta, float epsilon,
@@ -111,7 +111,7 @@ def layer_norm(float[:, ::1] x, bias, const float[::1] gamma, const float[::1] b
     if bias is not None:
         b = bias
         at = &b[0]
-    find_kernels(isa).layer_norm(&x[0, 0], at, &gamma[0], &beta[0], epsilon, <int>x.shape[0], &y[0, 0])
+    find_kernels(isa).f32_layer_norm(&x[0, 0], at, &gamma[0], &beta[0], epsilon, <int>x.shape[0], &y[0, 0])
 
 
 def attention(const float[:, :, ::1] q, const float[:, :, ::1] k, const float[:, :, ::1] v, int num_keys,
@@ -121,8 +121,8 @@ def attention(const float[:, :, ::1] q, const float[:, :, ::1] k, const float[:,
     if not 1 <= num_keys <= k.shape[0] * TILE:
         raise ValueError(f"num_keys must be in 1…{k.shape[0] * TILE}; got {num_keys}")
     cdef float[::1] scratch = aligned(2 * TILE * TILE * k.shape[0])
-    find_kernels(isa).attention(&q[0, 0, 0], d * TILE, &k[0, 0, 0], &v[0, 0, 0], d * TILE, <int>q.shape[0], num_keys,
-                                d, &scratch[0], &out[0, 0, 0], d * TILE)
+    find_kernels(isa).f32_attention(&q[0, 0, 0], d * TILE, &k[0, 0, 0], &v[0, 0, 0], d * TILE, <int>q.shape[0],
+                                    num_keys, d, &scratch[0], &out[0, 0, 0], d * TILE)
 
 
 def aligned(Py_ssize_t count, dtype=np.float32):

@@ -1,6 +1,13 @@
 /* AVX2 + FMA: 16 registers of 256 bits. */
 #include <immintrin.h>
 
+/* Every feature that the region below names. The builtin is false, too, where the operating system does not save the
+ * registers. */
+static int is_supported_avx2(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -17,13 +24,25 @@
 #define VECTOR_MAX _mm256_max_ps
 #define VECTOR_MIN _mm256_min_ps
 #include "portable/portable.h"
-#undef ISA_NAME
-#undef LANES
-#undef TABLE_ROWS
-#undef TABLE_TILES
-#undef DENSE_ROWS
-#undef QUERY_TILES
-#undef KEYS
+
+static const kernels_t kernels_avx2 = {
+    .isa = "avx2",
+    .f32_dense_rows = DENSE_ROWS,
+    .f32_table = f32_table__avx2,
+    .f32_dense = f32_dense__avx2,
+    .f32_gelu = f32_gelu__avx2,
+    .f32_gelu_tanh = f32_gelu_tanh__avx2,
+    .f32_relu = f32_relu__avx2,
+    .f32_layer_norm = f32_layer_norm__avx2,
+    .f32_attention = f32_attention__avx2,
+    .f32_embed = f32_embed__avx2,
+    .f32_scatter = f32_scatter__avx2,
+    .f32_gather = f32_gather__avx2,
+    .f32_fma_count = CHAINS * LANES,
+    .f32_fma_loop = f32_fma_loop__avx2,
+    .read_loop = read_loop__avx2,
+};
+#include "portable/undefine.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #else

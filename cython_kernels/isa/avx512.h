@@ -1,6 +1,13 @@
-/* AVX-512 (F, VL, DQ, BW): 32 registers of 512 bits; a tile row is one register.
- * The features named here are exactly those that dispatch.h asks the CPU for. */
+/* AVX-512 (F, VL, DQ, BW): 32 registers of 512 bits; a tile row is one register. */
 #include <immintrin.h>
+
+/* Every feature that the region below names. The builtin is false, too, where the operating system does not save the
+ * registers. */
+static int is_supported_avx512(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
 
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw"))), apply_to = function)
@@ -10,110 +17,37 @@
 #endif
 #define ISA_NAME avx512
 #define LANES 16
-#define TABLE_ROWS 4
-#define TABLE_TILES 1
 #define DENSE_ROWS 24 /* divides 384, 768, 1024, 3072; 24 of 32 registers accumulate */
 #define QUERY_TILES 2
 #define KEYS 8
 #define VECTOR_MAX _mm512_max_ps
 #define VECTOR_MIN _mm512_min_ps
 #include "portable/portable.h"
-#undef ISA_NAME
-#undef LANES
-#undef TABLE_ROWS
-#undef TABLE_TILES
-#undef DENSE_ROWS
-#undef QUERY_TILES
-#undef KEYS
-
-#define WEIGHTS_AHEAD 4096 /* bytes: streams of weights come from memory, +50 % for a call of one tile */
-
-/* One or two tiles at once: one 64-bit load gives a bundle's 4 offsets, one 128-bit broadcast its 4 weights. A broadcast
- * load per weight would cost a load slot that the FMAs' memory operands need. Each bundle prefetches its share of
- * the x and its own rows of the tiles that run next, `x_next` and `y_next` floats further on. */
-static inline __attribute__((always_inline)) void bundles_avx512(const block_t *block, const int pair, const float *x,
-                                                                 ptrdiff_t x_stride, const float *init,
-                                                                 ptrdiff_t init_stride, const float *bias, float *y,
-                                                                 ptrdiff_t y_stride, ptrdiff_t x_next,
-                                                                 ptrdiff_t y_next) {
-    const char *a = (const char *)x, *b = (const char *)(x + (pair ? x_stride : 0));
-    const float *w = block->values;
-    const uint16_t *at = block->offsets;
-    const uint16_t *row = block->row_numbers;
-    const int share = (block->k * BUNDLE + block->rows - 1) / block->rows; /* lines of x per bundle and tile */
-    const float *ahead = x + x_next;
-    float *y1 = y + (pair ? y_stride : 0);
-    for (int32_t run = 0; run < block->num_runs; run++) {
-        const uint32_t count = block->runs[run].count;
-        for (uint32_t bundle = block->runs[run].bundles; bundle > 0; bundle--, row += BUNDLE) {
-            const int r0 = row[0] * TILE, r1 = row[1] * TILE, r2 = row[2] * TILE, r3 = row[3] * TILE;
-            __m512 a0, a1, a2, a3, b0, b1, b2, b3;
-            if (init) {
-                const float *i1 = init + (pair ? init_stride : 0);
-                a0 = _mm512_load_ps(init + r0), a1 = _mm512_load_ps(init + r1);
-                a2 = _mm512_load_ps(init + r2), a3 = _mm512_load_ps(init + r3);
-                b0 = _mm512_load_ps(i1 + r0), b1 = _mm512_load_ps(i1 + r1);
-                b2 = _mm512_load_ps(i1 + r2), b3 = _mm512_load_ps(i1 + r3);
-            } else {
-                a0 = b0 = _mm512_set1_ps(bias[row[0]]), a1 = b1 = _mm512_set1_ps(bias[row[1]]);
-                a2 = b2 = _mm512_set1_ps(bias[row[2]]), a3 = b3 = _mm512_set1_ps(bias[row[3]]);
-            }
-            if (y_next) {
-                for (int i = 0; i < share; i++, ahead += TILE) {
-                    _mm_prefetch((const char *)ahead, _MM_HINT_T1);
-                    if (pair) _mm_prefetch((const char *)(ahead + x_stride), _MM_HINT_T1);
-                }
-                const int rows[BUNDLE] = {r0, r1, r2, r3};
-                for (int i = 0; i < BUNDLE; i++) {
-                    _mm_prefetch((const char *)(y + y_next + rows[i]), _MM_HINT_T1);
-                    if (pair) _mm_prefetch((const char *)(y1 + y_next + rows[i]), _MM_HINT_T1);
-                }
-            }
-            for (uint32_t i = count; i > 0; i--, w += BUNDLE, at += BUNDLE) {
-                uint64_t o;
-                memcpy(&o, at, sizeof o);
-                _mm_prefetch((const char *)w + WEIGHTS_AHEAD, _MM_HINT_T0);
-                _mm_prefetch((const char *)at + WEIGHTS_AHEAD / 2, _MM_HINT_T0);
-                const __m512 w4 = _mm512_broadcast_f32x4(_mm_load_ps(w));
-                const __m512 w0 = _mm512_permute_ps(w4, 0x00), w1 = _mm512_permute_ps(w4, 0x55);
-                const __m512 w2 = _mm512_permute_ps(w4, 0xaa), w3 = _mm512_permute_ps(w4, 0xff);
-                const size_t o0 = o & 0xffff, o1 = o >> 16 & 0xffff, o2 = o >> 32 & 0xffff, o3 = o >> 48;
-                a0 = _mm512_fmadd_ps(w0, _mm512_load_ps((const float *)(a + o0)), a0);
-                a1 = _mm512_fmadd_ps(w1, _mm512_load_ps((const float *)(a + o1)), a1);
-                a2 = _mm512_fmadd_ps(w2, _mm512_load_ps((const float *)(a + o2)), a2);
-                a3 = _mm512_fmadd_ps(w3, _mm512_load_ps((const float *)(a + o3)), a3);
-                if (!pair) continue;
-                b0 = _mm512_fmadd_ps(w0, _mm512_load_ps((const float *)(b + o0)), b0);
-                b1 = _mm512_fmadd_ps(w1, _mm512_load_ps((const float *)(b + o1)), b1);
-                b2 = _mm512_fmadd_ps(w2, _mm512_load_ps((const float *)(b + o2)), b2);
-                b3 = _mm512_fmadd_ps(w3, _mm512_load_ps((const float *)(b + o3)), b3);
-            }
-            _mm512_store_ps(y + r0, a0), _mm512_store_ps(y + r1, a1);
-            _mm512_store_ps(y + r2, a2), _mm512_store_ps(y + r3, a3);
-            if (!pair) continue;
-            _mm512_store_ps(y1 + r0, b0), _mm512_store_ps(y1 + r1, b1);
-            _mm512_store_ps(y1 + r2, b2), _mm512_store_ps(y1 + r3, b3);
-        }
-    }
-}
-
-static void table_pairs_avx512(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                               ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
-                               activation_fn after) {
-    int tile = 0;
-    for (; tile + 2 <= tiles; tile += 2) {
-        const int next = tile + 4 <= tiles ? 2 : 0; /* there is no next pair behind the last */
-        bundles_avx512(block, 1, x + tile * x_stride, x_stride, init ? init + tile * init_stride : NULL,
-                       init_stride, bias, y + tile * y_stride, y_stride, next * x_stride, next * y_stride);
-        for (int i = 0; after && i < 2; i++) after(y + (tile + i) * y_stride, (size_t)block->rows * TILE);
-    }
-    if (tile < tiles) {
-        bundles_avx512(block, 0, x + tile * x_stride, 0, init ? init + tile * init_stride : NULL, 0, bias,
-                       y + tile * y_stride, 0, 0, 0);
-        if (after) after(y + tile * y_stride, (size_t)block->rows * TILE);
-    }
-}
+#include "table_avx512.h"
 #include "generate_avx512.h"
+
+static const kernels_t kernels_avx512 = {
+    .isa = "avx512",
+    .f32_dense_rows = DENSE_ROWS,
+    .f32_table = f32_table__avx512,
+    .f32_dense = f32_dense__avx512,
+    .f32_generated = f32_generated__avx512,
+    .f32_generated_max_k = GENERATED_MAX_K,
+    .f32_code_bound = f32_code_bound__avx512,
+    .f32_generate = f32_generate__avx512,
+    .f32_gelu = f32_gelu__avx512,
+    .f32_gelu_tanh = f32_gelu_tanh__avx512,
+    .f32_relu = f32_relu__avx512,
+    .f32_layer_norm = f32_layer_norm__avx512,
+    .f32_attention = f32_attention__avx512,
+    .f32_embed = f32_embed__avx512,
+    .f32_scatter = f32_scatter__avx512,
+    .f32_gather = f32_gather__avx512,
+    .f32_fma_count = CHAINS * LANES,
+    .f32_fma_loop = f32_fma_loop__avx512,
+    .read_loop = read_loop__avx512,
+};
+#include "portable/undefine.h"
 
 #ifdef __clang__
 #pragma clang attribute pop

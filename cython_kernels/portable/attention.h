@@ -3,8 +3,8 @@
 #define SCRATCH_ROW (2 * TILE) /* floats per key in scratch */
 
 /* scores[key][query] for the KEYS keys at k (same tile); max over the first `valid` of them. */
-INLINE void SYM(score_keys)(const float *q, ptrdiff_t q_stride, const float *k, int head_size, const int query_tiles,
-                            int valid, float *scores, VF *max) {
+INLINE void SYM(f32_score_keys)(const float *q, ptrdiff_t q_stride, const float *k, int head_size, const int query_tiles,
+                                int valid, float *scores, VF *max) {
     VF acc[KEYS][QUERY_TILES * VECTORS];
     for (int j = 0; j < KEYS; j++)
         for (int v = 0; v < query_tiles * VECTORS; v++) acc[j][v] = SYM(splat)(0.0f);
@@ -29,9 +29,9 @@ INLINE void SYM(score_keys)(const float *q, ptrdiff_t q_stride, const float *k, 
 }
 
 /* out[d][query] = sum over keys of v[d][key] * weight[key][query], times scale, for `depth` features. */
-INLINE void SYM(weigh_values)(const float *v, ptrdiff_t kv_stride, const float *weights, int num_keys,
-                              const int query_tiles, const int depth, const VF *scale, float *out,
-                              ptrdiff_t out_stride) {
+INLINE void SYM(f32_weigh_values)(const float *v, ptrdiff_t kv_stride, const float *weights, int num_keys,
+                                  const int query_tiles, const int depth, const VF *scale, float *out,
+                                  ptrdiff_t out_stride) {
     VF acc[KEYS][QUERY_TILES * VECTORS];
     for (int d = 0; d < depth; d++)
         for (int i = 0; i < query_tiles * VECTORS; i++) acc[d][i] = SYM(splat)(0.0f);
@@ -52,7 +52,7 @@ INLINE void SYM(weigh_values)(const float *v, ptrdiff_t kv_stride, const float *
 }
 
 /* scores = 2^(scores - max), column by column; sum = 1 / their sums. */
-INLINE void SYM(soften)(float *scores, int num_keys, const int query_tiles, const VF *max, VF *sum) {
+INLINE void SYM(f32_soften)(float *scores, int num_keys, const int query_tiles, const VF *max, VF *sum) {
     VF top[QUERY_TILES * VECTORS], total[QUERY_TILES * VECTORS];
     for (int i = 0; i < query_tiles * VECTORS; i++) top[i] = max[i], total[i] = SYM(splat)(0.0f);
     for (const float *end = scores + (ptrdiff_t)num_keys * SCRATCH_ROW; scores < end; scores += SCRATCH_ROW)
@@ -66,50 +66,50 @@ INLINE void SYM(soften)(float *scores, int num_keys, const int query_tiles, cons
 
 /* One function per phase and number of query tiles: in one large function the compilers spill accumulators. */
 #define PHASES(NAME, QUERIES)                                                                                     \
-    static __attribute__((noinline)) void SYM(score_##NAME)(const float *q, ptrdiff_t q_stride, const float *k,   \
+    static __attribute__((noinline)) void SYM(f32_score_##NAME)(const float *q, ptrdiff_t q_stride, const float *k,   \
                                                             int head_size, int valid, float *scores, VF *max) {   \
-        SYM(score_keys)(q, q_stride, k, head_size, QUERIES, valid, scores, max);                                  \
+        SYM(f32_score_keys)(q, q_stride, k, head_size, QUERIES, valid, scores, max);                                  \
     }                                                                                                             \
-    static __attribute__((noinline)) void SYM(soften_##NAME)(float *scores, int num_keys, const VF *max,          \
+    static __attribute__((noinline)) void SYM(f32_soften_##NAME)(float *scores, int num_keys, const VF *max,          \
                                                              VF *sum) {                                           \
-        SYM(soften)(scores, num_keys, QUERIES, max, sum);                                                         \
+        SYM(f32_soften)(scores, num_keys, QUERIES, max, sum);                                                         \
     }                                                                                                             \
-    static __attribute__((noinline)) void SYM(weigh_##NAME)(const float *v, ptrdiff_t kv_stride,                  \
+    static __attribute__((noinline)) void SYM(f32_weigh_##NAME)(const float *v, ptrdiff_t kv_stride,                  \
                                                             const float *weights, int num_keys, const VF *scale,  \
                                                             float *out, ptrdiff_t out_stride) {                   \
-        SYM(weigh_values)(v, kv_stride, weights, num_keys, QUERIES, KEYS, scale, out, out_stride);                \
+        SYM(f32_weigh_values)(v, kv_stride, weights, num_keys, QUERIES, KEYS, scale, out, out_stride);                \
     }
 PHASES(wide, QUERY_TILES)
 PHASES(narrow, 1)
 
-INLINE void SYM(attend)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
-                        const int query_tiles, int num_keys, int head_size, float *scratch, float *out,
-                        ptrdiff_t out_stride) {
+INLINE void SYM(f32_attend)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
+                            const int query_tiles, int num_keys, int head_size, float *scratch, float *out,
+                            ptrdiff_t out_stride) {
     const int is_wide = query_tiles > 1;
     VF max[QUERY_TILES * VECTORS], sum[QUERY_TILES * VECTORS];
     for (int i = 0; i < query_tiles * VECTORS; i++) max[i] = SYM(splat)(-3.0e38f);
     for (int key = 0; key < num_keys; key += KEYS)
-        (is_wide ? SYM(score_wide) : SYM(score_narrow))(q, q_stride, k + (key / TILE) * kv_stride + key % TILE,
-                                                        head_size, num_keys - key,
-                                                        scratch + (ptrdiff_t)key * SCRATCH_ROW, max);
-    (is_wide ? SYM(soften_wide) : SYM(soften_narrow))(scratch, num_keys, max, sum);
+        (is_wide ? SYM(f32_score_wide) : SYM(f32_score_narrow))(q, q_stride, k + (key / TILE) * kv_stride + key % TILE,
+                                                                head_size, num_keys - key,
+                                                                scratch + (ptrdiff_t)key * SCRATCH_ROW, max);
+    (is_wide ? SYM(f32_soften_wide) : SYM(f32_soften_narrow))(scratch, num_keys, max, sum);
     int d = 0;
     for (; d + KEYS <= head_size; d += KEYS)
-        (is_wide ? SYM(weigh_wide) : SYM(weigh_narrow))(v + d * TILE, kv_stride, scratch, num_keys, sum,
-                                                        out + d * TILE, out_stride);
+        (is_wide ? SYM(f32_weigh_wide) : SYM(f32_weigh_narrow))(v + d * TILE, kv_stride, scratch, num_keys, sum,
+                                                                out + d * TILE, out_stride);
     for (; d < head_size; d++)
-        SYM(weigh_values)(v + d * TILE, kv_stride, scratch, num_keys, query_tiles, 1, sum, out + d * TILE,
-                          out_stride);
+        SYM(f32_weigh_values)(v + d * TILE, kv_stride, scratch, num_keys, query_tiles, 1, sum, out + d * TILE,
+                              out_stride);
 }
 
-static void SYM(attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
-                           int tiles, int num_keys, int head_size, float *scratch, float *out,
-                           ptrdiff_t out_stride) {
+static void SYM(f32_attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
+                               int tiles, int num_keys, int head_size, float *scratch, float *out,
+                               ptrdiff_t out_stride) {
     int tile = 0;
     for (; tile + QUERY_TILES <= tiles; tile += QUERY_TILES)
-        SYM(attend)(q + tile * q_stride, q_stride, k, v, kv_stride, QUERY_TILES, num_keys, head_size, scratch,
-                    out + tile * out_stride, out_stride);
+        SYM(f32_attend)(q + tile * q_stride, q_stride, k, v, kv_stride, QUERY_TILES, num_keys, head_size, scratch,
+                        out + tile * out_stride, out_stride);
     for (; tile < tiles; tile++)
-        SYM(attend)(q + tile * q_stride, q_stride, k, v, kv_stride, 1, num_keys, head_size, scratch,
-                    out + tile * out_stride, out_stride);
+        SYM(f32_attend)(q + tile * q_stride, q_stride, k, v, kv_stride, 1, num_keys, head_size, scratch,
+                        out + tile * out_stride, out_stride);
 }

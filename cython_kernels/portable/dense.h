@@ -1,8 +1,8 @@
 /* A block of a packed weight times tiles, dense form. Included by portable.h. */
 
-static void SYM(dense)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                       ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
-                       activation_fn after) {
+static void SYM(f32_dense)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
+                           ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+                           activation_fn after) {
     const int k = block->k;
     for (int32_t first = 0; first < block->rows; first += DENSE_ROWS) {
         const int rows = block->rows - first < DENSE_ROWS ? block->rows - first : DENSE_ROWS;

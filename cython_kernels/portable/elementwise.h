@@ -18,7 +18,7 @@ INLINE VF SYM(exp2)(VF x) {
 
 /* x * Phi(x), Phi(x) = 1/2 + x P(x^2) with x clamped to +-5.5 inside; P is a degree-13 minimax polynomial in
  * u = 2 x^2 / 5.5^2 - 1, whose coefficients keep their float32 accuracy where powers of x^2 lose it. */
-static void SYM(gelu)(float *x, size_t count) {
+static void SYM(f32_gelu)(float *x, size_t count) {
     static const float c[14] = {0.12855194509029388f,   -0.06417197734117508f,  0.047735605388879776f,
                                 -0.03880469501018524f,  0.03211359307169914f,   -0.025941897183656693f,
                                 0.020029546692967415f,  -0.015373255126178265f, 0.011425280012190342f,
@@ -35,7 +35,7 @@ static void SYM(gelu)(float *x, size_t count) {
 }
 
 /* x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))), which equals the tanh form. */
-static void SYM(gelu_tanh)(float *x, size_t count) {
+static void SYM(f32_gelu_tanh)(float *x, size_t count) {
     const float c = -2.302208198f; /* -2 sqrt(2/pi) log2(e) */
     for (size_t i = 0; i < count; i += LANES) {
         const VF a = SYM(load)(x + i);
@@ -44,15 +44,15 @@ static void SYM(gelu_tanh)(float *x, size_t count) {
     }
 }
 
-static void SYM(relu)(float *x, size_t count) {
+static void SYM(f32_relu)(float *x, size_t count) {
     for (size_t i = 0; i < count; i += LANES) {
         const VF a = SYM(load)(x + i);
         SYM(store)(x + i, SYM(select)(a < SYM(splat)(0.0f), SYM(splat)(0.0f), a));
     }
 }
 
-static void SYM(layer_norm)(float *x, const float *bias, const float *gamma, const float *beta, float epsilon,
-                            int features, float *y) {
+static void SYM(f32_layer_norm)(float *x, const float *bias, const float *gamma, const float *beta, float epsilon,
+                                int features, float *y) {
     VF mean[VECTORS], scale[VECTORS];
     for (int v = 0; v < VECTORS; v++) mean[v] = scale[v] = SYM(splat)(0.0f);
     for (int f = 0; f < features; f++)

@@ -1,6 +1,7 @@
-/* Every kernel, once, in the compilers' vector extension. An ISA header defines ISA_NAME, LANES and the
- * register tiles below, opens its target region and includes this file; what it does better by hand it then
- * replaces in its table.
+/* Every kernel, once, in the compilers' vector extension. An ISA header defines ISA_NAME, LANES and the register
+ * tiles below, opens its target region and includes this file; a kernel f comes out as f__<isa>. What the ISA does
+ * better by hand it writes under that name, and leaves out the kernel here by not defining its tile (TABLE_ROWS).
+ * After its table it includes undefine.h.
  *
  *   LANES        floats per vector register: 16, 8 or 4
  *   TABLE_ROWS   rows of a bundle that the table kernel computes at once, on TABLE_TILES tiles:
@@ -14,7 +15,7 @@
 
 #include "kernels.h"
 
-#define PASTE_(a, b) a##_##b
+#define PASTE_(a, b) a##__##b
 #define PASTE(a, b) PASTE_(a, b)
 #define SYM(name) PASTE(name, ISA_NAME)
 #define VECTORS (TILE / LANES) /* vectors per tile row */
@@ -43,47 +44,11 @@ INLINE VF SYM(max)(VF a, VF b) { return SYM(select)(a > b, a, b); }
 INLINE VF SYM(min)(VF a, VF b) { return SYM(select)(a < b, a, b); }
 #endif
 
+#ifdef TABLE_ROWS
 #include "table.h"
+#endif
 #include "dense.h"
 #include "elementwise.h"
 #include "attention.h" /* uses exp2 of elementwise.h */
 #include "tiles.h"
 #include "peaks.h"
-
-#define STRINGIFY_(x) #x
-#define STRINGIFY(x) STRINGIFY_(x)
-static const kernels_t SYM(portable) = {
-    .isa = STRINGIFY(ISA_NAME),
-    .dense_rows = DENSE_ROWS,
-    .table = SYM(table),
-    .dense = SYM(dense),
-    .generated = NULL,
-    .gelu = SYM(gelu),
-    .gelu_tanh = SYM(gelu_tanh),
-    .relu = SYM(relu),
-    .layer_norm = SYM(layer_norm),
-    .attention = SYM(attention),
-    .embed = SYM(embed),
-    .scatter = SYM(scatter),
-    .gather = SYM(gather),
-    .fma_floats = CHAINS * LANES,
-    .fma_loop = SYM(fma_loop),
-    .read_loop = SYM(read_loop),
-};
-
-#undef VECTOR_MAX
-#undef VECTOR_MIN
-#undef STRINGIFY
-#undef STRINGIFY_
-#undef CHAINS
-#undef ZIP
-#undef SCRATCH_ROW
-#undef PHASES
-#undef INLINE
-#undef UNROLL
-#undef VI
-#undef VF
-#undef VECTORS
-#undef SYM
-#undef PASTE
-#undef PASTE_

@@ -1,8 +1,8 @@
 /* A block of a packed weight times tiles, table form. Included by portable.h. */
 
-INLINE void SYM(table_tiles)(const block_t *block, const int tiles, const float *x, ptrdiff_t x_stride,
-                             const float *init, ptrdiff_t init_stride, const float *bias, float *y,
-                             ptrdiff_t y_stride) {
+INLINE void SYM(f32_table_tiles)(const block_t *block, const int tiles, const float *x, ptrdiff_t x_stride,
+                                 const float *init, ptrdiff_t init_stride, const float *bias, float *y,
+                                 ptrdiff_t y_stride) {
     const float *w = block->values;
     const uint16_t *at = block->offsets;
     const uint16_t *row = block->row_numbers;
@@ -38,17 +38,17 @@ INLINE void SYM(table_tiles)(const block_t *block, const int tiles, const float 
     }
 }
 
-static void SYM(table)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                       ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
-                       activation_fn after) {
+static void SYM(f32_table)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
+                           ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+                           activation_fn after) {
     for (int tile = 0, step; tile < tiles; tile += step) {
         const float *xt = x + tile * x_stride, *it = init ? init + tile * init_stride : NULL;
         float *yt = y + tile * y_stride;
         step = tiles - tile >= TABLE_TILES ? TABLE_TILES : 1;
         if (step == TABLE_TILES)
-            SYM(table_tiles)(block, TABLE_TILES, xt, x_stride, it, init_stride, bias, yt, y_stride);
+            SYM(f32_table_tiles)(block, TABLE_TILES, xt, x_stride, it, init_stride, bias, yt, y_stride);
         else
-            SYM(table_tiles)(block, 1, xt, x_stride, it, init_stride, bias, yt, y_stride);
+            SYM(f32_table_tiles)(block, 1, xt, x_stride, it, init_stride, bias, yt, y_stride);
         for (int t = 0; after && t < step; t++) after(yt + t * y_stride, (size_t)block->rows * TILE);
     }
 }

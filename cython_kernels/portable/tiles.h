@@ -15,8 +15,8 @@ INLINE void SYM(transpose16)(SYM(row16) *m) {
     }
 }
 
-static void SYM(embed)(const float *word, const float *position, const float *type, const int32_t *ids,
-                       const int32_t *positions, const int32_t *types, int features, float *tile) {
+static void SYM(f32_embed)(const float *word, const float *position, const float *type, const int32_t *ids,
+                           const int32_t *positions, const int32_t *types, int features, float *tile) {
     int f = 0;
     for (; f + TILE <= features; f += TILE) {
         SYM(row16) m[TILE];
@@ -44,7 +44,7 @@ static void SYM(embed)(const float *word, const float *position, const float *ty
         }
 }
 
-static void SYM(scatter)(const float *tile, int features, float *const *rows) {
+static void SYM(f32_scatter)(const float *tile, int features, float *const *rows) {
     int f = 0;
     for (; f + TILE <= features; f += TILE) {
         SYM(row16) m[TILE];
@@ -58,7 +58,7 @@ static void SYM(scatter)(const float *tile, int features, float *const *rows) {
             if (rows[lane]) rows[lane][f] = tile[f * TILE + lane];
 }
 
-static void SYM(gather)(const float *const *rows, int features, float *tile) {
+static void SYM(f32_gather)(const float *const *rows, int features, float *tile) {
     int f = 0;
     for (; f + TILE <= features; f += TILE) {
         SYM(row16) m[TILE];

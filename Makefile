@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard $(addprefix cython_kernels/,*.pyx *.pxi *.pxd *.h */*.h))
+SOURCES := $(wildcard $(addprefix cython_kernels/,*.pyx *.pxi *.h */*.h))
 
 # Pinned, and installed before everything else: a bare `torch` resolves to the newest CUDA build with
 # gigabytes of GPU libraries. TORCH=torch takes whatever pip finds.

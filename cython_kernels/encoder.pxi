@@ -4,14 +4,6 @@
 # is met; with few texts all threads form one team that splits every step's rows, heads or tiles. Threads are
 # started here and nowhere else.
 
-cimport openmp
-from posix.stdlib cimport posix_memalign
-
-
-cdef extern from "threads.h" nogil:
-    void team_barrier()
-    double now_s()
-
 
 # What `Encoder.run(profile=True)` times, in the order a layer runs them; `intermediate` with its activation.
 STEPS = ("embeddings", "qkv", "attention", "attention_output", "attention_norm", "intermediate",
@@ -19,52 +11,6 @@ STEPS = ("embeddings", "qkv", "attention", "attention_output", "attention_norm",
 cdef enum:
     EMBEDDINGS, QKV, ATTENTION, ATTENTION_OUTPUT, ATTENTION_NORM, INTERMEDIATE, OUTPUT, OUTPUT_NORM, SCATTER
     NUM_STEPS
-
-cdef struct norm_t:
-    const float *gamma
-    const float *beta
-    float epsilon
-
-cdef struct layer_t:
-    linear_t qkv
-    linear_t attention_output
-    linear_t intermediate
-    linear_t output
-    norm_t attention_norm
-    norm_t output_norm
-    activation_fn activation
-    int num_heads
-    int head_size
-
-cdef struct embeddings_t:
-    const float *word
-    const float *position
-    const float *type
-    int features
-    norm_t norm
-    linear_t projection  # rows == 0: none
-
-# Texts that one team takes through the encoder together, each on whole tiles of its own.
-cdef struct group_t:
-    int num_texts
-    int num_tiles
-    int *first_tile  # per text
-    int *tiles  # per text
-    int *keys  # per text: its first `keys` lanes are attended to
-    int32_t *ids  # per lane; -1 where there is no token
-    int32_t *positions
-    int32_t *types
-    int *first_lane  # per text: the lane of position 0 (only filled where nothing else is asked for)
-    float **rows  # per lane - or per text, if only position 0 is asked for: where its hidden state goes, or NULL
-
-cdef struct workspace_t:
-    float *memory
-    size_t size
-    float *x  # hidden states
-    float *y  # of the next step: context of attention, then what the feed-forward layer returns
-    float *qkv  # one panel for a lone thread, all of them for a team
-    float *inner  # one k-block of `output` for a lone thread, all of them for a team
-    float *scores  # per member
 
 
 cdef class Encoder:
@@ -288,20 +234,6 @@ cdef class Encoder:
         return 0
 
 
-cdef extern from *:
-    """
-    #include <sys/mman.h>
-    static void advise_huge(void *memory, size_t size) {
-    #ifdef MADV_HUGEPAGE
-        madvise(memory, size, MADV_HUGEPAGE); /* +3-4 %; a refusal costs nothing else */
-    #else
-        (void)memory, (void)size;
-    #endif
-    }
-    """
-    void advise_huge(void *memory, size_t size) noexcept nogil
-
-
 cdef const float *address(array) except? NULL:
     if array is None:
         return NULL
@@ -316,3 +248,60 @@ cdef norm_t norm(parts, int features) except *:
         raise ValueError(f"gamma and beta must have {features} elements; got {gamma.shape[0]}, {beta.shape[0]}")
     n.gamma, n.beta, n.epsilon = &gamma[0], &beta[0], parts.epsilon
     return n
+
+
+cdef int link_blocks(list layers, int choice) except -1:
+    """Tell every block which one a lone thread runs next, layer by layer as `run_layer` does."""
+    cdef PackedLinear weight
+    cdef block_t *before = NULL
+    cdef int b
+    order = []
+    for parts in layers:
+        qkv, attention_output, intermediate, output = (
+            parts[step][choice] for step in ("qkv", "attention_output", "intermediate", "output"))
+        order += [(qkv, b) for b in range(len(qkv.blocks))]
+        order += [(attention_output, b) for b in range(len(attention_output.blocks))]
+        kblocks = -(-output.k // output.kblock)
+        inner_kblocks = -(-intermediate.k // intermediate.kblock)
+        for chunk in range(kblocks):
+            rows = range(chunk * output.kblock, min(output.k, (chunk + 1) * output.kblock), intermediate.panel_rows)
+            order += [(intermediate, row // intermediate.panel_rows * inner_kblocks + kb)
+                      for row in rows for kb in range(inner_kblocks)]
+            order += [(output, b) for b in range(chunk, len(output.blocks), kblocks)]
+    for weight, b in order:
+        if before != NULL:
+            before.next = &weight.table[b]
+        before = &weight.table[b]
+    return 0
+
+
+cdef fill_group(group_t *g, group, const int32_t[:, ::1] ids, const int32_t[:, ::1] types,
+                const int32_t[:, ::1] positions, float[:, :, ::1] out, bint first_token_only):
+    """Lay a Group out in the C structure; return the arrays that own its memory."""
+    cdef int num_texts = len(group.texts), num_tiles = group.tiles, i, t, b, lane = 0, n
+    cdef int32_t[:, ::1] text = np.zeros((4, num_texts), np.int32)
+    cdef int32_t[:, ::1] token = np.zeros((3, num_tiles * TILE), np.int32)
+    # position 0 of 16 texts shares a tile, so that there are no more of those than of texts' own tiles
+    cdef uintptr_t[::1] rows = np.zeros(num_tiles * TILE, np.uintp)
+    cdef const int64_t[::1] lanes
+    g.num_texts, g.num_tiles = num_texts, num_tiles
+    g.first_tile, g.tiles, g.keys = <int *>&text[0, 0], <int *>&text[1, 0], <int *>&text[2, 0]
+    g.first_lane = <int *>&text[3, 0]
+    g.ids, g.positions, g.types, g.rows = &token[0, 0], &token[1, 0], &token[2, 0], <float **>&rows[0]
+    for i in range(num_texts):
+        lanes = group.lanes[i]
+        b = group.texts[i]
+        n = <int>lanes.shape[0]
+        g.first_tile[i], g.tiles[i], g.keys[i] = lane // TILE, (n + TILE - 1) // TILE, group.keys[i]
+        for t in range(n):
+            g.ids[lane + t] = ids[b, lanes[t]]
+            g.positions[lane + t] = positions[b, lanes[t]]
+            g.types[lane + t] = types[b, lanes[t]]
+            if not first_token_only:
+                rows[lane + t] = <uintptr_t>&out[b, lanes[t], 0]
+            elif lanes[t] == 0:
+                g.first_lane[i], rows[i] = lane + t, <uintptr_t>&out[b, 0, 0]
+        for t in range(n, g.tiles[i] * TILE):
+            g.ids[lane + t] = -1
+        lane += g.tiles[i] * TILE
+    return text, token, rows

@@ -50,35 +50,3 @@ class Schedule:
         for _, b, lanes, keys in texts:
             min(groups, key=lambda group: group.tiles).add(b, lanes, keys)
         return [group for group in sorted(groups, key=lambda group: -group.tiles) if group.texts]
-
-
-cdef fill_group(group_t *g, group, const int32_t[:, ::1] ids, const int32_t[:, ::1] types,
-                const int32_t[:, ::1] positions, float[:, :, ::1] out, bint first_token_only):
-    """Lay a Group out in the C structure; return the arrays that own its memory."""
-    cdef int num_texts = len(group.texts), num_tiles = group.tiles, i, t, b, lane = 0, n
-    cdef int32_t[:, ::1] text = np.zeros((4, num_texts), np.int32)
-    cdef int32_t[:, ::1] token = np.zeros((3, num_tiles * TILE), np.int32)
-    # position 0 of 16 texts shares a tile, so that there are no more of those than of texts' own tiles
-    cdef uintptr_t[::1] rows = np.zeros(num_tiles * TILE, np.uintp)
-    cdef const int64_t[::1] lanes
-    g.num_texts, g.num_tiles = num_texts, num_tiles
-    g.first_tile, g.tiles, g.keys = <int *>&text[0, 0], <int *>&text[1, 0], <int *>&text[2, 0]
-    g.first_lane = <int *>&text[3, 0]
-    g.ids, g.positions, g.types, g.rows = &token[0, 0], &token[1, 0], &token[2, 0], <float **>&rows[0]
-    for i in range(num_texts):
-        lanes = group.lanes[i]
-        b = group.texts[i]
-        n = <int>lanes.shape[0]
-        g.first_tile[i], g.tiles[i], g.keys[i] = lane // TILE, (n + TILE - 1) // TILE, group.keys[i]
-        for t in range(n):
-            g.ids[lane + t] = ids[b, lanes[t]]
-            g.positions[lane + t] = positions[b, lanes[t]]
-            g.types[lane + t] = types[b, lanes[t]]
-            if not first_token_only:
-                rows[lane + t] = <uintptr_t>&out[b, lanes[t], 0]
-            elif lanes[t] == 0:
-                g.first_lane[i], rows[i] = lane + t, <uintptr_t>&out[b, 0, 0]
-        for t in range(n, g.tiles[i] * TILE):
-            g.ids[lane + t] = -1
-        lane += g.tiles[i] * TILE
-    return text, token, rows

@@ -1,7 +1,4 @@
-# The C contract as Cython sees it; documented in kernels.h.
-from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
-
+# The C contract as Cython sees it, documented in kernels.h; then the structures that steps hand to each other.
 
 cdef extern from "kernels.h" nogil:
     enum:
@@ -77,3 +74,55 @@ cdef extern from "dispatch.h" nogil:
     enum:
         NUM_ISAS
     int available_kernels(const kernels_t **tables)
+
+
+cdef extern from "threads.h" nogil:
+    void team_barrier()
+    double now_s()
+
+
+cdef struct norm_t:
+    const float *gamma
+    const float *beta
+    float epsilon
+
+cdef struct layer_t:
+    linear_t qkv
+    linear_t attention_output
+    linear_t intermediate
+    linear_t output
+    norm_t attention_norm
+    norm_t output_norm
+    activation_fn activation
+    int num_heads
+    int head_size
+
+cdef struct embeddings_t:
+    const float *word
+    const float *position
+    const float *type
+    int features
+    norm_t norm
+    linear_t projection  # rows == 0: none
+
+# Texts that one team takes through the encoder together, each on whole tiles of its own.
+cdef struct group_t:
+    int num_texts
+    int num_tiles
+    int *first_tile  # per text
+    int *tiles  # per text
+    int *keys  # per text: its first `keys` lanes are attended to
+    int32_t *ids  # per lane; -1 where there is no token
+    int32_t *positions
+    int32_t *types
+    int *first_lane  # per text: the lane of position 0 (only filled where nothing else is asked for)
+    float **rows  # per lane - or per text, if only position 0 is asked for: where its hidden state goes, or NULL
+
+cdef struct workspace_t:
+    float *memory
+    size_t size
+    float *x  # hidden states
+    float *y  # of the next step: context of attention, then what the feed-forward layer returns
+    float *qkv  # one panel for a lone thread, all of them for a team
+    float *inner  # one k-block of `output` for a lone thread, all of them for a team
+    float *scores  # per member

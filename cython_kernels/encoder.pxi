@@ -5,14 +5,6 @@
 # started here and nowhere else.
 
 
-# What `Encoder.run(profile=True)` times, in the order a layer runs them; `intermediate` with its activation.
-STEPS = ("embeddings", "qkv", "attention", "attention_output", "attention_norm", "intermediate",
-         "output", "output_norm", "scatter")
-cdef enum:
-    EMBEDDINGS, QKV, ATTENTION, ATTENTION_OUTPUT, ATTENTION_NORM, INTERMEDIATE, OUTPUT, OUTPUT_NORM, SCATTER
-    NUM_STEPS
-
-
 cdef class Encoder:
     """Embeddings and encoder layers, packed; `run` takes token ids to hidden states.
 
@@ -34,81 +26,83 @@ cdef class Encoder:
     """
 
     cdef readonly str isa
-    cdef readonly int num_threads, group_tiles, small_tiles, hidden, num_layers
+    cdef readonly int num_threads, group_tiles, small_tiles
     cdef object owners  # keeps every array alive that a pointer below refers to
-    cdef const kernels_t *kernels
-    cdef embeddings_t embeddings
-    cdef linear_t head  # rows == 0: none
-    cdef layer_t *layers  # for small calls, then for large ones
+    cdef encoder_t encoder
     cdef int qkv_rows, qkv_panel, inner_rows, inner_chunk, vocabulary, num_positions, num_types
     cdef workspace_t *workspaces
 
     def __cinit__(self):
-        self.layers = NULL
         self.workspaces = NULL
 
     def __init__(self, str isa, dict embeddings, list layers, int num_threads, int group_tiles, int small_tiles=0,
                  PackedLinear head=None):
-        self.kernels = find_kernels(isa)
+        cdef encoder_t *encoder = &self.encoder
+        encoder.kernels = find_kernels(isa)
         self.isa, self.num_threads = isa, num_threads
         self.group_tiles, self.small_tiles = group_tiles, small_tiles
-        self.num_layers = len(layers)
-        if self.num_layers == 0:
+        encoder.num_layers = len(layers)
+        if encoder.num_layers == 0:
             raise ValueError("an encoder needs at least one layer; got none")
         self.owners = (embeddings, layers, head)
-        self.layers = <layer_t *>calloc(2 * self.num_layers, sizeof(layer_t))
+        encoder.layers = <layer_t *>calloc(2 * encoder.num_layers, sizeof(layer_t))
         self.workspaces = <workspace_t *>calloc(num_threads, sizeof(workspace_t))
-        if self.layers == NULL or self.workspaces == NULL:
+        if encoder.layers == NULL or self.workspaces == NULL:
             raise MemoryError
-        cdef embeddings_t *e = &self.embeddings
-        word = embeddings["word"]
-        self.vocabulary, e.features = word.shape
-        e.word, e.position, e.type = address(word), address(embeddings["position"]), address(embeddings["token_type"])
-        self.num_positions = embeddings["position"].shape[0]
-        self.num_types = 0 if embeddings["token_type"] is None else embeddings["token_type"].shape[0]
+        cdef embeddings_t *e = &encoder.embeddings
+        word, position, token_type = embeddings["word"], embeddings["position"], embeddings["token_type"]
+        self.vocabulary, e.tables.features = word.shape
+        e.tables.word, e.tables.position, e.tables.type = address(word), address(position), address(token_type)
+        self.num_positions, self.num_types = len(position), 0 if token_type is None else len(token_type)
         for name in ("position", "token_type"):
-            if embeddings[name] is not None and embeddings[name].shape[1] != e.features:
-                raise ValueError(f"{name} embeddings must be {e.features} wide, as those of words; "
+            if embeddings[name] is not None and embeddings[name].shape[1] != e.tables.features:
+                raise ValueError(f"{name} embeddings must be {e.tables.features} wide, as those of words; "
                                  f"got {embeddings[name].shape[1]}")
-        e.norm = norm(embeddings["norm"], e.features)
-        self.hidden = e.features
+        e.norm = norm(embeddings["norm"], e.tables.features)
+        encoder.hidden = e.tables.features
         cdef PackedLinear projection = embeddings["projection"]
         if projection is not None:
-            if projection.k != e.features:
-                raise ValueError(f"the projection must take {e.features} features; got {projection.k}")
+            if projection.k != e.tables.features:
+                raise ValueError(f"the projection must take {e.tables.features} features; got {projection.k}")
             e.projection = projection.linear
-            self.hidden = projection.rows
+            encoder.hidden = projection.rows
         if head is not None:
             if head.k != self.hidden or head.rows > self.hidden:
                 raise ValueError(f"head must be (n, {self.hidden}) with n <= {self.hidden}; got {head.rows}×{head.k}")
-            self.head = head.linear
+            encoder.head = head.linear
         cdef int i, choice
         for choice in range(2):
-            for i in range(self.num_layers):
-                self.add_layer(&self.layers[choice * self.num_layers + i], layers[i], choice)
+            for i in range(encoder.num_layers):
+                self.add_layer(&encoder.layers[choice * encoder.num_layers + i], layers[i], choice)
             link_blocks(layers, choice)
+
+    @property
+    def hidden(self) -> int:
+        """Features H of a hidden state."""
+        return self.encoder.hidden
 
     cdef int add_layer(self, layer_t *layer, dict parts, int choice) except -1:
         cdef PackedLinear qkv = parts["qkv"][choice], attention_output = parts["attention_output"][choice]
         cdef PackedLinear intermediate = parts["intermediate"][choice], output = parts["output"][choice]
+        cdef int hidden = self.encoder.hidden
         layer.qkv, layer.attention_output = qkv.linear, attention_output.linear
         layer.intermediate, layer.output = intermediate.linear, output.linear
-        layer.attention_norm = norm(parts["attention_norm"], self.hidden)
-        layer.output_norm = norm(parts["output_norm"], self.hidden)
+        layer.attention_norm = norm(parts["attention_norm"], hidden)
+        layer.output_norm = norm(parts["output_norm"], hidden)
         layer.num_heads = parts["num_heads"]
-        if layer.num_heads < 1 or self.hidden % layer.num_heads:
-            raise ValueError(f"num_heads must divide {self.hidden} features; got {layer.num_heads}")
-        layer.head_size = self.hidden // layer.num_heads
+        if layer.num_heads < 1 or hidden % layer.num_heads:
+            raise ValueError(f"num_heads must divide {hidden} features; got {layer.num_heads}")
+        layer.head_size = hidden // layer.num_heads
         if parts["activation"] == "gelu":
-            layer.activation = self.kernels.f32_gelu
+            layer.activation = self.encoder.kernels.f32_gelu
         elif parts["activation"] == "gelu_tanh":
-            layer.activation = self.kernels.f32_gelu_tanh
+            layer.activation = self.encoder.kernels.f32_gelu_tanh
         else:
-            layer.activation = self.kernels.f32_relu
-        if (qkv.rows != 3 * self.hidden or output.k != intermediate.rows
-                or not (qkv.k == attention_output.k == intermediate.k == self.hidden)
-                or not (attention_output.rows == output.rows == self.hidden)):
-            raise ValueError(f"the weights of a layer must take and give {self.hidden} features")
+            layer.activation = self.encoder.kernels.f32_relu
+        if (qkv.rows != 3 * hidden or output.k != intermediate.rows
+                or not (qkv.k == attention_output.k == intermediate.k == hidden)
+                or not (attention_output.rows == output.rows == hidden)):
+            raise ValueError(f"the weights of a layer must take and give {hidden} features")
         if qkv.panel_rows % (3 * layer.head_size) or qkv.rows % qkv.panel_rows:
             raise ValueError("the panels of qkv must be equal and hold whole heads")
         # a chunk of the feed-forward layer is one k-block of `output` and must be whole panels of `intermediate`
@@ -125,7 +119,7 @@ cdef class Encoder:
             for i in range(self.num_threads):
                 free(self.workspaces[i].memory)
         free(self.workspaces)
-        free(self.layers)
+        free(self.encoder.layers)
 
     def run(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
             const int32_t[:, ::1] positions, bint first_token_only, bint profile=False):
@@ -142,20 +136,22 @@ cdef class Encoder:
         """
         cdef int batch = <int>ids.shape[0], length = <int>ids.shape[1]
         self.check(ids, mask, types, positions)
-        cdef int features = self.head.rows if self.head.rows else self.hidden
+        cdef int features = self.encoder.head.rows if self.encoder.head.rows else self.encoder.hidden
         hidden = (np.empty if first_token_only else np.zeros)((batch, 1 if first_token_only else length, features),
                                                               np.float32)
         if batch == 0 or length == 0:
             return (hidden, np.zeros((0, NUM_STEPS)), self.num_threads, False) if profile else hidden
         schedule = Schedule(mask, self.num_threads, self.group_tiles)
         cdef bint is_large = schedule.tiles > self.small_tiles
-        cdef const layer_t *layers = self.layers + (self.num_layers if is_large else 0)
         cdef list groups = schedule.groups
         cdef int num_groups = len(groups), teams = 1 if schedule.is_team else self.num_threads
         cdef group_t *c_groups = <group_t *>calloc(num_groups, sizeof(group_t))
         cdef float[:, :, ::1] out = hidden
-        cdef double[:, ::1] seconds = np.zeros((self.num_threads, (self.num_layers + 1) * NUM_STEPS))
+        cdef double[:, ::1] seconds = np.zeros((self.num_threads, (self.encoder.num_layers + 1) * NUM_STEPS))
         cdef int i, most_tiles = 0, most_keys = 0, team = self.num_threads
+        cdef member_t alone = member_t(
+            &self.encoder, self.encoder.layers + (self.encoder.num_layers if is_large else 0), NULL, self.workspaces,
+            0, 1, False, &seconds[0, 0])
         keep = []
         try:
             if c_groups == NULL:
@@ -169,20 +165,17 @@ cdef class Encoder:
             with nogil:
                 if teams > 1:
                     for i in prange(num_groups, num_threads=team, schedule="dynamic", chunksize=1):
-                        run_group(self, layers, &c_groups[i], &self.workspaces[threadid()], most_keys, 0, 1,
-                                  &seconds[threadid(), 0], first_token_only)
+                        run_alone(alone, &c_groups[i], threadid())
                 elif team == 1:
                     for i in range(num_groups):
-                        run_group(self, layers, &c_groups[i], &self.workspaces[0], most_keys, 0, 1, &seconds[0, 0],
-                                  first_token_only)
+                        run_alone(alone, &c_groups[i], 0)
                 else:
                     with parallel(num_threads=team):
-                        run_team(self, layers, c_groups, num_groups, most_keys, &seconds[0, 0],
-                                 first_token_only)
+                        run_team(alone, c_groups, num_groups)
         finally:
             free(c_groups)
         if profile:
-            return hidden, np.asarray(seconds).sum(0).reshape(self.num_layers + 1, NUM_STEPS), team, is_large
+            return hidden, np.asarray(seconds).sum(0).reshape(self.encoder.num_layers + 1, NUM_STEPS), team, is_large
         return hidden
 
     cdef int check(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
@@ -211,11 +204,11 @@ cdef class Encoder:
 
     cdef int reserve(self, workspace_t *w, int tiles, int keys, int members) except -1:
         """Make room for `tiles` tiles; kept and reused by later calls."""
-        cdef size_t wide = max(self.hidden, self.embeddings.features) * TILE * <size_t>tiles
+        cdef size_t wide = max(self.encoder.hidden, self.encoder.embeddings.tables.features) * TILE * <size_t>tiles
         cdef size_t qkv = (self.qkv_panel if members == 1 else self.qkv_rows) * TILE * <size_t>tiles
         cdef size_t inner = (self.inner_chunk if members == 1 else self.inner_rows) * TILE * <size_t>tiles
-        cdef size_t scores = 2 * TILE * <size_t>((keys + TILE - 1) // TILE * TILE)
-        cdef size_t size = (2 * wide + qkv + inner + scores * members) * sizeof(float)
+        w.member_scores = 2 * TILE * <size_t>((keys + TILE - 1) // TILE * TILE)
+        cdef size_t size = (2 * wide + qkv + inner + w.member_scores * members) * sizeof(float)
         cdef void *memory = NULL
         if size > w.size:
             free(w.memory)
@@ -246,7 +239,7 @@ cdef norm_t norm(parts, int features) except *:
     cdef const float[::1] gamma = parts.gamma, beta = parts.beta
     if gamma.shape[0] != features or beta.shape[0] != features:
         raise ValueError(f"gamma and beta must have {features} elements; got {gamma.shape[0]}, {beta.shape[0]}")
-    n.gamma, n.beta, n.epsilon = &gamma[0], &beta[0], parts.epsilon
+    n.gamma, n.beta, n.epsilon, n.features = &gamma[0], &beta[0], parts.epsilon, features
     return n
 
 
@@ -284,7 +277,7 @@ cdef fill_group(group_t *g, group, const int32_t[:, ::1] ids, const int32_t[:, :
     # position 0 of 16 texts shares a tile, so that there are no more of those than of texts' own tiles
     cdef uintptr_t[::1] rows = np.zeros(num_tiles * TILE, np.uintp)
     cdef const int64_t[::1] lanes
-    g.num_texts, g.num_tiles = num_texts, num_tiles
+    g.num_texts, g.num_tiles, g.first_only = num_texts, num_tiles, first_token_only
     g.first_tile, g.tiles, g.keys = <int *>&text[0, 0], <int *>&text[1, 0], <int *>&text[2, 0]
     g.first_lane = <int *>&text[3, 0]
     g.ids, g.positions, g.types, g.rows = &token[0, 0], &token[1, 0], &token[2, 0], <float **>&rows[0]

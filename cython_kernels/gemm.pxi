@@ -1,44 +1,62 @@
 # A packed weight times tiles: by one thread, or a member's share of it.
 
+cdef tiles_t FROM_BIAS  # as `init`: no tiles
 
-cdef void apply_shared(const linear_t *linear, int first_panel, int last_panel, int first_kb, int last_kb,
-                       const float *x, ptrdiff_t x_stride, const float *init, ptrdiff_t init_stride, float *y,
-                       ptrdiff_t y_stride, int tiles, int member, int team, activation_fn activation) noexcept nogil:
-    """A member's share of `apply`: panels, or pairs of tiles, see `splits_panels`."""
-    cdef int panels = last_panel - first_panel, begin, end, pairs = (tiles + 1) // 2
-    if splits_panels(panels, tiles, team):
-        apply(linear, first_panel + share(panels, member, team), first_panel + share(panels, member + 1, team),
-              first_kb, last_kb, x, x_stride, init, init_stride, y, y_stride, tiles, activation)
-        return
-    begin, end = 2 * share(pairs, member, team), min(tiles, 2 * share(pairs, member + 1, team))
-    apply(linear, first_panel, last_panel, first_kb, last_kb, x + begin * x_stride, x_stride,
-          init + begin * init_stride if init != NULL else NULL, init_stride, y + begin * y_stride, y_stride,
-          end - begin, activation)
+# Some panels and k-blocks of a packed weight.
+cdef struct part_t:
+    const linear_t *linear
+    int first_panel
+    int last_panel
+    int first_kb
+    int last_kb
 
 
-cdef void apply(const linear_t *linear, int first_panel, int last_panel, int first_kb, int last_kb, const float *x,
-                ptrdiff_t x_stride, const float *init, ptrdiff_t init_stride, float *y, ptrdiff_t y_stride,
-                int tiles, activation_fn activation) noexcept nogil:
-    """y = activation(init + W x) over panels and k-blocks (x starts at the first k-block's first column).
+cdef part_t panels_of(const linear_t *linear, int first, int last) noexcept nogil:
+    """Panels first … last - 1, all their k-blocks."""
+    return part_t(linear, first, last, 0, linear.num_kblocks)
 
-    k-block 0 starts from `init` (NULL: from the bias), later ones from y.
+
+cdef part_t whole(const linear_t *linear) noexcept nogil:
+    return panels_of(linear, 0, linear.num_panels)
+
+
+cdef tiles_t rows_from(tiles_t tiles, ptrdiff_t row) noexcept nogil:
+    """The rows of every tile from `row` on, which may be negative: where row 0 of a larger matrix would be."""
+    if tiles.at != NULL:
+        tiles.at += row * TILE
+    return tiles
+
+
+cdef void apply(part_t part, tiles_t x, tiles_t init, tiles_t y, activation_fn after) noexcept nogil:
+    """y = after(init + W x) over a part of W, whose first k-block's first column x begins with.
+
+    init and y begin with row 0 of W. k-block 0 starts from `init`, later ones from y.
     """
     cdef int panel, kb
+    cdef const linear_t *linear = part.linear
     cdef const block_t *block
-    cdef const float *start
-    cdef ptrdiff_t start_stride, row
-    if tiles <= 0:
+    if y.count <= 0:
         return
-    for panel in range(first_panel, last_panel):
-        for kb in range(first_kb, last_kb):
+    for panel in range(part.first_panel, part.last_panel):
+        for kb in range(part.first_kb, part.last_kb):
             block = &linear.blocks[panel * linear.num_kblocks + kb]
-            row = <ptrdiff_t>block.first_row * TILE
-            start, start_stride = y + row, y_stride
-            if kb == 0:
-                start, start_stride = (init + row if init != NULL else NULL), init_stride
-            block.run(block, x + <ptrdiff_t>(block.first_k - linear.blocks[first_kb].first_k) * TILE, x_stride, start,
-                      start_stride, linear.bias + block.first_row, y + row, y_stride, tiles,
-                      activation if kb == last_kb - 1 else NULL)
+            block.run(block, rows_from(x, block.first_k - linear.blocks[part.first_kb].first_k),
+                      rows_from(y if kb else init, block.first_row), linear.bias + block.first_row,
+                      rows_from(y, block.first_row), after if kb == part.last_kb - 1 else NULL)
+
+
+cdef void apply_shared(const member_t *m, part_t part, tiles_t x, tiles_t init, tiles_t y,
+                       activation_fn after) noexcept nogil:
+    """A member's share of `apply`: panels, or pairs of tiles, see `splits_panels`."""
+    cdef int panels = part.last_panel - part.first_panel, begin, count, pairs = (y.count + 1) // 2
+    if splits_panels(panels, y.count, m.team):
+        part.last_panel = part.first_panel + share(panels, m.number + 1, m.team)
+        part.first_panel += share(panels, m.number, m.team)
+        apply(part, x, init, y, after)
+        return
+    begin = 2 * share(pairs, m.number, m.team)
+    count = min(y.count, 2 * share(pairs, m.number + 1, m.team)) - begin
+    apply(part, tiles_from(x, begin, count), tiles_from(init, begin, count), tiles_from(y, begin, count), after)
 
 
 cdef bint splits_panels(int panels, int tiles, int team) noexcept nogil:
@@ -46,6 +64,26 @@ cdef bint splits_panels(int panels, int tiles, int team) noexcept nogil:
     return panels % team == 0 or (tiles + 1) // 2 < team
 
 
-cdef int share(int total, int member, int team) noexcept nogil:
-    """Where member's share of `total` units begins; share(total, team, team) == total."""
-    return <int>(<int64_t>total * member // team)
+cdef int share(int total, int number, int team) noexcept nogil:
+    """Where member `number`'s share of `total` units begins; share(total, team, team) == total."""
+    return <int>(<int64_t>total * number // team)
+
+
+cdef tiles_t tiles_of(const float[:, :, ::1] tiles) except *:
+    """The tiles of an array (n, features, 16)."""
+    if tiles.shape[2] != TILE:
+        raise ValueError(f"tiles must be (n, features, {TILE}); got {tiles.shape[0]}×{tiles.shape[1]}×{tiles.shape[2]}")
+    if tiles.shape[0] == 0 or tiles.shape[1] == 0:
+        return FROM_BIAS
+    return tiles_t(<float *>&tiles[0, 0, 0], tiles.shape[1] * TILE, <int>tiles.shape[0])
+
+
+cdef int check_gemm(PackedLinear weight, const float[:, :, ::1] x, const float[:, :, ::1] y, init) except -1:
+    """Refuse tiles that do not fit the weight."""
+    if x.shape[1] != weight.k or y.shape[1] != weight.rows or x.shape[0] != y.shape[0]:
+        raise ValueError("x must be (n, K, 16) and y (n, N, 16)")
+    if init is not None and init.shape != (y.shape[0], y.shape[1], y.shape[2]):
+        raise ValueError("init must have the shape of y")
+    if weight.form == "generated" and weight.is_residual != (init is not None):
+        raise ValueError("a generated weight starts from init if and only if it was packed with is_residual")
+    return 0

@@ -27,6 +27,18 @@ typedef struct {
     uint32_t count;
 } run_t;
 
+/* A run of tiles: `count` of them, `stride` floats apart, the first at `at`. */
+typedef struct {
+    float *at;
+    ptrdiff_t stride;
+    int count;
+} tiles_t;
+
+/* `count` tiles of a run, from its tile `first` on; NULL stays NULL. */
+static inline tiles_t tiles_from(tiles_t tiles, int first, int count) {
+    return (tiles_t){tiles.at ? tiles.at + first * tiles.stride : NULL, tiles.stride, count};
+}
+
 /* What a block's sums start from: the bias (one float per row), a tile that is not y, or y itself. */
 enum { START_BIAS, START_INIT, START_Y };
 
@@ -35,16 +47,15 @@ struct block;
 /* x = activation(x) in place, `count` floats, a multiple of TILE. */
 typedef void (*activation_fn)(float *x, size_t count);
 
-/* y[row][:] = init[row][:] (+)= sum over k of weight[row][k] * x[k][:], for `tiles` tiles.
+/* y[row][:] = init[row][:] + sum over k of weight[row][k] * x[k][:], for y.count tiles; x and init have as many.
  *
- * x       first tile at the block's first k; tiles lie x_stride apart.
- * init    what the sum starts from, at the block's first row, tiles init_stride apart (y itself to accumulate,
- *         the residual for a first k-block), or NULL: start from bias[row]. May equal y, never overlap it otherwise.
- * bias    at the block's first row; read only where init is NULL.
+ * x       at the block's first k; only read.
+ * init    what the sum starts from, at the block's first row (y itself to accumulate, the residual for a first
+ *         k-block); only read. init.at is NULL: start from bias[row]. May equal y, never overlap it otherwise.
+ * bias    at the block's first row; read only where init.at is NULL.
  * y       at the block's first row; every row of the block is written in every tile.
  * after   applied to the block's rows of a tile as soon as they are written, or NULL. */
-typedef void (*block_fn)(const struct block *block, const float *x, ptrdiff_t x_stride, const float *init,
-                         ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+typedef void (*block_fn)(const struct block *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
                          activation_fn after);
 
 /* One (row panel, k-block) of a packed weight matrix. The table form uses values, offsets, row_numbers and runs:
@@ -80,6 +91,28 @@ typedef struct {
 } linear_t;
 
 typedef struct {
+    const float *gamma; /* [features] */
+    const float *beta;  /* [features] */
+    float epsilon;
+    int features;
+} norm_t;
+
+/* Tables of rows of `features` floats; position and type may be NULL. */
+typedef struct {
+    const float *word;
+    const float *position;
+    const float *type;
+    int features;
+} tables_t;
+
+/* Per lane a row of each table; ids[lane] < 0: no token. */
+typedef struct {
+    const int32_t *ids;
+    const int32_t *positions;
+    const int32_t *types;
+} tokens_t;
+
+typedef struct {
     const char *isa;
 
     /* The forms of a float32 block. */
@@ -102,20 +135,16 @@ typedef struct {
 
     /* y = gamma * (x + bias - mean) / sqrt(variance + epsilon) + beta over the features of one tile, two passes.
      * bias may be NULL. x is scratch afterwards; y may equal x. */
-    void (*f32_layer_norm)(float *x, const float *bias, const float *gamma, const float *beta, float epsilon,
-                       int features, float *y);
+    void (*f32_layer_norm)(float *x, const float *bias, const norm_t *norm, float *y);
 
-    /* One head of one sequence, `tiles` query tiles (any number >= 1) against keys 0 … num_keys - 1.
-     * q is scaled so that weights are 2^(q.k); q, k, v and out point at the head's first feature in the first
-     * tile; query tiles lie q_stride apart (k, v: kv_stride; out: out_stride). scratch holds
-     * 2 * TILE * (num_keys rounded up to TILE) floats, 64-byte aligned. */
-    void (*f32_attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
-                      int tiles, int num_keys, int head_size, float *scratch, float *out, ptrdiff_t out_stride);
+    /* One head of one sequence, the query tiles of q (q.count >= 1, as out.count) against keys 0 … num_keys - 1,
+     * which fill the tiles of k and v. q is scaled so that weights are 2^(q.k); q, k, v and out begin at the head's
+     * first feature, and only out is written. scratch holds 2 * TILE * TILE * k.count floats, 64-byte aligned. */
+    void (*f32_attention)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int head_size, float *scratch, tiles_t out);
 
-    /* tile[f][i] = sum of the rows word[ids[i]], position[positions[i]], type[types[i]] (each of `features`
-     * floats; position and type may be NULL); lanes with ids[i] < 0 become 0. */
-    void (*f32_embed)(const float *word, const float *position, const float *type, const int32_t *ids,
-                  const int32_t *positions, const int32_t *types, int features, float *tile);
+    /* tile[f][i] = sum of the rows word[ids[i]], position[positions[i]], type[types[i]]; lanes without a token
+     * become 0. */
+    void (*f32_embed)(const tables_t *tables, tokens_t tokens, float *tile);
 
     /* Between a tile and token rows: rows[lane] points at `features` floats, NULL lanes are skipped (scatter)
      * or read as 0 (gather). */

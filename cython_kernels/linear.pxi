@@ -35,8 +35,8 @@ cdef void linear_step(const kernels_t *kernels, const linear_t *weight, const fl
             token = first + tile * TILE + lane
             sources[lane] = &x[token, 0] if token < x.shape[0] else NULL
         kernels.f32_gather(sources, weight.k, memory + tile * weight.k * TILE)
-    apply(weight, 0, weight.num_panels, 0, weight.num_kblocks, memory, weight.k * TILE, NULL, 0, y,
-          weight.rows * TILE, tiles, NULL)
+    apply(whole(weight), tiles_t(memory, weight.k * TILE, tiles), FROM_BIAS, tiles_t(y, weight.rows * TILE, tiles),
+          NULL)
     for tile in range(tiles):
         for lane in range(TILE):
             token = first + tile * TILE + lane

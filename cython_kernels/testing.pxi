@@ -31,19 +31,8 @@ def from_tiles(const float[:, :, ::1] tiles, int count, str isa):
 
 def gemm(PackedLinear weight, const float[:, :, ::1] x, float[:, :, ::1] y, init=None):
     """y = W x + (init, or the bias), on tiles x (n, K, 16), y (n, N, 16), init as y; may be y itself."""
-    cdef const float[:, :, ::1] start
-    cdef const float *at = NULL
-    if x.shape[1] != weight.k or y.shape[1] != weight.rows or x.shape[0] != y.shape[0]:
-        raise ValueError("x must be (n, K, 16) and y (n, N, 16)")
-    if weight.form == "generated" and weight.is_residual != (init is not None):
-        raise ValueError("a generated weight starts from init if and only if it was packed with is_residual")
-    if init is not None:
-        start = init
-        if start.shape[0] != y.shape[0] or start.shape[1] != y.shape[1]:
-            raise ValueError("init must have the shape of y")
-        at = &start[0, 0, 0]
-    apply(&weight.linear, 0, weight.linear.num_panels, 0, weight.linear.num_kblocks, &x[0, 0, 0], weight.k * TILE, at,
-          weight.rows * TILE, &y[0, 0, 0], weight.rows * TILE, <int>x.shape[0], NULL)
+    check_gemm(weight, x, y, init)
+    apply(whole(&weight.linear), tiles_of(x), FROM_BIAS if init is None else tiles_of(init), tiles_of(y), NULL)
 
 
 def activation(str name, float[::1] x, str isa):
@@ -68,7 +57,8 @@ def layer_norm(float[:, ::1] x, bias, const float[::1] gamma, const float[::1] b
     if bias is not None:
         b = bias
         at = &b[0]
-    find_kernels(isa).f32_layer_norm(&x[0, 0], at, &gamma[0], &beta[0], epsilon, <int>x.shape[0], &y[0, 0])
+    cdef norm_t norm = norm_t(&gamma[0], &beta[0], epsilon, <int>x.shape[0])
+    find_kernels(isa).f32_layer_norm(&x[0, 0], at, &norm, &y[0, 0])
 
 
 def attention(const float[:, :, ::1] q, const float[:, :, ::1] k, const float[:, :, ::1] v, int num_keys,
@@ -78,5 +68,4 @@ def attention(const float[:, :, ::1] q, const float[:, :, ::1] k, const float[:,
     if not 1 <= num_keys <= k.shape[0] * TILE:
         raise ValueError(f"num_keys must be in 1…{k.shape[0] * TILE}; got {num_keys}")
     cdef float[::1] scratch = aligned(2 * TILE * TILE * k.shape[0])
-    find_kernels(isa).f32_attention(&q[0, 0, 0], d * TILE, &k[0, 0, 0], &v[0, 0, 0], d * TILE, <int>q.shape[0],
-                                    num_keys, d, &scratch[0], &out[0, 0, 0], d * TILE)
+    find_kernels(isa).f32_attention(tiles_of(q), tiles_of(k), tiles_of(v), num_keys, d, &scratch[0], tiles_of(out))

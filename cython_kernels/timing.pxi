@@ -27,48 +27,38 @@ def time_gemm(list weights, const float[:, :, ::1] x, float[:, :, ::1] y, init, 
     whatever else the machine does meets them all.
     """
     cdef PackedLinear weight
-    cdef const float[:, :, ::1] start
-    cdef const float *at = NULL
+    cdef tiles_t from_tiles = FROM_BIAS if init is None else tiles_of(init)
     cdef Py_ssize_t b
     cdef double seconds
-    if init is not None:
-        start = init
-        at = &start[0, 0, 0]
     best = [float("inf")] * len(weights)
+    if x.shape[0] < 1:
+        raise ValueError("x must be (n, K, 16) with n >= 1; got n = 0")
     for weight in weights:
-        if x.shape[1] != weight.k or y.shape[1] != weight.rows or x.shape[0] != y.shape[0] or x.shape[0] < 1:
-            raise ValueError("x must be (n, K, 16) and y (n, N, 16)")
-        if init is not None and (start.shape[0] != y.shape[0] or start.shape[1] != y.shape[1]):
-            raise ValueError("init must have the shape of y")
+        check_gemm(weight, x, y, init)
         for b in range(1, len(weight.blocks)):
             weight.table[b - 1].next = &weight.table[b]
         weight.table[len(weight.blocks) - 1].next = weight.table
     for _ in range(repeats):
         for number, weight in enumerate(weights):
-            with nogil:
-                seconds = time_once(&weight.linear, x, at, y)
+            seconds = time_once(&weight.linear, tiles_of(x), from_tiles, tiles_of(y))
             best[number] = min(best[number], seconds)
     return best
 
 
-cdef double time_once(const linear_t *weight, const float[:, :, ::1] x, const float *init,
-                      float[:, :, ::1] y) noexcept nogil:
+cdef double time_once(const linear_t *weight, tiles_t x, tiles_t init, tiles_t y) noexcept nogil:
     """Time one run of a cold weight."""
     cdef Py_ssize_t i, blocks = <Py_ssize_t>weight.num_panels * weight.num_kblocks
-    cdef int tiles = <int>x.shape[0]
-    cdef ptrdiff_t x_stride = weight.k * TILE, y_stride = weight.rows * TILE
     cdef const block_t *block = weight.blocks
     cdef double start
     for i in range(blocks):
         flush(block[i].memory, block[i].memory_bytes)
         if block[i].num_runs:
             flush(block[i].offsets, block[i].num_values * sizeof(uint16_t))
-    if block.code != NULL and tiles >= TILE:
+    if block.code != NULL and y.count >= TILE:
         # in a call of many tiles the block that ran before has fetched this one
         touch(<const float *>block.memory, block.memory_bytes // FLOAT_BYTES)
     start = now_s()
-    apply(weight, 0, weight.num_panels, 0, weight.num_kblocks, &x[0, 0, 0], x_stride, init, y_stride, &y[0, 0, 0],
-          y_stride, tiles, NULL)
+    apply(whole(weight), x, init, y, NULL)
     return now_s() - start
 
 

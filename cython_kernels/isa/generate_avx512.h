@@ -145,20 +145,19 @@ static uint8_t *f32_generate__avx512(const block_t *block, const float *columns,
     return p;
 }
 
-static void f32_generated__avx512(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                                  ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+static void f32_generated__avx512(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
                                   activation_fn after) {
     const generated_fn code = (generated_fn)(uintptr_t)block->code;
     const size_t step = (block->num_values / FMAS_PER_PREFETCH + 1) * 64;
     const size_t end = block->next ? block->next->memory_bytes : 0;
     size_t at = 0;
-    for (int tile = 0; tile < tiles; tile++, at += step) {
+    for (int tile = 0; tile < y.count; tile++, at += step) {
         /* when the next block is there, touching one's own memory again costs nothing; likewise the last tile */
         const char *next_block = at < end ? (const char *)block->next->memory + at : (const char *)block->memory;
-        const int next = tile + 1 < tiles ? tile + 1 : tile;
-        code(x + tile * x_stride + X_BIAS * TILE, y + tile * y_stride, init ? init + tile * init_stride : bias,
-             block->values + WEIGHT_BIAS, next_block, x + next * x_stride, y + next * y_stride,
-             init ? init + next * init_stride : bias);
-        if (after) after(y + tile * y_stride, (size_t)block->rows * TILE);
+        const int next = tile + 1 < y.count ? tile + 1 : tile;
+        code(x.at + tile * x.stride + X_BIAS * TILE, y.at + tile * y.stride,
+             init.at ? init.at + tile * init.stride : bias, block->values + WEIGHT_BIAS, next_block,
+             x.at + next * x.stride, y.at + next * y.stride, init.at ? init.at + next * init.stride : bias);
+        if (after) after(y.at + tile * y.stride, (size_t)block->rows * TILE);
     }
 }

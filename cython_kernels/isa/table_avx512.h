@@ -4,40 +4,40 @@
 
 /* One or two tiles at once: one 64-bit load gives a bundle's 4 offsets, one 128-bit broadcast its 4 weights. A broadcast
  * load per weight would cost a load slot that the FMAs' memory operands need. Each bundle prefetches its share of
- * the x and its own rows of the tiles that run next, `x_next` and `y_next` floats further on. */
-INLINE void f32_table_tiles__avx512(const block_t *block, const int pair, const float *x, ptrdiff_t x_stride,
-                                    const float *init, ptrdiff_t init_stride, const float *bias, float *y,
-                                    ptrdiff_t y_stride, ptrdiff_t x_next, ptrdiff_t y_next) {
-    const char *a = (const char *)x, *b = (const char *)(x + (pair ? x_stride : 0));
+ * the x and its own rows of the tiles that run next, `next` tiles further on; 0: none do. */
+INLINE void f32_table_tiles__avx512(const block_t *block, const int pair, tiles_t x, tiles_t init, const float *bias,
+                                    tiles_t y, int next) {
+    const char *a = (const char *)x.at, *b = (const char *)(x.at + (pair ? x.stride : 0));
     const float *w = block->values;
     const uint16_t *at = block->offsets;
     const uint16_t *row = block->row_numbers;
     const int share = (block->k * BUNDLE + block->rows - 1) / block->rows; /* lines of x per bundle and tile */
-    const float *ahead = x + x_next;
-    float *y1 = y + (pair ? y_stride : 0);
+    const float *ahead = x.at + next * x.stride;
+    const ptrdiff_t y_next = next * y.stride;
+    float *y0 = y.at, *y1 = y.at + (pair ? y.stride : 0);
     for (int32_t run = 0; run < block->num_runs; run++) {
         const uint32_t count = block->runs[run].count;
         for (uint32_t bundle = block->runs[run].bundles; bundle > 0; bundle--, row += BUNDLE) {
             const int r0 = row[0] * TILE, r1 = row[1] * TILE, r2 = row[2] * TILE, r3 = row[3] * TILE;
             __m512 a0, a1, a2, a3, b0, b1, b2, b3;
-            if (init) {
-                const float *i1 = init + (pair ? init_stride : 0);
-                a0 = _mm512_load_ps(init + r0), a1 = _mm512_load_ps(init + r1);
-                a2 = _mm512_load_ps(init + r2), a3 = _mm512_load_ps(init + r3);
+            if (init.at) {
+                const float *i0 = init.at, *i1 = init.at + (pair ? init.stride : 0);
+                a0 = _mm512_load_ps(i0 + r0), a1 = _mm512_load_ps(i0 + r1);
+                a2 = _mm512_load_ps(i0 + r2), a3 = _mm512_load_ps(i0 + r3);
                 b0 = _mm512_load_ps(i1 + r0), b1 = _mm512_load_ps(i1 + r1);
                 b2 = _mm512_load_ps(i1 + r2), b3 = _mm512_load_ps(i1 + r3);
             } else {
                 a0 = b0 = _mm512_set1_ps(bias[row[0]]), a1 = b1 = _mm512_set1_ps(bias[row[1]]);
                 a2 = b2 = _mm512_set1_ps(bias[row[2]]), a3 = b3 = _mm512_set1_ps(bias[row[3]]);
             }
-            if (y_next) {
+            if (next) {
                 for (int i = 0; i < share; i++, ahead += TILE) {
                     _mm_prefetch((const char *)ahead, _MM_HINT_T1);
-                    if (pair) _mm_prefetch((const char *)(ahead + x_stride), _MM_HINT_T1);
+                    if (pair) _mm_prefetch((const char *)(ahead + x.stride), _MM_HINT_T1);
                 }
                 const int rows[BUNDLE] = {r0, r1, r2, r3};
                 for (int i = 0; i < BUNDLE; i++) {
-                    _mm_prefetch((const char *)(y + y_next + rows[i]), _MM_HINT_T1);
+                    _mm_prefetch((const char *)(y0 + y_next + rows[i]), _MM_HINT_T1);
                     if (pair) _mm_prefetch((const char *)(y1 + y_next + rows[i]), _MM_HINT_T1);
                 }
             }
@@ -60,8 +60,8 @@ INLINE void f32_table_tiles__avx512(const block_t *block, const int pair, const 
                 b2 = _mm512_fmadd_ps(w2, _mm512_load_ps((const float *)(b + o2)), b2);
                 b3 = _mm512_fmadd_ps(w3, _mm512_load_ps((const float *)(b + o3)), b3);
             }
-            _mm512_store_ps(y + r0, a0), _mm512_store_ps(y + r1, a1);
-            _mm512_store_ps(y + r2, a2), _mm512_store_ps(y + r3, a3);
+            _mm512_store_ps(y0 + r0, a0), _mm512_store_ps(y0 + r1, a1);
+            _mm512_store_ps(y0 + r2, a2), _mm512_store_ps(y0 + r3, a3);
             if (!pair) continue;
             _mm512_store_ps(y1 + r0, b0), _mm512_store_ps(y1 + r1, b1);
             _mm512_store_ps(y1 + r2, b2), _mm512_store_ps(y1 + r3, b3);
@@ -69,19 +69,18 @@ INLINE void f32_table_tiles__avx512(const block_t *block, const int pair, const 
     }
 }
 
-static void f32_table__avx512(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                              ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+static void f32_table__avx512(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
                               activation_fn after) {
     int tile = 0;
-    for (; tile + 2 <= tiles; tile += 2) {
-        const int next = tile + 4 <= tiles ? 2 : 0; /* there is no next pair behind the last */
-        f32_table_tiles__avx512(block, 1, x + tile * x_stride, x_stride, init ? init + tile * init_stride : NULL,
-                                init_stride, bias, y + tile * y_stride, y_stride, next * x_stride, next * y_stride);
-        for (int i = 0; after && i < 2; i++) after(y + (tile + i) * y_stride, (size_t)block->rows * TILE);
+    for (; tile + 2 <= y.count; tile += 2) {
+        const tiles_t ys = tiles_from(y, tile, 2);
+        const int next = tile + 4 <= y.count ? 2 : 0; /* there is no next pair behind the last */
+        f32_table_tiles__avx512(block, 1, tiles_from(x, tile, 2), tiles_from(init, tile, 2), bias, ys, next);
+        for (int i = 0; after && i < 2; i++) after(ys.at + i * y.stride, (size_t)block->rows * TILE);
     }
-    if (tile < tiles) {
-        f32_table_tiles__avx512(block, 0, x + tile * x_stride, 0, init ? init + tile * init_stride : NULL, 0, bias,
-                                y + tile * y_stride, 0, 0, 0);
-        if (after) after(y + tile * y_stride, (size_t)block->rows * TILE);
+    if (tile < y.count) {
+        const tiles_t last = tiles_from(y, tile, 1);
+        f32_table_tiles__avx512(block, 0, tiles_from(x, tile, 1), tiles_from(init, tile, 1), bias, last, 0);
+        if (after) after(last.at, (size_t)block->rows * TILE);
     }
 }

@@ -3,8 +3,8 @@
 #define SCRATCH_ROW (2 * TILE) /* floats per key in scratch */
 
 /* scores[key][query] for the KEYS keys at k (same tile); max over the first `valid` of them. */
-INLINE void SYM(f32_score_keys)(const float *q, ptrdiff_t q_stride, const float *k, int head_size, const int query_tiles,
-                                int valid, float *scores, VF *max) {
+INLINE void SYM(f32_score_keys)(const float *q, ptrdiff_t q_stride, const float *k, int head_size,
+                                const int query_tiles, int valid, float *scores, VF *max) {
     VF acc[KEYS][QUERY_TILES * VECTORS];
     for (int j = 0; j < KEYS; j++)
         for (int v = 0; v < query_tiles * VECTORS; v++) acc[j][v] = SYM(splat)(0.0f);
@@ -82,34 +82,31 @@ INLINE void SYM(f32_soften)(float *scores, int num_keys, const int query_tiles, 
 PHASES(wide, QUERY_TILES)
 PHASES(narrow, 1)
 
-INLINE void SYM(f32_attend)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
-                            const int query_tiles, int num_keys, int head_size, float *scratch, float *out,
-                            ptrdiff_t out_stride) {
-    const int is_wide = query_tiles > 1;
+/* q.count is QUERY_TILES or 1, and known to the compiler. */
+INLINE void SYM(f32_attend)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int head_size, float *scratch, tiles_t out) {
+    const int is_wide = q.count > 1;
     VF max[QUERY_TILES * VECTORS], sum[QUERY_TILES * VECTORS];
-    for (int i = 0; i < query_tiles * VECTORS; i++) max[i] = SYM(splat)(-3.0e38f);
+    for (int i = 0; i < q.count * VECTORS; i++) max[i] = SYM(splat)(-3.0e38f);
     for (int key = 0; key < num_keys; key += KEYS)
-        (is_wide ? SYM(f32_score_wide) : SYM(f32_score_narrow))(q, q_stride, k + (key / TILE) * kv_stride + key % TILE,
+        (is_wide ? SYM(f32_score_wide) : SYM(f32_score_narrow))(q.at, q.stride, k.at + key / TILE * k.stride + key % TILE,
                                                                 head_size, num_keys - key,
                                                                 scratch + (ptrdiff_t)key * SCRATCH_ROW, max);
     (is_wide ? SYM(f32_soften_wide) : SYM(f32_soften_narrow))(scratch, num_keys, max, sum);
     int d = 0;
     for (; d + KEYS <= head_size; d += KEYS)
-        (is_wide ? SYM(f32_weigh_wide) : SYM(f32_weigh_narrow))(v + d * TILE, kv_stride, scratch, num_keys, sum,
-                                                                out + d * TILE, out_stride);
+        (is_wide ? SYM(f32_weigh_wide) : SYM(f32_weigh_narrow))(v.at + d * TILE, v.stride, scratch, num_keys, sum,
+                                                                out.at + d * TILE, out.stride);
     for (; d < head_size; d++)
-        SYM(f32_weigh_values)(v + d * TILE, kv_stride, scratch, num_keys, query_tiles, 1, sum, out + d * TILE,
-                              out_stride);
+        SYM(f32_weigh_values)(v.at + d * TILE, v.stride, scratch, num_keys, q.count, 1, sum, out.at + d * TILE,
+                              out.stride);
 }
 
-static void SYM(f32_attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
-                               int tiles, int num_keys, int head_size, float *scratch, float *out,
-                               ptrdiff_t out_stride) {
+static void SYM(f32_attention)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int head_size, float *scratch,
+                               tiles_t out) {
     int tile = 0;
-    for (; tile + QUERY_TILES <= tiles; tile += QUERY_TILES)
-        SYM(f32_attend)(q + tile * q_stride, q_stride, k, v, kv_stride, QUERY_TILES, num_keys, head_size, scratch,
-                        out + tile * out_stride, out_stride);
-    for (; tile < tiles; tile++)
-        SYM(f32_attend)(q + tile * q_stride, q_stride, k, v, kv_stride, 1, num_keys, head_size, scratch,
-                        out + tile * out_stride, out_stride);
+    for (; tile + QUERY_TILES <= q.count; tile += QUERY_TILES)
+        SYM(f32_attend)(tiles_from(q, tile, QUERY_TILES), k, v, num_keys, head_size, scratch,
+                        tiles_from(out, tile, QUERY_TILES));
+    for (; tile < q.count; tile++)
+        SYM(f32_attend)(tiles_from(q, tile, 1), k, v, num_keys, head_size, scratch, tiles_from(out, tile, 1));
 }

@@ -1,15 +1,14 @@
 /* A block of a packed weight times tiles, dense form. Included by portable.h. */
 
-static void SYM(f32_dense)(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                           ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+static void SYM(f32_dense)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
                            activation_fn after) {
     const int k = block->k;
     for (int32_t first = 0; first < block->rows; first += DENSE_ROWS) {
         const int rows = block->rows - first < DENSE_ROWS ? block->rows - first : DENSE_ROWS;
-        for (int tile = 0; tile < tiles; tile++) {
-            const float *xt = x + tile * x_stride;
-            const float *it = init ? init + tile * init_stride + first * TILE : NULL;
-            float *yt = y + tile * y_stride + first * TILE;
+        for (int tile = 0; tile < y.count; tile++) {
+            const float *xt = x.at + tile * x.stride;
+            const float *it = init.at ? init.at + tile * init.stride + first * TILE : NULL;
+            float *yt = y.at + tile * y.stride + first * TILE;
             const float *w = block->values + (size_t)first * k;
             VF acc[DENSE_ROWS][VECTORS];
             UNROLL

@@ -51,8 +51,10 @@ static void SYM(f32_relu)(float *x, size_t count) {
     }
 }
 
-static void SYM(f32_layer_norm)(float *x, const float *bias, const float *gamma, const float *beta, float epsilon,
-                                int features, float *y) {
+static void SYM(f32_layer_norm)(float *x, const float *bias, const norm_t *norm, float *y) {
+    const float *gamma = norm->gamma, *beta = norm->beta;
+    const float epsilon = norm->epsilon;
+    const int features = norm->features;
     VF mean[VECTORS], scale[VECTORS];
     for (int v = 0; v < VECTORS; v++) mean[v] = scale[v] = SYM(splat)(0.0f);
     for (int f = 0; f < features; f++)

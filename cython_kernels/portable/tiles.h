@@ -15,8 +15,10 @@ INLINE void SYM(transpose16)(SYM(row16) *m) {
     }
 }
 
-static void SYM(f32_embed)(const float *word, const float *position, const float *type, const int32_t *ids,
-                           const int32_t *positions, const int32_t *types, int features, float *tile) {
+static void SYM(f32_embed)(const tables_t *tables, tokens_t tokens, float *tile) {
+    const float *word = tables->word, *position = tables->position, *type = tables->type;
+    const int32_t *ids = tokens.ids, *positions = tokens.positions, *types = tokens.types;
+    const int features = tables->features;
     int f = 0;
     for (; f + TILE <= features; f += TILE) {
         SYM(row16) m[TILE];

@@ -143,8 +143,9 @@ static void check_gemm(const block_t *block, const float *w, int tiles, int star
     float *x = random_floats((size_t)tiles * x_stride), *bias = random_floats((size_t)rows);
     float *y = guarded((size_t)tiles * y_stride), *init = random_floats((size_t)tiles * y_stride);
     for (ptrdiff_t i = 0; start == START_Y && i < tiles * y_stride; i++) y[i] = init[i];
-    block->run(block, x, x_stride, start == START_BIAS ? NULL : start == START_Y ? y : init, y_stride,
-               start == START_BIAS ? bias : NULL, y, y_stride, tiles, NULL);
+    block->run(block, (tiles_t){x, x_stride, tiles},
+               (tiles_t){start == START_BIAS ? NULL : start == START_Y ? y : init, y_stride, tiles},
+               start == START_BIAS ? bias : NULL, (tiles_t){y, y_stride, tiles}, NULL);
     int is_close = 1, is_confined = is_intact(y, (size_t)tiles * y_stride);
     for (int t = 0; t < tiles; t++)
         for (int r = 0; r < rows + 2; r++)
@@ -230,8 +231,9 @@ static void check_layer_norm(int features, int has_bias, int in_place) {
     float *gamma = random_floats((size_t)features), *beta = random_floats((size_t)features);
     float *other = guarded(count), *y = in_place ? x : other;
     const float epsilon = 0.1f;
+    const norm_t norm = {gamma, beta, epsilon, features};
     memcpy(copy, x, count * sizeof *x);
-    table->f32_layer_norm(x, has_bias ? bias : NULL, gamma, beta, epsilon, features, y);
+    table->f32_layer_norm(x, has_bias ? bias : NULL, &norm, y);
     int is_close = 1;
     for (int lane = 0; lane < TILE; lane++) {
         double mean = 0.0, variance = 0.0;
@@ -263,7 +265,8 @@ static void check_attention(int tiles, int num_keys, int d) {
     float *v = k + d * TILE, *out = guarded((size_t)(tiles * out_stride));
     float *scratch = guarded((size_t)(2 * TILE * TILE * key_tiles));
     double *p = malloc((size_t)num_keys * sizeof *p);
-    table->f32_attention(q, q_stride, k, v, kv_stride, tiles, num_keys, d, scratch, out, out_stride);
+    table->f32_attention((tiles_t){q, q_stride, tiles}, (tiles_t){k, kv_stride, key_tiles},
+                         (tiles_t){v, kv_stride, key_tiles}, num_keys, d, scratch, (tiles_t){out, out_stride, tiles});
     int is_close = 1;
     for (int query = 0; query < tiles * TILE; query++) {
         const float *qs = q + query / TILE * q_stride + query % TILE;
@@ -309,7 +312,8 @@ static void check_embed(int features, int has_position, int has_type) {
         positions[lane] = (int32_t)(next_random() % POSITIONS), types[lane] = (int32_t)(next_random() % TYPES);
     }
     ids[0] = WORDS - 1, positions[0] = POSITIONS - 1, types[0] = TYPES - 1; /* a read beyond is out of bounds */
-    table->f32_embed(word, has_position ? position : NULL, has_type ? type : NULL, ids, positions, types, features, tile);
+    const tables_t tables = {word, has_position ? position : NULL, has_type ? type : NULL, features};
+    table->f32_embed(&tables, (tokens_t){ids, positions, types}, tile);
     int is_close = 1;
     for (int f = 0; f < features; f++)
         for (int lane = 0; lane < TILE; lane++) {

@@ -245,26 +245,25 @@ cdef norm_t norm(parts, int features) except *:
 
 cdef int link_blocks(list layers, int choice) except -1:
     """Tell every block which one a lone thread runs next, layer by layer as `run_layer` does."""
-    cdef PackedLinear weight
+    cdef PackedLinear weight, qkv, attention_output, intermediate, output
     cdef block_t *before = NULL
-    cdef int b
+    cdef int b, kblocks, inner_kblocks
     order = []
     for parts in layers:
         qkv, attention_output, intermediate, output = (
             parts[step][choice] for step in ("qkv", "attention_output", "intermediate", "output"))
-        order += [(qkv, b) for b in range(len(qkv.blocks))]
-        order += [(attention_output, b) for b in range(len(attention_output.blocks))]
-        kblocks = -(-output.k // output.kblock)
-        inner_kblocks = -(-intermediate.k // intermediate.kblock)
+        order += [(qkv, b) for b in range(qkv.num_blocks)]
+        order += [(attention_output, b) for b in range(attention_output.num_blocks)]
+        kblocks, inner_kblocks = output.linear.num_kblocks, intermediate.linear.num_kblocks
         for chunk in range(kblocks):
             rows = range(chunk * output.kblock, min(output.k, (chunk + 1) * output.kblock), intermediate.panel_rows)
             order += [(intermediate, row // intermediate.panel_rows * inner_kblocks + kb)
                       for row in rows for kb in range(inner_kblocks)]
-            order += [(output, b) for b in range(chunk, len(output.blocks), kblocks)]
+            order += [(output, b) for b in range(chunk, output.num_blocks, kblocks)]
     for weight, b in order:
         if before != NULL:
-            before.next = &weight.table[b]
-        before = &weight.table[b]
+            before.next = &weight.blocks[b]
+        before = &weight.blocks[b]
     return 0
 
 

@@ -35,9 +35,9 @@ def time_gemm(list weights, const float[:, :, ::1] x, float[:, :, ::1] y, init, 
         raise ValueError("x must be (n, K, 16) with n >= 1; got n = 0")
     for weight in weights:
         check_gemm(weight, x, y, init)
-        for b in range(1, len(weight.blocks)):
-            weight.table[b - 1].next = &weight.table[b]
-        weight.table[len(weight.blocks) - 1].next = weight.table
+        for b in range(1, weight.num_blocks):
+            weight.blocks[b - 1].next = &weight.blocks[b]
+        weight.blocks[weight.num_blocks - 1].next = weight.blocks
     for _ in range(repeats):
         for number, weight in enumerate(weights):
             seconds = time_once(&weight.linear, tiles_of(x), from_tiles, tiles_of(y))

@@ -22,11 +22,10 @@ cdef class Encoder:
             returns what it makes of them, n features instead of H.
         small_tiles: A call of at most so many tiles is small. The choice depends on the whole call, never on
             how it is split, so that results do not depend on the number of threads.
-        group_tiles: Tiles that a group has at most, unless a single text is longer.
     """
 
     cdef readonly str isa
-    cdef readonly int num_threads, group_tiles, small_tiles
+    cdef readonly int num_threads, small_tiles
     cdef object owners  # keeps every array alive that a pointer below refers to
     cdef encoder_t encoder
     cdef int qkv_rows, qkv_panel, inner_rows, inner_chunk, vocabulary, num_positions, num_types
@@ -35,12 +34,11 @@ cdef class Encoder:
     def __cinit__(self):
         self.workspaces = NULL
 
-    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int group_tiles, int small_tiles=0,
+    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int small_tiles=0,
                  PackedLinear head=None):
         cdef encoder_t *encoder = &self.encoder
         encoder.kernels = find_kernels(isa)
-        self.isa, self.num_threads = isa, num_threads
-        self.group_tiles, self.small_tiles = group_tiles, small_tiles
+        self.isa, self.num_threads, self.small_tiles = isa, num_threads, small_tiles
         encoder.num_layers = len(layers)
         if encoder.num_layers == 0:
             raise ValueError("an encoder needs at least one layer; got none")
@@ -121,45 +119,52 @@ cdef class Encoder:
         free(self.workspaces)
         free(self.encoder.layers)
 
-    def run(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
-            const int32_t[:, ::1] positions, bint first_token_only, bint profile=False):
-        """Return hidden states (B, T, H) float32, zero where `mask` is 0 but at position 0.
+    def run(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] types, const int32_t[:, ::1] positions, schedule,
+            bint first_token_only, bint profile=False):
+        """Return hidden states (B, T, H) float32, zero where no group has a token.
 
-        With `first_token_only` (B, 1, H), of that position alone; with a head, its n features instead of H.
+        With `first_token_only` (B, 1, H), of position 0 alone; with a head, its n features instead of H.
         With `profile`, return also seconds (1 + num_layers, steps) summed over threads, the number of threads and
         whether the call was large.
 
         Not reentrant: one call at a time per object.
 
+        Args:
+            schedule: `groups`, each with `texts` (rows of the batch), `lanes` (per text its token positions, int64,
+                those attended to first; position 0 among them with `first_token_only`) and `keys` (per text how
+                many are attended to); `is_team`: all threads share each group, otherwise every thread takes its own.
+
         Raises:
-            ValueError: An id, type or position outside its table, or a text without any token.
+            ValueError: An id, type or position outside its table, or a group outside the batch.
         """
         cdef int batch = <int>ids.shape[0], length = <int>ids.shape[1]
-        self.check(ids, mask, types, positions)
+        self.check(ids, types, positions)
         cdef int features = self.encoder.head.rows if self.encoder.head.rows else self.encoder.hidden
         hidden = (np.empty if first_token_only else np.zeros)((batch, 1 if first_token_only else length, features),
                                                               np.float32)
         if batch == 0 or length == 0:
             return (hidden, np.zeros((0, NUM_STEPS)), self.num_threads, False) if profile else hidden
-        schedule = Schedule(mask, self.num_threads, self.group_tiles)
-        cdef bint is_large = schedule.tiles > self.small_tiles
         cdef list groups = schedule.groups
-        cdef int num_groups = len(groups), teams = 1 if schedule.is_team else self.num_threads
+        cdef int num_groups = len(groups), team = self.num_threads, teams = 1 if schedule.is_team else team
         cdef group_t *c_groups = <group_t *>calloc(num_groups, sizeof(group_t))
         cdef float[:, :, ::1] out = hidden
-        cdef double[:, ::1] seconds = np.zeros((self.num_threads, (self.encoder.num_layers + 1) * NUM_STEPS))
-        cdef int i, most_tiles = 0, most_keys = 0, team = self.num_threads
-        cdef member_t alone = member_t(
-            &self.encoder, self.encoder.layers + (self.encoder.num_layers if is_large else 0), NULL, self.workspaces,
-            0, 1, False, &seconds[0, 0])
+        cdef double[:, ::1] seconds = np.zeros((team, (self.encoder.num_layers + 1) * NUM_STEPS))
+        cdef member_t alone = member_t(&self.encoder, self.encoder.layers, NULL, self.workspaces, 0, 1, False,
+                                       &seconds[0, 0])
+        cdef int i, tiles = 0, most_tiles = 0, most_keys = 0
+        cdef bint is_large
         keep = []
         try:
             if c_groups == NULL:
                 raise MemoryError
             for i in range(num_groups):
                 keep.append(fill_group(&c_groups[i], groups[i], ids, types, positions, out, first_token_only))
+                tiles += c_groups[i].num_tiles
                 most_tiles = max(most_tiles, c_groups[i].num_tiles)
-                most_keys = max(most_keys, groups[i].most_keys)
+                most_keys = max(most_keys, c_groups[i].most_keys)
+            is_large = tiles > self.small_tiles
+            if is_large:
+                alone.layer += self.encoder.num_layers
             for i in range(teams):
                 self.reserve(&self.workspaces[i], most_tiles, most_keys, 1 if teams > 1 else team)
             with nogil:
@@ -175,22 +180,19 @@ cdef class Encoder:
         finally:
             free(c_groups)
         if profile:
-            return hidden, np.asarray(seconds).sum(0).reshape(self.encoder.num_layers + 1, NUM_STEPS), team, is_large
+            return hidden, np.asarray(seconds).sum(0).reshape(-1, NUM_STEPS), team, is_large
         return hidden
 
-    cdef int check(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
+    cdef int check(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] types,
                    const int32_t[:, ::1] positions) except -1:
         """Refuse what would read outside a table."""
         cdef int b, t, n = <int>ids.shape[0], length = <int>ids.shape[1]
-        cdef bint used
-        for name, array in (("attention_mask", mask), ("token_type_ids", types), ("positions", positions)):
+        for name, array in (("token_type_ids", types), ("positions", positions)):
             if array.shape[0] != n or array.shape[1] != length:
                 raise ValueError(f"{name} must have the shape of input_ids, {(n, length)}; "
                                  f"got {(array.shape[0], array.shape[1])}")
         for b in range(n):
-            used = False
             for t in range(length):
-                used = used or mask[b, t] != 0
                 if not 0 <= ids[b, t] < self.vocabulary:
                     raise ValueError(f"input_ids[{b}, {t}] must be in 0…{self.vocabulary - 1}; got {ids[b, t]}")
                 if self.num_types and not 0 <= types[b, t] < self.num_types:
@@ -198,8 +200,6 @@ cdef class Encoder:
                 if not 0 <= positions[b, t] < self.num_positions:
                     raise ValueError(f"the text of row {b} is too long: token {t} needs position {positions[b, t]}, "
                                      f"the model has {self.num_positions}")
-            if length and not used:
-                raise ValueError(f"attention_mask[{b}] must have at least one 1; got a row of zeros")
         return 0
 
     cdef int reserve(self, workspace_t *w, int tiles, int keys, int members) except -1:
@@ -269,8 +269,19 @@ cdef int link_blocks(list layers, int choice) except -1:
 
 cdef fill_group(group_t *g, group, const int32_t[:, ::1] ids, const int32_t[:, ::1] types,
                 const int32_t[:, ::1] positions, float[:, :, ::1] out, bint first_token_only):
-    """Lay a Group out in the C structure; return the arrays that own its memory."""
-    cdef int num_texts = len(group.texts), num_tiles = group.tiles, i, t, b, lane = 0, n
+    """Lay a group out in the C structure; return the arrays that own its memory.
+
+    Raises:
+        ValueError: It does not lie inside the batch.
+    """
+    cdef list texts = group.texts, lanes_of = group.lanes, keys = group.keys
+    cdef int num_texts = len(texts), num_tiles = 0, i, t, b, lane = 0, n
+    cdef int64_t at
+    if not len(lanes_of) == len(keys) == num_texts or num_texts == 0:
+        raise ValueError(f"a group needs lanes and keys for each text; got {num_texts} texts, {len(lanes_of)} lanes, "
+                         f"{len(keys)} keys")
+    for i in range(num_texts):
+        num_tiles += (len(lanes_of[i]) + TILE - 1) // TILE
     cdef int32_t[:, ::1] text = np.zeros((4, num_texts), np.int32)
     cdef int32_t[:, ::1] token = np.zeros((3, num_tiles * TILE), np.int32)
     # position 0 of 16 texts shares a tile, so that there are no more of those than of texts' own tiles
@@ -281,19 +292,27 @@ cdef fill_group(group_t *g, group, const int32_t[:, ::1] ids, const int32_t[:, :
     g.first_lane = <int *>&text[3, 0]
     g.ids, g.positions, g.types, g.rows = &token[0, 0], &token[1, 0], &token[2, 0], <float **>&rows[0]
     for i in range(num_texts):
-        lanes = group.lanes[i]
-        b = group.texts[i]
+        lanes = lanes_of[i]
+        b = texts[i]
         n = <int>lanes.shape[0]
-        g.first_tile[i], g.tiles[i], g.keys[i] = lane // TILE, (n + TILE - 1) // TILE, group.keys[i]
+        g.first_tile[i], g.tiles[i], g.keys[i] = lane // TILE, (n + TILE - 1) // TILE, keys[i]
+        if not 0 <= b < ids.shape[0] or not 1 <= g.keys[i] <= n:
+            raise ValueError(f"text {b} must be in 0…{ids.shape[0] - 1} and its keys in 1…{n}; got {g.keys[i]} keys")
+        g.most_keys = max(g.most_keys, g.keys[i])
         for t in range(n):
-            g.ids[lane + t] = ids[b, lanes[t]]
-            g.positions[lane + t] = positions[b, lanes[t]]
-            g.types[lane + t] = types[b, lanes[t]]
+            at = lanes[t]
+            if not 0 <= at < ids.shape[1]:
+                raise ValueError(f"lanes of text {b} must be in 0…{ids.shape[1] - 1}; got {at}")
+            g.ids[lane + t] = ids[b, at]
+            g.positions[lane + t] = positions[b, at]
+            g.types[lane + t] = types[b, at]
             if not first_token_only:
-                rows[lane + t] = <uintptr_t>&out[b, lanes[t], 0]
-            elif lanes[t] == 0:
+                rows[lane + t] = <uintptr_t>&out[b, at, 0]
+            elif at == 0:
                 g.first_lane[i], rows[i] = lane + t, <uintptr_t>&out[b, 0, 0]
         for t in range(n, g.tiles[i] * TILE):
             g.ids[lane + t] = -1
         lane += g.tiles[i] * TILE
+        if first_token_only and rows[i] == 0:
+            raise ValueError(f"lanes of text {b} must hold position 0, which is asked for")
     return text, token, rows

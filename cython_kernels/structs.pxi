@@ -133,6 +133,7 @@ cdef struct group_t:
     int *first_tile  # per text
     int *tiles  # per text
     int *keys  # per text: its first `keys` lanes are attended to
+    int most_keys
     int32_t *ids  # per lane; -1 where there is no token
     int32_t *positions
     int32_t *types

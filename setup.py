@@ -47,6 +47,7 @@ setup(
     package_data={
         "toolkit": ["py.typed", "*.json", "*.html"],
         "toolkit.conf": ["**/*.yaml", "*.yaml"],
+        "cython_kernels": ["py.typed", "*.pyi"],
     },
     ext_modules=cythonize(
         extensions,

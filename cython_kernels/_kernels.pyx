@@ -1,4 +1,4 @@
-"""The kernels as Python sees them: packed weights, the encoder, and each kernel alone for its tests.
+"""The kernels as Python sees them; _kernels.pyi says what each takes and returns.
 
 Shapes: B texts, T positions, H hidden, F intermediate, N rows and K columns of a weight.
 """

@@ -5,24 +5,9 @@
 # started here and nowhere else.
 
 
+@cython.final
 cdef class Encoder:
-    """Embeddings and encoder layers, packed; `run` takes token ids to hidden states.
-
-    Args:
-        isa: Instruction set of every kernel.
-        embeddings: dict with `word` (V, E), `position` (P, E), `token_type` (types, E) or None, `gamma`,
-            `beta` (E,), `epsilon`, `projection` (PackedLinear or None); arrays float32, C-contiguous.
-        layers: dicts with `qkv`, `attention_output`, `intermediate`, `output`, their norms
-            `attention_norm`, `output_norm` (gamma, beta, epsilon), `num_heads` and `activation`. A weight is a
-            pair of PackedLinear, for small and for large calls (they may be one object). `qkv` holds per head
-            its query, key and value rows, and whole heads per panel; the query rows carry scale·log2(e), see
-            `attention` in kernels.h.
-        num_threads: Threads of a call.
-        head: PackedLinear (n, H) with n <= H that is all anybody wants of the hidden states, or None: `run` then
-            returns what it makes of them, n features instead of H.
-        small_tiles: A call of at most so many tiles is small. The choice depends on the whole call, never on
-            how it is split, so that results do not depend on the number of threads.
-    """
+    """Embeddings and encoder layers, packed; `run` takes token ids to hidden states."""
 
     cdef readonly str isa
     cdef readonly int num_threads, small_tiles
@@ -121,22 +106,7 @@ cdef class Encoder:
 
     def run(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] types, const int32_t[:, ::1] positions, schedule,
             bint first_token_only, bint profile=False):
-        """Return hidden states (B, T, H) float32, zero where no group has a token.
-
-        With `first_token_only` (B, 1, H), of position 0 alone; with a head, its n features instead of H.
-        With `profile`, return also seconds (1 + num_layers, steps) summed over threads, the number of threads and
-        whether the call was large.
-
-        Not reentrant: one call at a time per object.
-
-        Args:
-            schedule: `groups`, each with `texts` (rows of the batch), `lanes` (per text its token positions, int64,
-                those attended to first; position 0 among them with `first_token_only`) and `keys` (per text how
-                many are attended to); `is_team`: all threads share each group, otherwise every thread takes its own.
-
-        Raises:
-            ValueError: An id, type or position outside its table, or a group outside the batch.
-        """
+        """Run one batch: hidden states (B, T, H), float32."""
         cdef int batch = <int>ids.shape[0], length = <int>ids.shape[1]
         self.check(ids, types, positions)
         cdef int features = self.encoder.head.rows if self.encoder.head.rows else self.encoder.hidden
@@ -144,7 +114,7 @@ cdef class Encoder:
                                                               np.float32)
         if batch == 0 or length == 0:
             return (hidden, np.zeros((0, NUM_STEPS)), self.num_threads, False) if profile else hidden
-        cdef list groups = schedule.groups
+        cdef list groups = list(schedule.groups)
         cdef int num_groups = len(groups), team = self.num_threads, teams = 1 if schedule.is_team else team
         cdef group_t *c_groups = <group_t *>calloc(num_groups, sizeof(group_t))
         cdef float[:, :, ::1] out = hidden

@@ -2,11 +2,7 @@
 
 
 def linear(PackedLinear weight, const float[:, ::1] x, int num_threads=1):
-    """y = x Wᵀ + bias for token rows x (M, K) → (M, N), float32.
-
-    Raises:
-        ValueError: x has not K columns.
-    """
+    """y = x Wᵀ + bias for token rows x (M, K) → (M, N), float32."""
     if weight.is_residual and weight.form == "generated":
         raise ValueError("this weight was generated to start from init: use gemm")
     if x.shape[1] != weight.k:

@@ -48,6 +48,7 @@ cdef extern from *:
     void advise_huge(void *memory, size_t size) noexcept nogil
 
 
+@cython.final
 @cython.no_gc  # the collector would empty `chunks` before __dealloc__ gives them back
 cdef class CodeMemory:
     """Memory for generated code and its weights: written until `seal`, executable from then on, never both.
@@ -83,11 +84,7 @@ cdef class CodeMemory:
         return self.at
 
     def seal(self):
-        """Make what was written executable.
-
-        Raises:
-            OSError: The system forbids executable memory.
-        """
+        """Make what was written executable."""
         cdef uintptr_t address
         cdef size_t size
         for address, size in self.chunks:

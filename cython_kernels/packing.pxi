@@ -8,21 +8,9 @@ cdef enum:
     FLOAT_BYTES = 4
 
 
-LAYOUT = np.dtype([(name, np.int64) for name in ("first_row", "rows", "first_k", "k", "num_values", "num_runs")])
-
-
+@cython.final
 cdef class PackedLinear:
-    """A weight matrix (N, K) packed for one instruction set, with its bias (N,).
-
-    Attributes:
-        form: `table`, `dense` or `generated`.
-        isa: Whose register tile the dense form is packed for.
-        panel_rows, kblock: Rows and columns of a block; the last ones may be smaller.
-        density: Fraction of nonzero weights.
-        is_residual: Sums start from `init`, not from the bias (only the generated form must know).
-        values, offsets, row_numbers, runs, bias: The arrays that make it up; generated code and its weights lie
-            elsewhere.
-    """
+    """A weight matrix (N, K) packed for one instruction set, with its bias (N,)."""
 
     cdef readonly str form
     cdef readonly str isa
@@ -44,16 +32,7 @@ cdef class PackedLinear:
     @staticmethod
     def pack(const float[:, :] weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock,
              bint is_residual=False, allocate=np.empty, CodeMemory memory=None):
-        """Pack `weight` (N, K), float32 of any strides at any address, in blocks of panel_rows × kblock.
-
-        Args:
-            allocate: `allocate(count, dtype)` returns a 16-byte aligned array.
-            memory: Where generated code goes; the caller seals it before the first run. None: of its own.
-
-        Raises:
-            ValueError: Sizes out of range, or an unknown form or isa.
-            OSError: `generated`, where the system forbids executable memory.
-        """
+        """Pack `weight` (N, K), float32 of any strides at any address, in blocks of panel_rows × kblock."""
         cdef PackedLinear self = PackedLinear()
         cdef const kernels_t *kernels = find_kernels(isa)
         cdef Py_ssize_t n = weight.shape[0], k = weight.shape[1]
@@ -220,10 +199,11 @@ cdef class PackedLinear:
 
     @property
     def layout(self):
-        """What each block holds: an array of records `first_row`, `rows`, `first_k`, `k`, `num_values`, `num_runs`."""
+        """Per block a record of its place and the size of its streams."""
         cdef int b
         cdef block_t *block
-        layout = np.empty(self.num_blocks, LAYOUT)
+        names = ("first_row", "rows", "first_k", "k", "num_values", "num_runs")
+        layout = np.empty(self.num_blocks, [(name, np.int64) for name in names])
         for b in range(self.num_blocks):
             block = &self.blocks[b]
             layout[b] = block.first_row, block.rows, block.first_k, block.k, block.num_values, block.num_runs

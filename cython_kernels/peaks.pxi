@@ -7,16 +7,7 @@ READ_BYTES = READ_FLOATS * 4
 
 
 def fma_peak(str isa, int num_threads, double seconds) -> float:
-    """Measure multiply-adds on registers: GFLOP/s of all threads (two operations each), best of many repetitions.
-
-    Args:
-        isa: One of `available_isas()`.
-        num_threads: Threads at work together, >= 1.
-        seconds: Repeat for about so long, > 0; at least one repetition is whole.
-
-    Raises:
-        ValueError: An argument out of range.
-    """
+    """Measure multiply-adds on registers: GFLOP/s of all threads, two operations each."""
     cdef const kernels_t *kernels = find_kernels(isa)
     check_measure(num_threads, seconds)
     cdef float[:, ::1] x = aligned(num_threads * kernels.f32_fma_count).reshape(num_threads, kernels.f32_fma_count)
@@ -40,18 +31,7 @@ def fma_peak(str isa, int num_threads, double seconds) -> float:
 
 
 def read_bandwidth(str isa, int num_threads, Py_ssize_t size, double seconds) -> float:
-    """Measure reading: GB/s of all threads, each reading `size` bytes of its own again and again; the best repetition.
-
-    Args:
-        isa: One of `available_isas()`.
-        num_threads: Threads at work together, >= 1.
-        size: Bytes per thread, a multiple of READ_BYTES: what fits a cache is read from there.
-        seconds: Repeat for about so long, > 0; at least one repetition is whole.
-
-    Raises:
-        ValueError: An argument out of range.
-        MemoryError: There is no room for the buffers.
-    """
+    """Measure reading: GB/s of all threads, each reading its own `size` bytes again and again."""
     cdef const kernels_t *kernels = find_kernels(isa)
     check_measure(num_threads, seconds)
     if size < READ_BYTES or size % READ_BYTES:

@@ -20,12 +20,7 @@ cdef extern from *:
 
 
 def time_gemm(list weights, const float[:, :, ::1] x, float[:, :, ::1] y, init, int repeats):
-    """Return the least seconds that each of `weights` takes for y = W x + (init, or the bias), on one thread.
-
-    Every weight comes from memory, as the layers of a model do, which follow one another and are too many to stay
-    in cache; x, y and init, as `gemm` takes them, are in cache as far as they fit. The weights take turns, so that
-    whatever else the machine does meets them all.
-    """
+    """Return the least seconds that each of `weights` takes for y = W x + (init, or the bias), on one thread."""
     cdef PackedLinear weight
     cdef tiles_t from_tiles = FROM_BIAS if init is None else tiles_of(init)
     cdef Py_ssize_t b

@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from cython_kernels._kernels import TILE_TOKENS, attention, available_isas, from_tiles
 from hypothesis import given
 from hypothesis import strategies as st
 from memory import guarded
 from numpy.typing import NDArray
 
 from cython_kernels import reference
+from cython_kernels._kernels import TILE_TOKENS, attention, available_isas, from_tiles
 
 Float32 = NDArray[np.float32]
 

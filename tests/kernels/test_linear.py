@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cython_kernels._kernels import TILE_TOKENS, PackedLinear, gemm, linear
 from hypothesis import given
 from hypothesis import strategies as st
 from memory import guarded
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels, reference
+from cython_kernels._kernels import TILE_TOKENS, PackedLinear, gemm, linear
 
 Float32 = NDArray[np.float32]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import Encoder, PackedLinear
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
+from cython_kernels._kernels import Encoder, PackedLinear
 from toolkit.engine.choice import PREFERRED, SMALL_TILES, choose, path_beside
 from toolkit.engine.graph import read_graph
 from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear, why_not_generate
@@ -71,7 +71,7 @@ class Engine:
         fused = find_token_head(plan)
         plan.linears.clear()
         embeddings = pack_embeddings(plan.embeddings, isa, forms)
-        head = fused and self._heads[fused.name]
+        head = self._heads[fused.name] if fused else None
         self._ends = {"embeddings": embeddings["projection"], "scatter": head}
         self._encoder = Encoder(isa, embeddings, layers, num_threads, SMALL_TILES, head)
         if fused:
@@ -228,7 +228,7 @@ class Engine:
         return run_tail(plan, values, self._linear)
 
     def _linear(self, key: str, x: Array) -> NDArray[np.float32]:
-        return _kernels.linear(self._heads[key], x, self.num_threads)  # type: ignore[no-any-return]
+        return _kernels.linear(self._heads[key], x, self.num_threads)
 
     def _call(self, work: Callable[[], Any]) -> Any:
         """Run `work` with its threads granted, wherever this process came from."""

@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from cython_kernels._kernels import TILE_TOKENS
 from numpy.typing import NDArray
+
+from cython_kernels._kernels import TILE_TOKENS
 
 BALANCE = 1.15  # times the mean that the fullest thread may have, or all threads share each group
 

@@ -2,6 +2,8 @@
 #ifndef TOOLKIT_DISPATCH_H
 #define TOOLKIT_DISPATCH_H
 
+#include "kernels.h" /* outside of every target region */
+
 #include "isa/generic.h"
 #if defined(__x86_64__)
 #include "isa/avx2.h"

@@ -1,8 +1,8 @@
 # The encoder: groups of whole texts go depth-first through all layers, so that activations stay in cache.
 #
 # A team is the threads that share one group. With many texts every thread is a team of its own and no barrier
-# is met; with few texts all threads form one team that splits every step's rows, heads or tiles. Threads are
-# started here and nowhere else.
+# is met; with few texts all threads form one team that splits every step's rows, heads or tiles.
+# `Encoder.run` starts the threads.
 
 
 @cython.final
@@ -186,7 +186,7 @@ cdef class Encoder:
             if posix_memalign(&memory, 1 << 21, size):
                 raise MemoryError(f"no memory for {size >> 20} MiB of activations")
             advise_huge(memory, size)
-            # vectors of lanes without a token are computed on too: they must be finite
+            # lanes without a token are computed on, too, and must be finite
             memset(memory, 0, size)
             w.memory, w.size = <float *>memory, size
         w.x = w.memory

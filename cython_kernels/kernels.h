@@ -8,7 +8,8 @@
  * Strides are counted in floats. Kernels are single-threaded, allocate nothing and never fail; whoever calls
  * them has checked every size.
  *
- * Names are coordinates: <dtype of the operands>_<operation>, in an ISA's own functions followed by __<isa>.
+ * Names: <dtype of the operands>_<operation>; an ISA's function of that name ends in __<isa>. A kernel for another
+ * dtype is another field.
  */
 #ifndef TOOLKIT_KERNELS_H
 #define TOOLKIT_KERNELS_H
@@ -21,7 +22,8 @@
 #define READ_FLOATS 128  /* unit of read_loop */
 #define MAX_KBLOCK 1024  /* byte offsets of a k-block, k * TILE * 4, must fit 16 bits */
 
-/* `bundles` consecutive bundles of BUNDLE rows, each row with `count` entries: constant trip counts predict. */
+/* `bundles` consecutive bundles of BUNDLE rows, each row with `count` entries. Rows are sorted by count,
+ * so that the count seldom changes and the end of the kernel's inner loop is predicted. */
 typedef struct {
     uint32_t bundles;
     uint32_t count;
@@ -60,9 +62,8 @@ typedef void (*block_fn)(const struct block *block, tiles_t x, tiles_t init, con
 
 /* One (row panel, k-block) of a packed weight matrix. The table form uses values, offsets, row_numbers and runs:
  * per bundle `count` groups of BUNDLE values and BUNDLE byte offsets (k * TILE * sizeof(float)); the last bundle is
- * filled up by repeating its last row. The dense form
- * uses values only: per group of `f32_dense_rows` rows, k-major. The generated form has been generated to start from
- * the bias or from init, and must be called so. */
+ * filled up by repeating its last row. The dense form uses values only: per group of `f32_dense_rows` rows, k-major.
+ * The generated form has been generated to start from the bias or from init, and must be called so. */
 typedef struct block {
     block_fn run;
     const float *values;
@@ -120,10 +121,10 @@ typedef struct {
     block_fn f32_dense;
     int f32_dense_rows; /* rows that the dense kernel keeps in registers: the packing's row group */
 
-    /* The generated form: all NULL and 0 where there is none. f32_generate reads a block's weights, columns[k][rows], of
-     * which num_values are not 0; it writes those to block->values, to block->code the function that f32_generated
-     * calls, for sums that start from `start`, and returns the end of it. f32_code_bound: how many bytes of code that
-     * is at most. Both read the block's rows, k <= f32_generated_max_k, and num_values. */
+    /* The generated form: NULL and 0 where there is none. f32_generate reads a block's weights, columns[k][rows], of
+     * which num_values are not 0. It writes these to block->values, and to block->code the function that f32_generated
+     * calls, for sums that start from `start`; it returns the end of the code, which has at most f32_code_bound bytes.
+     * Of the block both read rows, k <= f32_generated_max_k, and num_values. */
     block_fn f32_generated;
     int f32_generated_max_k;
     size_t (*f32_code_bound)(const block_t *block);
@@ -137,9 +138,10 @@ typedef struct {
      * bias may be NULL. x is scratch afterwards; y may equal x. */
     void (*f32_layer_norm)(float *x, const float *bias, const norm_t *norm, float *y);
 
-    /* One head of one sequence, the query tiles of q (q.count >= 1, as out.count) against keys 0 … num_keys - 1,
-     * which fill the tiles of k and v. q is scaled so that weights are 2^(q.k); q, k, v and out begin at the head's
-     * first feature, and only out is written. scratch holds 2 * TILE * TILE * k.count floats, 64-byte aligned. */
+    /* One head of one sequence, the query tiles of q (q.count >= 1, as out.count) against keys 0 … num_keys - 1
+     * in the tiles of k and v. q is scaled so that weights are 2^(q.k); q, k, v and out begin at the head's first
+     * feature, and only out is written. scratch holds 2 * TILE * (num_keys rounded up to TILE) floats, 64-byte
+     * aligned. */
     void (*f32_attention)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int head_size, float *scratch, tiles_t out);
 
     /* tile[f][i] = sum of the rows word[ids[i]], position[positions[i]], type[types[i]]; lanes without a token

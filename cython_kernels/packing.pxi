@@ -2,7 +2,7 @@
 
 FORMS = ("table", "dense", "generated")
 
-# Features that a weight may have. Bytes of a tile of so many still fit an int, whatever a file claims.
+# Features that a weight may have, whatever a file claims: the bytes of a tile of so many still fit an int.
 MAX_FEATURES = 1 << 24
 cdef enum:
     FLOAT_BYTES = 4
@@ -339,7 +339,7 @@ cdef void fill_table(const float *columns, const block_t *block, const int32_t *
                      int64_t *ends) noexcept nogil:
     """Write the streams of one table block. A row shorter than its bundle repeats its last column with weight 0.
 
-    Weights are found column by column, since so they lie; `ends` (2 × rows) holds where each row's next one goes,
+    Weights are found column by column, as they lie in `columns`; `ends` (2 × rows) holds where each row's next one goes,
     behind it where each row's stream ends.
     """
     cdef float *values = <float *>block.values
@@ -386,7 +386,7 @@ cdef void fill_table(const float *columns, const block_t *block, const int32_t *
 
 
 cdef int find_nonzeros(const float *weights, int count, int32_t *found) noexcept nogil:
-    """found = where the nonzeros are; returns how many. Without a branch per weight: nobody can predict it."""
+    """found = where the nonzeros are; returns how many. A branch per weight would be mispredicted."""
     cdef int i, number = 0
     for i in range(count):
         found[number] = i
@@ -397,10 +397,10 @@ cdef int find_nonzeros(const float *weights, int count, int32_t *found) noexcept
 cdef void fill_dense(const float *columns, const block_t *block, int group) noexcept nogil:
     """Write one dense block: per group of `group` rows, k-major; rows beyond the block are 0."""
     cdef float *values = <float *>block.values
-    cdef int64_t rows = block.rows, first = 0, i, r
-    while first < rows:
-        for i in range(block.k):
+    cdef int64_t rows = block.rows, k = block.k, g, first, i, r
+    for g in range((rows + group - 1) // group):
+        first = g * group
+        for i in range(k):
             for r in range(group):
                 values[r] = columns[i * rows + first + r] if first + r < rows else 0.0
             values += group
-        first += group

@@ -48,7 +48,7 @@ def read_bandwidth(str isa, int num_threads, Py_ssize_t size, double seconds) ->
     advise_huge(memory, num_threads * size)
     with nogil:
         for i in prange(num_threads, num_threads=num_threads, schedule="static", chunksize=1):
-            memset(at + i * size, 1, size)  # by its reader: pages never written to are one and the same
+            memset(at + i * size, 1, size)  # by its reader; pages never written to would all be the one page of zeros
         while is_short(work * times, best):
             times = times * 2 if times else 1
             start = now_s()

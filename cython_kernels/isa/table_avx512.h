@@ -2,9 +2,9 @@
 
 #define WEIGHTS_AHEAD 4096 /* bytes: streams of weights come from memory, +50 % for a call of one tile */
 
-/* One or two tiles at once: one 64-bit load gives a bundle's 4 offsets, one 128-bit broadcast its 4 weights. A broadcast
- * load per weight would cost a load slot that the FMAs' memory operands need. Each bundle prefetches its share of
- * the x and its own rows of the tiles that run next, `next` tiles further on; 0: none do. */
+/* One or two tiles at once: one 64-bit load gives a bundle's 4 offsets, one 128-bit broadcast its 4 weights. A
+ * broadcast load per weight would cost a load slot that the FMAs' memory operands need. Each bundle prefetches its
+ * share of the x and its own rows of the tiles that run next, `next` tiles further on; 0: none do. */
 INLINE void f32_table_tiles__avx512(const block_t *block, const int pair, tiles_t x, tiles_t init, const float *bias,
                                     tiles_t y, int next) {
     const char *a = (const char *)x.at, *b = (const char *)(x.at + (pair ? x.stride : 0));

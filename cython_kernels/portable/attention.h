@@ -88,9 +88,9 @@ INLINE void SYM(f32_attend)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int h
     VF max[QUERY_TILES * VECTORS], sum[QUERY_TILES * VECTORS];
     for (int i = 0; i < q.count * VECTORS; i++) max[i] = SYM(splat)(-3.0e38f);
     for (int key = 0; key < num_keys; key += KEYS)
-        (is_wide ? SYM(f32_score_wide) : SYM(f32_score_narrow))(q.at, q.stride, k.at + key / TILE * k.stride + key % TILE,
-                                                                head_size, num_keys - key,
-                                                                scratch + (ptrdiff_t)key * SCRATCH_ROW, max);
+        (is_wide ? SYM(f32_score_wide) : SYM(f32_score_narrow))(
+            q.at, q.stride, k.at + key / TILE * k.stride + key % TILE, head_size, num_keys - key,
+            scratch + (ptrdiff_t)key * SCRATCH_ROW, max);
     (is_wide ? SYM(f32_soften_wide) : SYM(f32_soften_narrow))(scratch, num_keys, max, sum);
     int d = 0;
     for (; d + KEYS <= head_size; d += KEYS)

@@ -30,7 +30,8 @@ INLINE void SYM(f32_table_tiles)(const block_t *block, const int tiles, tiles_t 
                 for (int r = 0; r < TABLE_ROWS; r++)
                     for (int t = 0; t < tiles; t++)
                         for (int v = 0; v < VECTORS; v++)
-                            SYM(store)(y.at + t * y.stride + row[first + r] * TILE + v * LANES, acc[r][t * VECTORS + v]);
+                            SYM(store)(y.at + t * y.stride + row[first + r] * TILE + v * LANES,
+                                       acc[r][t * VECTORS + v]);
             }
             w += (size_t)count * BUNDLE, at += (size_t)count * BUNDLE;
         }
@@ -41,7 +42,8 @@ static void SYM(f32_table)(const block_t *block, tiles_t x, tiles_t init, const 
                            activation_fn after) {
     for (int tile = 0, step; tile < y.count; tile += step) {
         step = y.count - tile >= TABLE_TILES ? TABLE_TILES : 1;
-        const tiles_t xs = tiles_from(x, tile, step), inits = tiles_from(init, tile, step), ys = tiles_from(y, tile, step);
+        const tiles_t xs = tiles_from(x, tile, step), inits = tiles_from(init, tile, step);
+        const tiles_t ys = tiles_from(y, tile, step);
         if (step == TABLE_TILES)
             SYM(f32_table_tiles)(block, TABLE_TILES, xs, inits, bias, ys);
         else

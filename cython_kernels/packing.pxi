@@ -339,8 +339,8 @@ cdef void fill_table(const float *columns, const block_t *block, const int32_t *
                      int64_t *ends) noexcept nogil:
     """Write the streams of one table block. A row shorter than its bundle repeats its last column with weight 0.
 
-    Weights are found column by column, as they lie in `columns`; `ends` (2 × rows) holds where each row's next one goes,
-    behind it where each row's stream ends.
+    Weights are found column by column, as they lie in `columns`; `ends` (2 × rows) holds where each row's next one
+    goes, behind it where each row's stream ends.
     """
     cdef float *values = <float *>block.values
     cdef uint16_t *offsets = <uint16_t *>block.offsets

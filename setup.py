@@ -33,7 +33,7 @@ extensions = [
         depends=[
             str(file)
             for file in sorted(Path("cython_kernels").rglob("*"))
-            if file.suffix in (".h", ".pxi")
+            if file.suffix in (".h", ".pxi", ".pyx")
         ],
         extra_compile_args=compile_args,
         extra_link_args=link_args,

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard cython_kernels/*.pyx cython_kernels/*.pxi cython_kernels/*.pxd cython_kernels/*.h)
+SOURCES := $(wildcard $(addprefix cython_kernels/,*.pyx *.pxi *.h */*.h))
 
 # Pinned, and installed before everything else: a bare `torch` resolves to the newest CUDA build with
 # gigabytes of GPU libraries. TORCH=torch takes whatever pip finds.

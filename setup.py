@@ -32,8 +32,8 @@ extensions = [
         include_dirs=["cython_kernels"],
         depends=[
             str(file)
-            for file in sorted(Path("cython_kernels").iterdir())
-            if file.suffix in (".h", ".pxd", ".pxi")
+            for file in sorted(Path("cython_kernels").rglob("*"))
+            if file.suffix in (".h", ".pxi", ".pyx")
         ],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
@@ -48,6 +48,7 @@ setup(
         "toolkit": ["py.typed", "*.json"],
         "toolkit.present": ["*.html"],
         "toolkit.conf": ["**/*.yaml", "*.yaml"],
+        "cython_kernels": ["py.typed", "*.pyi"],
     },
     ext_modules=cythonize(
         extensions,

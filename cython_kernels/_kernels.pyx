@@ -1,47 +1,27 @@
-"""The kernels as Python sees them: packed weights, the encoder, and each kernel alone for its tests.
+"""The kernels as Python sees them; _kernels.pyi says what each takes and returns.
 
 Shapes: B texts, T positions, H hidden, F intermediate, N rows and K columns of a weight.
 """
 
 cimport cython
+cimport openmp
 from cython.parallel cimport parallel, prange, threadid
+from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from posix.stdlib cimport posix_memalign
 
 import numpy as np
 
-from cython_kernels.kernels cimport (
-    BUNDLE,
-    GENERATED_MAX_K,
-    MAX_KBLOCK,
-    READ_FLOATS,
-    START_BIAS,
-    START_INIT,
-    START_Y,
-    TILE,
-    activation_fn,
-    available_kernels,
-    block_t,
-    generate,
-    generated_bound,
-    kernels_t,
-    linear_t,
-    run_t,
-)
+# each file uses what stands above it
+include "structs.pxi"
 
 TILE_TOKENS = TILE
 MAX_K = MAX_KBLOCK
 
-cdef kernels_t TABLES[3]
+cdef const kernels_t *TABLES[NUM_ISAS]
 cdef int NUM_TABLES = available_kernels(TABLES)
-
-include "packing.pxi"
-include "encoder.pxi"
-include "layers.pxi"
-include "schedule.pxi"
-include "single.pxi"
-include "peaks.pxi"
 
 
 def available_isas() -> list[str]:
@@ -53,5 +33,16 @@ cdef const kernels_t *find_kernels(str isa) except NULL:
     cdef int i
     for i in range(NUM_TABLES):
         if TABLES[i].isa.decode() == isa:
-            return &TABLES[i]
+            return TABLES[i]
     raise ValueError(f"isa {isa!r} is not supported on this CPU (available: {', '.join(available_isas())})")
+
+
+include "memory.pxi"
+include "packing.pxi"
+include "gemm.pxi"
+include "layers.pxi"
+include "encoder.pxi"
+include "linear.pxi"
+include "timing.pxi"
+include "peaks.pxi"
+include "testing.pxi"

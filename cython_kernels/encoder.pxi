@@ -1,168 +1,91 @@
 # The encoder: groups of whole texts go depth-first through all layers, so that activations stay in cache.
 #
 # A team is the threads that share one group. With many texts every thread is a team of its own and no barrier
-# is met; with few texts all threads form one team that splits every step's rows, heads or tiles. Threads are
-# started here and nowhere else.
-
-cimport openmp
-from posix.stdlib cimport posix_memalign
+# is met; with few texts all threads form one team that splits every step's rows, heads or tiles.
+# `Encoder.run` starts the threads.
 
 
-cdef extern from "threads.h" nogil:
-    void team_barrier()
-    double now_s()
-
-
-# What `Encoder.run(profile=True)` times, in the order a layer runs them; `intermediate` with its activation.
-STEPS = ("embeddings", "qkv", "attention", "attention_output", "attention_norm", "intermediate",
-         "output", "output_norm", "scatter")
-cdef enum:
-    EMBEDDINGS, QKV, ATTENTION, ATTENTION_OUTPUT, ATTENTION_NORM, INTERMEDIATE, OUTPUT, OUTPUT_NORM, SCATTER
-    NUM_STEPS
-
-cdef struct norm_t:
-    const float *gamma
-    const float *beta
-    float epsilon
-
-cdef struct layer_t:
-    linear_t qkv
-    linear_t attention_output
-    linear_t intermediate
-    linear_t output
-    norm_t attention_norm
-    norm_t output_norm
-    activation_fn activation
-    int num_heads
-    int head_size
-
-cdef struct embeddings_t:
-    const float *word
-    const float *position
-    const float *type
-    int features
-    norm_t norm
-    linear_t projection  # rows == 0: none
-
-# Texts that one team takes through the encoder together, each on whole tiles of its own.
-cdef struct group_t:
-    int num_texts
-    int num_tiles
-    int *first_tile  # per text
-    int *tiles  # per text
-    int *keys  # per text: its first `keys` lanes are attended to
-    int32_t *ids  # per lane; -1 where there is no token
-    int32_t *positions
-    int32_t *types
-    int *first_lane  # per text: the lane of position 0 (only filled where nothing else is asked for)
-    float **rows  # per lane - or per text, if only position 0 is asked for: where its hidden state goes, or NULL
-
-cdef struct workspace_t:
-    float *memory
-    size_t size
-    float *x  # hidden states
-    float *y  # of the next step: context of attention, then what the feed-forward layer returns
-    float *qkv  # one panel for a lone thread, all of them for a team
-    float *inner  # one k-block of `output` for a lone thread, all of them for a team
-    float *scores  # per member
-
-
+@cython.final
 cdef class Encoder:
-    """Embeddings and encoder layers, packed; `run` takes token ids to hidden states.
-
-    Args:
-        isa: Instruction set of every kernel.
-        embeddings: dict with `word` (V, E), `position` (P, E), `token_type` (types, E) or None, `gamma`,
-            `beta` (E,), `epsilon`, `projection` (PackedLinear or None); arrays float32, C-contiguous.
-        layers: dicts with `qkv`, `attention_output`, `intermediate`, `output`, their norms
-            `attention_norm`, `output_norm` (gamma, beta, epsilon), `num_heads` and `activation`. A weight is a
-            pair of PackedLinear, for small and for large calls (they may be one object). `qkv` holds per head
-            its query, key and value rows, and whole heads per panel; the query rows carry scale·log2(e), see
-            `attention` in kernels.h.
-        num_threads: Threads of a call.
-        head: PackedLinear (n, H) with n <= H that is all anybody wants of the hidden states, or None: `run` then
-            returns what it makes of them, n features instead of H.
-        small_tiles: A call of at most so many tiles is small. The choice depends on the whole call, never on
-            how it is split, so that results do not depend on the number of threads.
-        group_tiles: Tiles that a group has at most, unless a single text is longer.
-    """
+    """Embeddings and encoder layers, packed; `run` takes token ids to hidden states."""
 
     cdef readonly str isa
-    cdef readonly int num_threads, group_tiles, small_tiles, hidden, num_layers
+    cdef readonly int num_threads, small_tiles
     cdef object owners  # keeps every array alive that a pointer below refers to
-    cdef const kernels_t *kernels
-    cdef embeddings_t embeddings
-    cdef linear_t head  # rows == 0: none
-    cdef layer_t *layers  # for small calls, then for large ones
+    cdef encoder_t encoder
     cdef int qkv_rows, qkv_panel, inner_rows, inner_chunk, vocabulary, num_positions, num_types
     cdef workspace_t *workspaces
 
     def __cinit__(self):
-        self.layers = NULL
         self.workspaces = NULL
 
-    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int group_tiles, int small_tiles=0,
+    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int small_tiles=0,
                  PackedLinear head=None):
-        self.kernels = find_kernels(isa)
-        self.isa, self.num_threads = isa, num_threads
-        self.group_tiles, self.small_tiles = group_tiles, small_tiles
-        self.num_layers = len(layers)
-        if self.num_layers == 0:
+        cdef encoder_t *encoder = &self.encoder
+        encoder.kernels = find_kernels(isa)
+        self.isa, self.num_threads, self.small_tiles = isa, num_threads, small_tiles
+        encoder.num_layers = len(layers)
+        if encoder.num_layers == 0:
             raise ValueError("an encoder needs at least one layer; got none")
         self.owners = (embeddings, layers, head)
-        self.layers = <layer_t *>calloc(2 * self.num_layers, sizeof(layer_t))
+        encoder.layers = <layer_t *>calloc(2 * encoder.num_layers, sizeof(layer_t))
         self.workspaces = <workspace_t *>calloc(num_threads, sizeof(workspace_t))
-        if self.layers == NULL or self.workspaces == NULL:
+        if encoder.layers == NULL or self.workspaces == NULL:
             raise MemoryError
-        cdef embeddings_t *e = &self.embeddings
-        word = embeddings["word"]
-        self.vocabulary, e.features = word.shape
-        e.word, e.position, e.type = address(word), address(embeddings["position"]), address(embeddings["token_type"])
-        self.num_positions = embeddings["position"].shape[0]
-        self.num_types = 0 if embeddings["token_type"] is None else embeddings["token_type"].shape[0]
+        cdef embeddings_t *e = &encoder.embeddings
+        word, position, token_type = embeddings["word"], embeddings["position"], embeddings["token_type"]
+        self.vocabulary, e.tables.features = word.shape
+        e.tables.word, e.tables.position, e.tables.type = address(word), address(position), address(token_type)
+        self.num_positions, self.num_types = len(position), 0 if token_type is None else len(token_type)
         for name in ("position", "token_type"):
-            if embeddings[name] is not None and embeddings[name].shape[1] != e.features:
-                raise ValueError(f"{name} embeddings must be {e.features} wide, as those of words; "
+            if embeddings[name] is not None and embeddings[name].shape[1] != e.tables.features:
+                raise ValueError(f"{name} embeddings must be {e.tables.features} wide, as those of words; "
                                  f"got {embeddings[name].shape[1]}")
-        e.norm = norm(embeddings["norm"], e.features)
-        self.hidden = e.features
+        e.norm = norm(embeddings["norm"], e.tables.features)
+        encoder.hidden = e.tables.features
         cdef PackedLinear projection = embeddings["projection"]
         if projection is not None:
-            if projection.k != e.features:
-                raise ValueError(f"the projection must take {e.features} features; got {projection.k}")
+            if projection.k != e.tables.features:
+                raise ValueError(f"the projection must take {e.tables.features} features; got {projection.k}")
             e.projection = projection.linear
-            self.hidden = projection.rows
+            encoder.hidden = projection.rows
         if head is not None:
             if head.k != self.hidden or head.rows > self.hidden:
                 raise ValueError(f"head must be (n, {self.hidden}) with n <= {self.hidden}; got {head.rows}×{head.k}")
-            self.head = head.linear
+            encoder.head = head.linear
         cdef int i, choice
         for choice in range(2):
-            for i in range(self.num_layers):
-                self.add_layer(&self.layers[choice * self.num_layers + i], layers[i], choice)
+            for i in range(encoder.num_layers):
+                self.add_layer(&encoder.layers[choice * encoder.num_layers + i], layers[i], choice)
             link_blocks(layers, choice)
+
+    @property
+    def hidden(self) -> int:
+        """Features H of a hidden state."""
+        return self.encoder.hidden
 
     cdef int add_layer(self, layer_t *layer, dict parts, int choice) except -1:
         cdef PackedLinear qkv = parts["qkv"][choice], attention_output = parts["attention_output"][choice]
         cdef PackedLinear intermediate = parts["intermediate"][choice], output = parts["output"][choice]
+        cdef int hidden = self.encoder.hidden
         layer.qkv, layer.attention_output = qkv.linear, attention_output.linear
         layer.intermediate, layer.output = intermediate.linear, output.linear
-        layer.attention_norm = norm(parts["attention_norm"], self.hidden)
-        layer.output_norm = norm(parts["output_norm"], self.hidden)
+        layer.attention_norm = norm(parts["attention_norm"], hidden)
+        layer.output_norm = norm(parts["output_norm"], hidden)
         layer.num_heads = parts["num_heads"]
-        if layer.num_heads < 1 or self.hidden % layer.num_heads:
-            raise ValueError(f"num_heads must divide {self.hidden} features; got {layer.num_heads}")
-        layer.head_size = self.hidden // layer.num_heads
+        if layer.num_heads < 1 or hidden % layer.num_heads:
+            raise ValueError(f"num_heads must divide {hidden} features; got {layer.num_heads}")
+        layer.head_size = hidden // layer.num_heads
         if parts["activation"] == "gelu":
-            layer.activation = self.kernels.gelu
+            layer.activation = self.encoder.kernels.f32_gelu
         elif parts["activation"] == "gelu_tanh":
-            layer.activation = self.kernels.gelu_tanh
+            layer.activation = self.encoder.kernels.f32_gelu_tanh
         else:
-            layer.activation = self.kernels.relu
-        if (qkv.rows != 3 * self.hidden or output.k != intermediate.rows
-                or not (qkv.k == attention_output.k == intermediate.k == self.hidden)
-                or not (attention_output.rows == output.rows == self.hidden)):
-            raise ValueError(f"the weights of a layer must take and give {self.hidden} features")
+            layer.activation = self.encoder.kernels.f32_relu
+        if (qkv.rows != 3 * hidden or output.k != intermediate.rows
+                or not (qkv.k == attention_output.k == intermediate.k == hidden)
+                or not (attention_output.rows == output.rows == hidden)):
+            raise ValueError(f"the weights of a layer must take and give {hidden} features")
         if qkv.panel_rows % (3 * layer.head_size) or qkv.rows % qkv.panel_rows:
             raise ValueError("the panels of qkv must be equal and hold whole heads")
         # a chunk of the feed-forward layer is one k-block of `output` and must be whole panels of `intermediate`
@@ -179,79 +102,67 @@ cdef class Encoder:
             for i in range(self.num_threads):
                 free(self.workspaces[i].memory)
         free(self.workspaces)
-        free(self.layers)
+        free(self.encoder.layers)
 
-    def run(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
-            const int32_t[:, ::1] positions, bint first_token_only, bint profile=False):
-        """Return hidden states (B, T, H) float32, zero where `mask` is 0 but at position 0.
-
-        With `first_token_only` (B, 1, H), of that position alone; with a head, its n features instead of H.
-        With `profile`, return also seconds (1 + num_layers, steps) summed over threads, the number of threads and
-        whether the call was large.
-
-        Not reentrant: one call at a time per object.
-
-        Raises:
-            ValueError: An id, type or position outside its table, or a text without any token.
-        """
+    def run(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] types, const int32_t[:, ::1] positions, schedule,
+            bint first_token_only, bint profile=False):
+        """Run one batch: hidden states (B, T, H), float32."""
         cdef int batch = <int>ids.shape[0], length = <int>ids.shape[1]
-        self.check(ids, mask, types, positions)
-        cdef int features = self.head.rows if self.head.rows else self.hidden
+        self.check(ids, types, positions)
+        cdef int features = self.encoder.head.rows if self.encoder.head.rows else self.encoder.hidden
         hidden = (np.empty if first_token_only else np.zeros)((batch, 1 if first_token_only else length, features),
                                                               np.float32)
         if batch == 0 or length == 0:
             return (hidden, np.zeros((0, NUM_STEPS)), self.num_threads, False) if profile else hidden
-        schedule = Schedule(mask, self.num_threads, self.group_tiles)
-        cdef bint is_large = schedule.tiles > self.small_tiles
-        cdef const layer_t *layers = self.layers + (self.num_layers if is_large else 0)
-        cdef list groups = schedule.groups
-        cdef int num_groups = len(groups), teams = 1 if schedule.is_team else self.num_threads
+        cdef list groups = list(schedule.groups)
+        cdef int num_groups = len(groups), team = self.num_threads, teams = 1 if schedule.is_team else team
         cdef group_t *c_groups = <group_t *>calloc(num_groups, sizeof(group_t))
         cdef float[:, :, ::1] out = hidden
-        cdef double[:, ::1] seconds = np.zeros((self.num_threads, (self.num_layers + 1) * NUM_STEPS))
-        cdef int i, most_tiles = 0, most_keys = 0, team = self.num_threads
+        cdef double[:, ::1] seconds = np.zeros((team, (self.encoder.num_layers + 1) * NUM_STEPS))
+        cdef member_t alone = member_t(&self.encoder, self.encoder.layers, NULL, self.workspaces, 0, 1, False,
+                                       &seconds[0, 0])
+        cdef int i, tiles = 0, most_tiles = 0, most_keys = 0
+        cdef bint is_large
         keep = []
         try:
             if c_groups == NULL:
                 raise MemoryError
             for i in range(num_groups):
                 keep.append(fill_group(&c_groups[i], groups[i], ids, types, positions, out, first_token_only))
+                tiles += c_groups[i].num_tiles
                 most_tiles = max(most_tiles, c_groups[i].num_tiles)
-                most_keys = max(most_keys, groups[i].most_keys)
+                most_keys = max(most_keys, c_groups[i].most_keys)
+            is_large = tiles > self.small_tiles
+            if is_large:
+                alone.layer += self.encoder.num_layers
             for i in range(teams):
                 self.reserve(&self.workspaces[i], most_tiles, most_keys, 1 if teams > 1 else team)
             with nogil:
                 if teams > 1:
                     for i in prange(num_groups, num_threads=team, schedule="dynamic", chunksize=1):
-                        run_group(self, layers, &c_groups[i], &self.workspaces[threadid()], most_keys, 0, 1,
-                                  &seconds[threadid(), 0], first_token_only)
+                        run_alone(alone, &c_groups[i], threadid())
                 elif team == 1:
                     for i in range(num_groups):
-                        run_group(self, layers, &c_groups[i], &self.workspaces[0], most_keys, 0, 1, &seconds[0, 0],
-                                  first_token_only)
+                        run_alone(alone, &c_groups[i], 0)
                 else:
                     with parallel(num_threads=team):
-                        run_team(self, layers, c_groups, num_groups, most_keys, &seconds[0, 0],
-                                 first_token_only)
+                        run_team(alone, c_groups, num_groups)
         finally:
             free(c_groups)
         if profile:
-            return hidden, np.asarray(seconds).sum(0).reshape(self.num_layers + 1, NUM_STEPS), team, is_large
+            return hidden, np.asarray(seconds).sum(0).reshape(-1, NUM_STEPS), team, is_large
         return hidden
 
-    cdef int check(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] mask, const int32_t[:, ::1] types,
+    cdef int check(self, const int32_t[:, ::1] ids, const int32_t[:, ::1] types,
                    const int32_t[:, ::1] positions) except -1:
         """Refuse what would read outside a table."""
         cdef int b, t, n = <int>ids.shape[0], length = <int>ids.shape[1]
-        cdef bint used
-        for name, array in (("attention_mask", mask), ("token_type_ids", types), ("positions", positions)):
+        for name, array in (("token_type_ids", types), ("positions", positions)):
             if array.shape[0] != n or array.shape[1] != length:
                 raise ValueError(f"{name} must have the shape of input_ids, {(n, length)}; "
                                  f"got {(array.shape[0], array.shape[1])}")
         for b in range(n):
-            used = False
             for t in range(length):
-                used = used or mask[b, t] != 0
                 if not 0 <= ids[b, t] < self.vocabulary:
                     raise ValueError(f"input_ids[{b}, {t}] must be in 0…{self.vocabulary - 1}; got {ids[b, t]}")
                 if self.num_types and not 0 <= types[b, t] < self.num_types:
@@ -259,17 +170,15 @@ cdef class Encoder:
                 if not 0 <= positions[b, t] < self.num_positions:
                     raise ValueError(f"the text of row {b} is too long: token {t} needs position {positions[b, t]}, "
                                      f"the model has {self.num_positions}")
-            if length and not used:
-                raise ValueError(f"attention_mask[{b}] must have at least one 1; got a row of zeros")
         return 0
 
     cdef int reserve(self, workspace_t *w, int tiles, int keys, int members) except -1:
         """Make room for `tiles` tiles; kept and reused by later calls."""
-        cdef size_t wide = max(self.hidden, self.embeddings.features) * TILE * <size_t>tiles
+        cdef size_t wide = max(self.encoder.hidden, self.encoder.embeddings.tables.features) * TILE * <size_t>tiles
         cdef size_t qkv = (self.qkv_panel if members == 1 else self.qkv_rows) * TILE * <size_t>tiles
         cdef size_t inner = (self.inner_chunk if members == 1 else self.inner_rows) * TILE * <size_t>tiles
-        cdef size_t scores = 2 * TILE * <size_t>((keys + TILE - 1) // TILE * TILE)
-        cdef size_t size = (2 * wide + qkv + inner + scores * members) * sizeof(float)
+        w.member_scores = 2 * TILE * <size_t>((keys + TILE - 1) // TILE * TILE)
+        cdef size_t size = (2 * wide + qkv + inner + w.member_scores * members) * sizeof(float)
         cdef void *memory = NULL
         if size > w.size:
             free(w.memory)
@@ -277,7 +186,7 @@ cdef class Encoder:
             if posix_memalign(&memory, 1 << 21, size):
                 raise MemoryError(f"no memory for {size >> 20} MiB of activations")
             advise_huge(memory, size)
-            # vectors of lanes without a token are computed on too: they must be finite
+            # lanes without a token are computed on, too, and must be finite
             memset(memory, 0, size)
             w.memory, w.size = <float *>memory, size
         w.x = w.memory
@@ -286,20 +195,6 @@ cdef class Encoder:
         w.inner = w.qkv + qkv
         w.scores = w.inner + inner
         return 0
-
-
-cdef extern from *:
-    """
-    #include <sys/mman.h>
-    static void advise_huge(void *memory, size_t size) {
-    #ifdef MADV_HUGEPAGE
-        madvise(memory, size, MADV_HUGEPAGE); /* +3-4 %; a refusal costs nothing else */
-    #else
-        (void)memory, (void)size;
-    #endif
-    }
-    """
-    void advise_huge(void *memory, size_t size) noexcept nogil
 
 
 cdef const float *address(array) except? NULL:
@@ -314,5 +209,80 @@ cdef norm_t norm(parts, int features) except *:
     cdef const float[::1] gamma = parts.gamma, beta = parts.beta
     if gamma.shape[0] != features or beta.shape[0] != features:
         raise ValueError(f"gamma and beta must have {features} elements; got {gamma.shape[0]}, {beta.shape[0]}")
-    n.gamma, n.beta, n.epsilon = &gamma[0], &beta[0], parts.epsilon
+    n.gamma, n.beta, n.epsilon, n.features = &gamma[0], &beta[0], parts.epsilon, features
     return n
+
+
+cdef int link_blocks(list layers, int choice) except -1:
+    """Tell every block which one a lone thread runs next, layer by layer as `run_layer` does."""
+    cdef PackedLinear weight, qkv, attention_output, intermediate, output
+    cdef block_t *before = NULL
+    cdef int b, kblocks, inner_kblocks
+    order = []
+    for parts in layers:
+        qkv, attention_output, intermediate, output = (
+            parts[step][choice] for step in ("qkv", "attention_output", "intermediate", "output"))
+        order += [(qkv, b) for b in range(qkv.num_blocks)]
+        order += [(attention_output, b) for b in range(attention_output.num_blocks)]
+        kblocks, inner_kblocks = output.linear.num_kblocks, intermediate.linear.num_kblocks
+        for chunk in range(kblocks):
+            rows = range(chunk * output.kblock, min(output.k, (chunk + 1) * output.kblock), intermediate.panel_rows)
+            order += [(intermediate, row // intermediate.panel_rows * inner_kblocks + kb)
+                      for row in rows for kb in range(inner_kblocks)]
+            order += [(output, b) for b in range(chunk, output.num_blocks, kblocks)]
+    for weight, b in order:
+        if before != NULL:
+            before.next = &weight.blocks[b]
+        before = &weight.blocks[b]
+    return 0
+
+
+cdef fill_group(group_t *g, group, const int32_t[:, ::1] ids, const int32_t[:, ::1] types,
+                const int32_t[:, ::1] positions, float[:, :, ::1] out, bint first_token_only):
+    """Lay a group out in the C structure; return the arrays that own its memory.
+
+    Raises:
+        ValueError: It does not lie inside the batch.
+    """
+    cdef list texts = group.texts, lanes_of = group.lanes, keys = group.keys
+    cdef int num_texts = len(texts), num_tiles = 0, i, t, b, lane = 0, n
+    cdef int64_t at
+    if not len(lanes_of) == len(keys) == num_texts or num_texts == 0:
+        raise ValueError(f"a group needs lanes and keys for each text; got {num_texts} texts, {len(lanes_of)} lanes, "
+                         f"{len(keys)} keys")
+    for i in range(num_texts):
+        num_tiles += (len(lanes_of[i]) + TILE - 1) // TILE
+    cdef int32_t[:, ::1] text = np.zeros((4, num_texts), np.int32)
+    cdef int32_t[:, ::1] token = np.zeros((3, num_tiles * TILE), np.int32)
+    # position 0 of 16 texts shares a tile, so that there are no more of those than of texts' own tiles
+    cdef uintptr_t[::1] rows = np.zeros(num_tiles * TILE, np.uintp)
+    cdef const int64_t[::1] lanes
+    g.num_texts, g.num_tiles, g.first_only = num_texts, num_tiles, first_token_only
+    g.first_tile, g.tiles, g.keys = <int *>&text[0, 0], <int *>&text[1, 0], <int *>&text[2, 0]
+    g.first_lane = <int *>&text[3, 0]
+    g.ids, g.positions, g.types, g.rows = &token[0, 0], &token[1, 0], &token[2, 0], <float **>&rows[0]
+    for i in range(num_texts):
+        lanes = lanes_of[i]
+        b = texts[i]
+        n = <int>lanes.shape[0]
+        g.first_tile[i], g.tiles[i], g.keys[i] = lane // TILE, (n + TILE - 1) // TILE, keys[i]
+        if not 0 <= b < ids.shape[0] or not 1 <= g.keys[i] <= n:
+            raise ValueError(f"text {b} must be in 0…{ids.shape[0] - 1} and its keys in 1…{n}; got {g.keys[i]} keys")
+        g.most_keys = max(g.most_keys, g.keys[i])
+        for t in range(n):
+            at = lanes[t]
+            if not 0 <= at < ids.shape[1]:
+                raise ValueError(f"lanes of text {b} must be in 0…{ids.shape[1] - 1}; got {at}")
+            g.ids[lane + t] = ids[b, at]
+            g.positions[lane + t] = positions[b, at]
+            g.types[lane + t] = types[b, at]
+            if not first_token_only:
+                rows[lane + t] = <uintptr_t>&out[b, at, 0]
+            elif at == 0:
+                g.first_lane[i], rows[i] = lane + t, <uintptr_t>&out[b, 0, 0]
+        for t in range(n, g.tiles[i] * TILE):
+            g.ids[lane + t] = -1
+        lane += g.tiles[i] * TILE
+        if first_token_only and rows[i] == 0:
+            raise ValueError(f"lanes of text {b} must hold position 0, which is asked for")
+    return text, token, rows

@@ -7,6 +7,9 @@
  *
  * Strides are counted in floats. Kernels are single-threaded, allocate nothing and never fail; whoever calls
  * them has checked every size.
+ *
+ * Names: <dtype of the operands>_<operation>; an ISA's function of that name ends in __<isa>. A kernel for another
+ * dtype is another field.
  */
 #ifndef TOOLKIT_KERNELS_H
 #define TOOLKIT_KERNELS_H
@@ -19,34 +22,48 @@
 #define READ_FLOATS 128  /* unit of read_loop */
 #define MAX_KBLOCK 1024  /* byte offsets of a k-block, k * TILE * 4, must fit 16 bits */
 
-/* `bundles` consecutive bundles of BUNDLE rows, each row with `count` entries: constant trip counts predict. */
+/* `bundles` consecutive bundles of BUNDLE rows, each row with `count` entries. Rows are sorted by count,
+ * so that the count seldom changes and the end of the kernel's inner loop is predicted. */
 typedef struct {
     uint32_t bundles;
     uint32_t count;
 } run_t;
+
+/* A run of tiles: `count` of them, `stride` floats apart, the first at `at`. */
+typedef struct {
+    float *at;
+    ptrdiff_t stride;
+    int count;
+} tiles_t;
+
+/* `count` tiles of a run, from its tile `first` on; NULL stays NULL. */
+static inline tiles_t tiles_from(tiles_t tiles, int first, int count) {
+    return (tiles_t){tiles.at ? tiles.at + first * tiles.stride : NULL, tiles.stride, count};
+}
+
+/* What a block's sums start from: the bias (one float per row), a tile that is not y, or y itself. */
+enum { START_BIAS, START_INIT, START_Y };
 
 struct block;
 
 /* x = activation(x) in place, `count` floats, a multiple of TILE. */
 typedef void (*activation_fn)(float *x, size_t count);
 
-/* y[row][:] = init[row][:] (+)= sum over k of weight[row][k] * x[k][:], for `tiles` tiles.
+/* y[row][:] = init[row][:] + sum over k of weight[row][k] * x[k][:], for y.count tiles; x and init have as many.
  *
- * x       first tile at the block's first k; tiles lie x_stride apart.
- * init    what the sum starts from, at the block's first row, tiles init_stride apart (y itself to accumulate,
- *         the residual for a first k-block), or NULL: start from bias[row]. May equal y, never overlap it otherwise.
- * bias    at the block's first row; read only where init is NULL.
+ * x       at the block's first k; only read.
+ * init    what the sum starts from, at the block's first row (y itself to accumulate, the residual for a first
+ *         k-block); only read. init.at is NULL: start from bias[row]. May equal y, never overlap it otherwise.
+ * bias    at the block's first row; read only where init.at is NULL.
  * y       at the block's first row; every row of the block is written in every tile.
  * after   applied to the block's rows of a tile as soon as they are written, or NULL. */
-typedef void (*block_fn)(const struct block *block, const float *x, ptrdiff_t x_stride, const float *init,
-                         ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
+typedef void (*block_fn)(const struct block *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
                          activation_fn after);
 
 /* One (row panel, k-block) of a packed weight matrix. The table form uses values, offsets, row_numbers and runs:
  * per bundle `count` groups of BUNDLE values and BUNDLE byte offsets (k * TILE * sizeof(float)); the last bundle is
- * filled up by repeating its last row. The dense form
- * uses values only: per group of `dense_rows` rows, k-major. The generated form has been generated to start from
- * the bias or from init, and must be called so. */
+ * filled up by repeating its last row. The dense form uses values only: per group of `f32_dense_rows` rows, k-major.
+ * The generated form has been generated to start from the bias or from init, and must be called so. */
 typedef struct block {
     block_fn run;
     const float *values;
@@ -75,44 +92,72 @@ typedef struct {
 } linear_t;
 
 typedef struct {
+    const float *gamma; /* [features] */
+    const float *beta;  /* [features] */
+    float epsilon;
+    int features;
+} norm_t;
+
+/* Tables of rows of `features` floats; position and type may be NULL. */
+typedef struct {
+    const float *word;
+    const float *position;
+    const float *type;
+    int features;
+} tables_t;
+
+/* Per lane a row of each table; ids[lane] < 0: no token. */
+typedef struct {
+    const int32_t *ids;
+    const int32_t *positions;
+    const int32_t *types;
+} tokens_t;
+
+typedef struct {
     const char *isa;
-    int dense_rows; /* rows that the dense kernel keeps in registers: the packing's row group */
 
-    block_fn table;
-    block_fn dense;
-    block_fn generated; /* NULL where no code can be generated */
+    /* The forms of a float32 block. */
+    block_fn f32_table;
+    block_fn f32_dense;
+    int f32_dense_rows; /* rows that the dense kernel keeps in registers: the packing's row group */
 
-    activation_fn gelu; /* |error| of both GELUs <= 1e-6 + 1.2e-7 |x| */
-    activation_fn gelu_tanh;
-    activation_fn relu;
+    /* The generated form: NULL and 0 where there is none. f32_generate reads a block's weights, columns[k][rows], of
+     * which num_values are not 0. It writes these to block->values, and to block->code the function that f32_generated
+     * calls, for sums that start from `start`; it returns the end of the code, which has at most f32_code_bound bytes.
+     * Of the block both read rows, k <= f32_generated_max_k, and num_values. */
+    block_fn f32_generated;
+    int f32_generated_max_k;
+    size_t (*f32_code_bound)(const block_t *block);
+    uint8_t *(*f32_generate)(const block_t *block, const float *columns, int start);
+
+    activation_fn f32_gelu; /* |error| of both GELUs <= 1e-6 + 1.2e-7 |x| */
+    activation_fn f32_gelu_tanh;
+    activation_fn f32_relu;
 
     /* y = gamma * (x + bias - mean) / sqrt(variance + epsilon) + beta over the features of one tile, two passes.
      * bias may be NULL. x is scratch afterwards; y may equal x. */
-    void (*layer_norm)(float *x, const float *bias, const float *gamma, const float *beta, float epsilon,
-                       int features, float *y);
+    void (*f32_layer_norm)(float *x, const float *bias, const norm_t *norm, float *y);
 
-    /* One head of one sequence, `tiles` query tiles (any number >= 1) against keys 0 … num_keys - 1.
-     * q is scaled so that weights are 2^(q.k); q, k, v and out point at the head's first feature in the first
-     * tile; query tiles lie q_stride apart (k, v: kv_stride; out: out_stride). scratch holds
-     * 2 * TILE * (num_keys rounded up to TILE) floats, 64-byte aligned. */
-    void (*attention)(const float *q, ptrdiff_t q_stride, const float *k, const float *v, ptrdiff_t kv_stride,
-                      int tiles, int num_keys, int head_size, float *scratch, float *out, ptrdiff_t out_stride);
+    /* One head of one sequence, the query tiles of q (q.count >= 1, as out.count) against keys 0 … num_keys - 1
+     * in the tiles of k and v. q is scaled so that weights are 2^(q.k); q, k, v and out begin at the head's first
+     * feature, and only out is written. scratch holds 2 * TILE * (num_keys rounded up to TILE) floats, 64-byte
+     * aligned. */
+    void (*f32_attention)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int head_size, float *scratch, tiles_t out);
 
-    /* tile[f][i] = sum of the rows word[ids[i]], position[positions[i]], type[types[i]] (each of `features`
-     * floats; position and type may be NULL); lanes with ids[i] < 0 become 0. */
-    void (*embed)(const float *word, const float *position, const float *type, const int32_t *ids,
-                  const int32_t *positions, const int32_t *types, int features, float *tile);
+    /* tile[f][i] = sum of the rows word[ids[i]], position[positions[i]], type[types[i]]; lanes without a token
+     * become 0. */
+    void (*f32_embed)(const tables_t *tables, tokens_t tokens, float *tile);
 
     /* Between a tile and token rows: rows[lane] points at `features` floats, NULL lanes are skipped (scatter)
      * or read as 0 (gather). */
-    void (*scatter)(const float *tile, int features, float *const *rows);
-    void (*gather)(const float *const *rows, int features, float *tile);
+    void (*f32_scatter)(const float *tile, int features, float *const *rows);
+    void (*f32_gather)(const float *const *rows, int features, float *tile);
 
-    /* Measures, not parts of a model. fma_loop: x[i] += factor * x[i], `steps` times, for the `fma_floats` floats at
-     * x, which stay in registers. read_loop: read `count` floats, a multiple of READ_FLOATS, `times` times; returns
+    /* Measures, not parts of a model. f32_fma_loop: x[i] += factor * x[i], `steps` times, for the f32_fma_count floats
+     * at x, which stay in registers. read_loop: read `count` floats, a multiple of READ_FLOATS, `times` times; returns
      * the exclusive or of all 32-bit words read, so 0 where `times` is even. Both x are 64-byte aligned. */
-    int fma_floats;
-    void (*fma_loop)(float *x, float factor, size_t steps);
+    int f32_fma_count;
+    void (*f32_fma_loop)(float *x, float factor, size_t steps);
     uint32_t (*read_loop)(const float *x, size_t count, size_t times);
 } kernels_t;
 

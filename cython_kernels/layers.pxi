@@ -1,297 +1,220 @@
 # One group of texts through the encoder, step by step, by one thread or a team of them.
 
 
-cdef int link_blocks(list layers, int choice) except -1:
-    """Tell every block which one a lone thread runs next, layer by layer as `run_layer` does."""
-    cdef PackedLinear weight
-    cdef block_t *before = NULL
-    cdef int b
-    order = []
-    for parts in layers:
-        qkv, attention_output, intermediate, output = (
-            parts[step][choice] for step in ("qkv", "attention_output", "intermediate", "output"))
-        order += [(qkv, b) for b in range(len(qkv.blocks))]
-        order += [(attention_output, b) for b in range(len(attention_output.blocks))]
-        kblocks = -(-output.k // output.kblock)
-        inner_kblocks = -(-intermediate.k // intermediate.kblock)
-        for chunk in range(kblocks):
-            rows = range(chunk * output.kblock, min(output.k, (chunk + 1) * output.kblock), intermediate.panel_rows)
-            order += [(intermediate, row // intermediate.panel_rows * inner_kblocks + kb)
-                      for row in rows for kb in range(inner_kblocks)]
-            order += [(output, b) for b in range(chunk, len(output.blocks), kblocks)]
-    for weight, b in order:
-        if before != NULL:
-            before.next = &weight.table[b]
-        before = &weight.table[b]
-    return 0
+cdef void run_alone(member_t m, const group_t *group, int thread) noexcept nogil:
+    """Take one group through the encoder as thread `thread`, which meets no other."""
+    m.group = group
+    m.workspace += thread
+    m.seconds += thread * (m.encoder.num_layers + 1) * NUM_STEPS
+    run_group(m)
 
 
-cdef void run_team(Encoder self, const layer_t *layers, const group_t *groups, int num_groups, int most_keys,
-                   double *seconds, bint first_only) noexcept nogil:
+cdef void run_team(member_t m, const group_t *groups, int num_groups) noexcept nogil:
     """Take all groups through the encoder; every thread of the parallel region calls this.
 
     The region may have fewer threads than were asked for (OMP_THREAD_LIMIT, a surrounding region).
     """
-    cdef int i, member = openmp.omp_get_thread_num(), team = openmp.omp_get_num_threads()
+    cdef int i
+    m.number, m.team = openmp.omp_get_thread_num(), openmp.omp_get_num_threads()
+    m.seconds += m.number * (m.encoder.num_layers + 1) * NUM_STEPS
     for i in range(num_groups):
-        run_group(self, layers, &groups[i], &self.workspaces[0], most_keys, member, team,
-                  seconds + member * (self.num_layers + 1) * NUM_STEPS, first_only)
+        m.group = &groups[i]
+        run_group(m)
 
 
-cdef void run_group(Encoder self, const layer_t *layers, const group_t *g, const workspace_t *w, int most_keys,
-                    int member, int team, double *seconds, bint first_only) noexcept nogil:
-    """Take one group through the whole encoder, as member `member` of `team` threads.
+cdef void run_group(member_t m) noexcept nogil:
+    """Take one group through the whole encoder; m.layer is the first.
 
     Where only position 0 of each text is asked for, the last layer computes nothing else.
     """
-    cdef int i, tile, tiles = g.num_tiles, last = self.num_layers - 1
-    cdef float *x = w.x
-    cdef float *y = w.y
-    embed_group(self, g, x, y, member, team, seconds)
-    for i in range(self.num_layers):
-        run_layer(self, &layers[i], g, w, x, y, most_keys, member, team, seconds + (i + 1) * NUM_STEPS,
-                  first_only and i == last)
+    cdef const encoder_t *e = m.encoder
+    cdef const group_t *g = m.group
+    cdef double *seconds = m.seconds
+    cdef tiles_t x = tiles_t(m.workspace.x, e.hidden * TILE, g.num_tiles)
+    cdef tiles_t y = tiles_t(m.workspace.y, e.hidden * TILE, g.num_tiles)
+    cdef int i, tile, begin, end, features = e.hidden
+    embed_group(&m, x, y)
+    for i in range(e.num_layers):
+        m.seconds += NUM_STEPS
+        m.first_only = g.first_only and i == e.num_layers - 1
+        run_layer(&m, x, y)
+        m.layer += 1
         x, y = y, x
-    if first_only:
-        tiles = (g.num_texts + TILE - 1) // TILE
+    if g.first_only:
+        x.count = (g.num_texts + TILE - 1) // TILE
     cdef double start = now_s()
-    cdef int begin = share(tiles, member, team), end = share(tiles, member + 1, team), features = self.hidden
-    cdef ptrdiff_t stride = features * TILE
-    if self.head.rows:
-        apply(&self.head, 0, self.head.num_panels, 0, self.head.num_kblocks, x + begin * stride, stride, NULL, 0,
-              y + begin * stride, stride, end - begin, NULL)
-        x, features = y, self.head.rows
+    begin, end = share(x.count, m.number, m.team), share(x.count, m.number + 1, m.team)
+    if e.head.rows:
+        apply(whole(&e.head), tiles_from(x, begin, end - begin), FROM_BIAS, tiles_from(y, begin, end - begin), NULL)
+        x, features = y, e.head.rows
     for tile in range(begin, end):
-        self.kernels.scatter(x + tile * stride, features, g.rows + tile * TILE)
+        e.kernels.f32_scatter(x.at + tile * x.stride, features, g.rows + tile * TILE)
     seconds[SCATTER] += now_s() - start
-    meet(team)  # the workspace is the next group's
+    meet(m.team)  # the workspace is the next group's
 
 
-cdef void embed_group(Encoder self, const group_t *g, float *x, float *y, int member, int team,
-                      double *seconds) noexcept nogil:
+cdef void embed_group(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
     """x = embeddings; y is scratch."""
     cdef double start = now_s()
-    cdef embeddings_t *e = &self.embeddings
-    cdef size_t stride = e.features * TILE
-    cdef float *first = y if e.projection.rows else x
+    cdef const embeddings_t *e = &m.encoder.embeddings
+    cdef const group_t *g = m.group
+    cdef tiles_t sums = x
     cdef float *tile
-    cdef int i, begin = share(g.num_tiles, member, team), end = share(g.num_tiles, member + 1, team)
-    for i in range(begin, end):
-        tile = first + i * stride
-        self.kernels.embed(e.word, e.position, e.type, g.ids + i * TILE, g.positions + i * TILE, g.types + i * TILE,
-                           e.features, tile)
-        self.kernels.layer_norm(tile, NULL, e.norm.gamma, e.norm.beta, e.norm.epsilon, e.features, tile)
+    cdef int i, lane, begin = share(x.count, m.number, m.team), end = share(x.count, m.number + 1, m.team)
     if e.projection.rows:
-        apply(&e.projection, 0, e.projection.num_panels, 0, e.projection.num_kblocks, first + begin * stride, stride,
-              NULL, 0, x + begin * <size_t>(self.hidden * TILE), self.hidden * TILE, end - begin, NULL)
-    meet(team)
-    seconds[EMBEDDINGS] += now_s() - start
+        sums = tiles_t(y.at, e.tables.features * TILE, x.count)
+    for i in range(begin, end):
+        tile, lane = sums.at + i * sums.stride, i * TILE
+        m.encoder.kernels.f32_embed(&e.tables, tokens_t(g.ids + lane, g.positions + lane, g.types + lane), tile)
+        m.encoder.kernels.f32_layer_norm(tile, NULL, &e.norm, tile)
+    if e.projection.rows:
+        apply(whole(&e.projection), tiles_from(sums, begin, end - begin), FROM_BIAS, tiles_from(x, begin, end - begin),
+              NULL)
+    lap(m, EMBEDDINGS, start)
 
 
-cdef void run_layer(Encoder self, const layer_t *layer, const group_t *g, const workspace_t *w, float *x, float *y,
-                    int most_keys, int member, int team, double *seconds, bint first_only) noexcept nogil:
-    """y = layer(x), x is scratch; with `first_only` y holds position 0 of each text, 16 texts to a tile."""
-    cdef int tiles = g.num_tiles
-    cdef ptrdiff_t stride = self.hidden * TILE
+cdef void run_layer(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
+    """y = layer(x), x is scratch; with m.first_only y holds position 0 of each text, 16 texts to a tile."""
+    cdef const layer_t *layer = m.layer
     cdef double start
-    if team == 1:
-        attend_panels(self, layer, g, w, x, y, seconds, first_only)
+    if m.team == 1:
+        attend_panels(m, x, y)
     else:
-        attend_together(self, layer, g, w, x, y, most_keys, member, team, seconds, first_only)
-    if first_only:
-        tiles = (g.num_texts + TILE - 1) // TILE
-        if member == 0:
-            select_first(g, y, self.hidden)
-            select_first(g, x, self.hidden)
-        meet(team)
+        attend_together(m, x, y)
+    if m.first_only:
+        if m.number == 0:
+            select_first(m.group, y)
+            select_first(m.group, x)
+        x.count = y.count = (m.group.num_texts + TILE - 1) // TILE
+        meet(m.team)
     # the residual is what the sum starts from; the bias joins in the norm
     start = now_s()
-    apply_shared(&layer.attention_output, 0, layer.attention_output.num_panels, 0,
-                 layer.attention_output.num_kblocks, y, stride, x, stride, x, stride, tiles, member, team, NULL)
-    start = lap(&seconds[ATTENTION_OUTPUT], start, team)
-    normalise(self, x, &layer.attention_output, &layer.attention_norm, tiles, member, team)
-    lap(&seconds[ATTENTION_NORM], start, team)
-    feed_forward(layer, w, x, y, stride, tiles, member, team, seconds)
+    apply_shared(m, whole(&layer.attention_output), y, x, x, NULL)
+    start = lap(m, ATTENTION_OUTPUT, start)
+    normalise(m, x, &layer.attention_output, &layer.attention_norm)
+    lap(m, ATTENTION_NORM, start)
+    feed_forward(m, x, y)
     start = now_s()
-    normalise(self, y, &layer.output, &layer.output_norm, tiles, member, team)
-    lap(&seconds[OUTPUT_NORM], start, team)
+    normalise(m, y, &layer.output, &layer.output_norm)
+    lap(m, OUTPUT_NORM, start)
 
 
-cdef void attend_panels(Encoder self, const layer_t *layer, const group_t *g, const workspace_t *w, const float *x,
-                        float *context, double *seconds, bint first_only) noexcept nogil:
+cdef void attend_panels(const member_t *m, tiles_t x, tiles_t context) noexcept nogil:
     """context = attention of every head, as a lone thread: a panel of heads is projected and, while its queries, keys
     and values are in cache, attended to."""
-    cdef const linear_t *qkv = &layer.qkv
-    cdef int panel, rows = qkv.blocks[0].rows, heads = rows // (3 * layer.head_size), text
+    cdef const linear_t *qkv = &m.layer.qkv
+    cdef int panel, rows = qkv.blocks[0].rows, heads = rows // (3 * m.layer.head_size), text
+    cdef tiles_t projected = tiles_t(m.workspace.qkv, rows * TILE, x.count)
     cdef double start = now_s()
     for panel in range(qkv.num_panels):
-        apply(qkv, panel, panel + 1, 0, qkv.num_kblocks, x, self.hidden * TILE, NULL, 0,
-              w.qkv - <ptrdiff_t>(panel * rows) * TILE, rows * TILE, g.num_tiles, NULL)
-        start = lap(&seconds[QKV], start, 1)
-        for text in range(g.num_texts):
-            attend_heads(self, layer, g, text, panel * heads, heads, w.qkv, rows, w.scores, context, first_only)
-        start = lap(&seconds[ATTENTION], start, 1)
+        apply(panels_of(qkv, panel, panel + 1), x, FROM_BIAS, rows_from(projected, -panel * rows), NULL)
+        start = lap(m, QKV, start)
+        for text in range(m.group.num_texts):
+            attend_heads(m, text, panel * heads, heads, projected, context)
+        start = lap(m, ATTENTION, start)
 
 
-cdef void attend_together(Encoder self, const layer_t *layer, const group_t *g, const workspace_t *w, const float *x,
-                          float *context, int most_keys, int member, int team, double *seconds,
-                          bint first_only) noexcept nogil:
+cdef void attend_together(const member_t *m, tiles_t x, tiles_t context) noexcept nogil:
     """context = attention of every head, as a team: all panels are projected, then heads are shared."""
+    cdef const layer_t *layer = m.layer
     cdef const linear_t *qkv = &layer.qkv
     cdef int rows = qkv.blocks[0].rows, heads = rows // (3 * layer.head_size), unit, units, panel, head
-    cdef ptrdiff_t panel_floats = <ptrdiff_t>rows * TILE * g.num_tiles
-    cdef float *scores = w.scores + member * <size_t>(2 * TILE * ((most_keys + TILE - 1) // TILE * TILE))
+    cdef ptrdiff_t panel_floats = <ptrdiff_t>rows * TILE * x.count
+    cdef tiles_t projected = tiles_t(m.workspace.qkv, rows * TILE, x.count), target
     cdef double start = now_s()
-    cdef bint split_panels = splits_panels(qkv.num_panels, g.num_tiles, team)
-    cdef int first = share(qkv.num_panels, member, team) if split_panels else 0
-    cdef int last = share(qkv.num_panels, member + 1, team) if split_panels else qkv.num_panels
+    cdef bint split_panels = splits_panels(qkv.num_panels, x.count, m.team)
+    cdef int first = share(qkv.num_panels, m.number, m.team) if split_panels else 0
+    cdef int last = share(qkv.num_panels, m.number + 1, m.team) if split_panels else qkv.num_panels
     for panel in range(first, last):
-        apply_shared(qkv, panel, panel + 1, 0, qkv.num_kblocks, x, self.hidden * TILE, NULL, 0,
-                     w.qkv + panel * panel_floats - <ptrdiff_t>(panel * rows) * TILE, rows * TILE, g.num_tiles,
-                     0 if split_panels else member, 1 if split_panels else team, NULL)
-    start = lap(&seconds[QKV], start, team)
-    units = g.num_texts * layer.num_heads
-    for unit in range(share(units, member, team), share(units, member + 1, team)):
+        projected.at = m.workspace.qkv + panel * panel_floats
+        target = rows_from(projected, -panel * rows)
+        if split_panels:
+            apply(panels_of(qkv, panel, panel + 1), x, FROM_BIAS, target, NULL)
+        else:
+            apply_shared(m, panels_of(qkv, panel, panel + 1), x, FROM_BIAS, target, NULL)
+    start = lap(m, QKV, start)
+    units = m.group.num_texts * layer.num_heads
+    for unit in range(share(units, m.number, m.team), share(units, m.number + 1, m.team)):
         head = unit % layer.num_heads
         panel = head // heads
-        attend_heads(self, layer, g, unit // layer.num_heads, head, 1,
-                     w.qkv + panel * panel_floats + (head - panel * heads) * 3 * layer.head_size * TILE, rows, scores,
-                     context, first_only)
-    lap(&seconds[ATTENTION], start, team)
+        projected.at = m.workspace.qkv + panel * panel_floats
+        attend_heads(m, unit // layer.num_heads, head, 1,
+                     rows_from(projected, (head - panel * heads) * 3 * layer.head_size), context)
+    lap(m, ATTENTION, start)
 
 
-cdef void attend_heads(Encoder self, const layer_t *layer, const group_t *g, int text, int first_head, int heads,
-                       const float *qkv, int rows, float *scores, float *context, bint first_only) noexcept nogil:
-    """Attention of some heads of one text; qkv points at the first of them, in tiles of `rows` rows."""
-    cdef int head, size = layer.head_size * TILE, first_tile = g.first_tile[text], tile = first_tile
-    cdef int tiles = g.tiles[text]
-    cdef ptrdiff_t qkv_stride = rows * TILE, stride = self.hidden * TILE
-    cdef const float *keys
-    if first_only:
+cdef void attend_heads(const member_t *m, int text, int first_head, int heads, tiles_t qkv,
+                       tiles_t context) noexcept nogil:
+    """Attention of some heads of one text; qkv begins with the first of them."""
+    cdef const group_t *g = m.group
+    cdef int head, size = m.layer.head_size, tile = g.first_tile[text], tiles = g.tiles[text]
+    cdef tiles_t q, k
+    cdef tiles_t keys = tiles_from(qkv, tile, tiles)
+    if m.first_only:
         tile, tiles = g.first_lane[text] // TILE, 1
     for head in range(heads):
-        keys = qkv + first_tile * qkv_stride + (3 * head + 1) * size
-        self.kernels.attention(qkv + tile * qkv_stride + 3 * head * size, qkv_stride, keys, keys + size, qkv_stride,
-                               tiles, g.keys[text], layer.head_size, scores,
-                               context + tile * stride + (first_head + head) * size, stride)
+        q = rows_from(tiles_from(qkv, tile, tiles), 3 * head * size)
+        k = rows_from(keys, (3 * head + 1) * size)
+        m.encoder.kernels.f32_attention(q, k, rows_from(k, size), g.keys[text], size,
+                                        m.workspace.scores + m.number * m.workspace.member_scores,
+                                        rows_from(tiles_from(context, tile, tiles), (first_head + head) * size))
 
 
-cdef void feed_forward(const layer_t *layer, const workspace_t *w, const float *x, float *y, ptrdiff_t stride,
-                       int tiles, int member, int team, double *seconds) noexcept nogil:
+cdef void feed_forward(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
     """y = x + output(activation(intermediate(x))), less output's bias.
 
     In chunks: some rows of the inner layer, activated, are at once a k-block of the output layer, and never leave
     the cache. A team takes all chunks at once, which saves barriers where cache is no issue.
     """
-    cdef const linear_t *output = &layer.output
-    cdef int first_kb = 0, last_kb
-    cdef ptrdiff_t inner_stride
+    cdef const linear_t *intermediate = &m.layer.intermediate
+    cdef const linear_t *output = &m.layer.output
+    cdef int first_kb = 0, last_kb, first_row, last_row, panel_rows = intermediate.blocks[0].rows
+    cdef tiles_t inner
     cdef double start = now_s()
     while first_kb < output.num_kblocks:
-        last_kb = first_kb + 1 if team == 1 else output.num_kblocks
-        inner_stride = (output.blocks[last_kb - 1].first_k + output.blocks[last_kb - 1].k
-                        - output.blocks[first_kb].first_k) * TILE
-        run_inner(layer, first_kb, last_kb, x, stride, w.inner, inner_stride, tiles, member, team)
-        start = lap(&seconds[INTERMEDIATE], start, team)
-        apply_shared(output, 0, output.num_panels, first_kb, last_kb, w.inner, inner_stride, x, stride, y, stride,
-                     tiles, member, team, NULL)
-        start = lap(&seconds[OUTPUT], start, team)
+        last_kb = first_kb + 1 if m.team == 1 else output.num_kblocks
+        first_row = output.blocks[first_kb].first_k
+        last_row = output.blocks[last_kb - 1].first_k + output.blocks[last_kb - 1].k
+        inner = tiles_t(m.workspace.inner, (last_row - first_row) * TILE, x.count)
+        apply_shared(m, panels_of(intermediate, first_row // panel_rows, (last_row + panel_rows - 1) // panel_rows),
+                     x, FROM_BIAS, rows_from(inner, -first_row), m.layer.activation)
+        start = lap(m, INTERMEDIATE, start)
+        apply_shared(m, part_t(output, 0, output.num_panels, first_kb, last_kb), inner, x, y, NULL)
+        start = lap(m, OUTPUT, start)
         first_kb = last_kb
 
 
-cdef void normalise(Encoder self, float *x, const linear_t *linear, const norm_t *norm, int tiles, int member,
-                    int team) noexcept nogil:
+cdef void normalise(const member_t *m, tiles_t x, const linear_t *linear, const norm_t *norm) noexcept nogil:
     """x = LayerNorm(x + the linear layer's bias) on a member's share of the tiles."""
     cdef int i
     cdef float *tile
-    for i in range(share(tiles, member, team), share(tiles, member + 1, team)):
-        tile = x + i * <ptrdiff_t>(self.hidden * TILE)
-        self.kernels.layer_norm(tile, linear.bias, norm.gamma, norm.beta, norm.epsilon, self.hidden, tile)
+    for i in range(share(x.count, m.number, m.team), share(x.count, m.number + 1, m.team)):
+        tile = x.at + i * x.stride
+        m.encoder.kernels.f32_layer_norm(tile, linear.bias, norm, tile)
 
 
-cdef void run_inner(const layer_t *layer, int first_kb, int last_kb, const float *x, ptrdiff_t stride, float *inner,
-                    ptrdiff_t inner_stride, int tiles, int member, int team) noexcept nogil:
-    """inner = activation(intermediate(x)) for the rows that are k-blocks first_kb … last_kb - 1 of `output`."""
-    cdef int first_row = layer.output.blocks[first_kb].first_k
-    cdef int last_row = layer.output.blocks[last_kb - 1].first_k + layer.output.blocks[last_kb - 1].k
-    cdef int panel_rows = layer.intermediate.blocks[0].rows
-    # panels address rows of the whole inner layer: shift the buffer so that first_row is its start
-    apply_shared(&layer.intermediate, first_row // panel_rows, (last_row + panel_rows - 1) // panel_rows, 0,
-                 layer.intermediate.num_kblocks, x, stride, NULL, 0, inner - <ptrdiff_t>first_row * TILE,
-                 inner_stride, tiles, member, team, layer.activation)
-
-
-cdef void select_first(const group_t *g, float *tiles, int features) noexcept nogil:
+cdef void select_first(const group_t *g, tiles_t x) noexcept nogil:
     """Tile t = position 0 of texts 16 t … 16 t + 15; lanes beyond the last text keep what they held.
 
     In place: a text's own tiles never come before the one it is selected into.
     """
-    cdef int text, f
+    cdef int text
+    cdef ptrdiff_t f
     cdef const float *source
     cdef float *target
     for text in range(g.num_texts):
-        source = tiles + (<ptrdiff_t>(g.first_lane[text] // TILE) * features * TILE + g.first_lane[text] % TILE)
-        target = tiles + (<ptrdiff_t>(text // TILE) * features * TILE + text % TILE)
-        for f in range(features):
+        source = x.at + (g.first_lane[text] // TILE * x.stride + g.first_lane[text] % TILE)
+        target = x.at + (text // TILE * x.stride + text % TILE)
+        for f in range(x.stride // TILE):
             target[f * TILE] = source[f * TILE]
 
 
-cdef void apply_shared(const linear_t *linear, int first_panel, int last_panel, int first_kb, int last_kb,
-                       const float *x, ptrdiff_t x_stride, const float *init, ptrdiff_t init_stride, float *y,
-                       ptrdiff_t y_stride, int tiles, int member, int team, activation_fn activation) noexcept nogil:
-    """A member's share of `apply`: panels, or pairs of tiles, see `splits_panels`."""
-    cdef int panels = last_panel - first_panel, begin, end, pairs = (tiles + 1) // 2
-    if splits_panels(panels, tiles, team):
-        apply(linear, first_panel + share(panels, member, team), first_panel + share(panels, member + 1, team),
-              first_kb, last_kb, x, x_stride, init, init_stride, y, y_stride, tiles, activation)
-        return
-    begin, end = 2 * share(pairs, member, team), min(tiles, 2 * share(pairs, member + 1, team))
-    apply(linear, first_panel, last_panel, first_kb, last_kb, x + begin * x_stride, x_stride,
-          init + begin * init_stride if init != NULL else NULL, init_stride, y + begin * y_stride, y_stride,
-          end - begin, activation)
-
-
-cdef void apply(const linear_t *linear, int first_panel, int last_panel, int first_kb, int last_kb, const float *x,
-                ptrdiff_t x_stride, const float *init, ptrdiff_t init_stride, float *y, ptrdiff_t y_stride,
-                int tiles, activation_fn activation) noexcept nogil:
-    """y = activation(init + W x) over panels and k-blocks (x starts at the first k-block's first column).
-
-    k-block 0 starts from `init` (NULL: from the bias), later ones from y.
-    """
-    cdef int panel, kb
-    cdef const block_t *block
-    cdef const float *start
-    cdef ptrdiff_t start_stride, row
-    if tiles <= 0:
-        return
-    for panel in range(first_panel, last_panel):
-        for kb in range(first_kb, last_kb):
-            block = &linear.blocks[panel * linear.num_kblocks + kb]
-            row = <ptrdiff_t>block.first_row * TILE
-            start, start_stride = y + row, y_stride
-            if kb == 0:
-                start, start_stride = (init + row if init != NULL else NULL), init_stride
-            block.run(block, x + <ptrdiff_t>(block.first_k - linear.blocks[first_kb].first_k) * TILE, x_stride, start,
-                      start_stride, linear.bias + block.first_row, y + row, y_stride, tiles,
-                      activation if kb == last_kb - 1 else NULL)
-
-
-cdef bint splits_panels(int panels, int tiles, int team) noexcept nogil:
-    """Whether a team shares a step by panels: they divide evenly, or there are too few pairs of tiles."""
-    return panels % team == 0 or (tiles + 1) // 2 < team
-
-
-cdef int share(int total, int member, int team) noexcept nogil:
-    """Where member's share of `total` units begins; share(total, team, team) == total."""
-    return <int>(<int64_t>total * member // team)
-
-
-cdef double lap(double *seconds, double start, int team) noexcept nogil:
+cdef double lap(const member_t *m, int step, double start) noexcept nogil:
     """End a step: wait for the team, add the time since `start`, return the time."""
     cdef double now
-    meet(team)
+    meet(m.team)
     now = now_s()
-    seconds[0] += now - start
+    m.seconds[step] += now - start
     return now
 
 

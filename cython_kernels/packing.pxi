@@ -2,138 +2,42 @@
 
 FORMS = ("table", "dense", "generated")
 
-# One row of PackedLinear.blocks
-BLOCK_FIELDS = ("first_row", "rows", "first_k", "k", "value", "row_number", "run", "num_runs", "num_values",
-                "code", "memory_bytes")
-
-
-# Features that a weight may have. Bytes of a tile of so many still fit an int, whatever a file claims.
+# Features that a weight may have, whatever a file claims: the bytes of a tile of so many still fit an int.
 MAX_FEATURES = 1 << 24
 cdef enum:
     FLOAT_BYTES = 4
 
 
-cdef extern from *:
-    """
-    #include <sys/mman.h>
-    #define HUGE_PAGE ((size_t)1 << 21)
-    /* Whole huge pages, aligned to them: code that is fetched from ever new small pages waits for translations. */
-    static void *code_reserve(size_t size) {
-        char *memory = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED) return NULL;
-        char *aligned = (char *)(((uintptr_t)memory + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
-        if (aligned > memory) munmap(memory, (size_t)(aligned - memory));
-        munmap(aligned + size, HUGE_PAGE - (size_t)(aligned - memory));
-    #ifdef MADV_HUGEPAGE
-        madvise(aligned, size, MADV_HUGEPAGE);
-    #endif
-        return aligned;
-    }
-    static int code_seal(void *memory, size_t size) { return mprotect(memory, size, PROT_READ | PROT_EXEC); }
-    static void code_release(void *memory, size_t size) { munmap(memory, size); }
-    """
-    size_t HUGE_PAGE
-    void *code_reserve(size_t size) nogil
-    int code_seal(void *memory, size_t size) nogil
-    void code_release(void *memory, size_t size) nogil
-
-
-@cython.no_gc  # the collector would empty `chunks` before __dealloc__ gives them back
-cdef class CodeMemory:
-    """Memory for generated code and its weights: written until `seal`, executable from then on, never both.
-
-    Several weights of one model share an object, since a huge page is larger than most of them.
-    """
-
-    cdef list chunks  # (address, size)
-    cdef uint8_t *at
-    cdef uint8_t *end
-
-    def __cinit__(self):
-        self.chunks = []
-        self.at = self.end = NULL
-
-    def __dealloc__(self):
-        cdef uintptr_t address
-        cdef size_t size
-        for address, size in self.chunks:
-            code_release(<void *>address, size)
-
-    cdef uint8_t *take(self, size_t size) except NULL:
-        """Make room for `size` bytes; whoever fills them moves `at` on."""
-        cdef size_t chunk = (size + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE
-        if self.at == NULL or <size_t>(self.end - self.at) < size:
-            if self.chunks:  # the first weight alone decides how much it needs; others will follow
-                chunk = max(chunk, 8 * HUGE_PAGE)
-            self.at = <uint8_t *>code_reserve(chunk)
-            if self.at == NULL:
-                raise MemoryError(f"no memory for {chunk >> 20} MiB of generated code")
-            self.end = self.at + chunk
-            self.chunks.append((<uintptr_t>self.at, chunk))
-        return self.at
-
-    def seal(self):
-        """Make what was written executable.
-
-        Raises:
-            OSError: The system forbids executable memory.
-        """
-        cdef uintptr_t address
-        cdef size_t size
-        for address, size in self.chunks:
-            if code_seal(<void *>address, size):
-                raise OSError("this system forbids executable memory (mprotect failed)")
-        self.at = self.end = NULL
-
-
+@cython.final
 cdef class PackedLinear:
-    """A weight matrix (N, K) packed for one instruction set, with its bias (N,).
-
-    Attributes:
-        form: `table`, `dense` or `generated`.
-        isa: Whose register tile the dense form is packed for.
-        panel_rows, kblock: Rows and columns of a block; the last ones may be smaller.
-        density: Fraction of nonzero weights.
-        is_residual: Sums start from `init`, not from the bias (only the generated form must know).
-        values, offsets, row_numbers, runs, blocks, bias: The arrays that make it up.
-    """
+    """A weight matrix (N, K) packed for one instruction set, with its bias (N,)."""
 
     cdef readonly str form
     cdef readonly str isa
     cdef readonly int rows, k, panel_rows, kblock
     cdef readonly bint is_residual
     cdef readonly double density
-    cdef readonly object values, offsets, row_numbers, runs, blocks, bias
+    cdef readonly object values, offsets, row_numbers, runs, bias
     cdef linear_t linear
-    cdef block_t *table
-    cdef uint8_t *code
+    cdef block_t *blocks
+    cdef int num_blocks
     cdef CodeMemory memory
 
     def __cinit__(self):
-        self.table = NULL
-        self.code = NULL
+        self.blocks = NULL
 
     def __dealloc__(self):
-        free(self.table)
+        free(self.blocks)
 
     @staticmethod
     def pack(const float[:, :] weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock,
              bint is_residual=False, allocate=np.empty, CodeMemory memory=None):
-        """Pack `weight` (N, K), float32 of any strides at any address, in blocks of panel_rows × kblock.
-
-        Args:
-            allocate: `allocate(count, dtype)` returns a 16-byte aligned array.
-            memory: Where generated code goes; the caller seals it before the first run. None: of its own.
-
-        Raises:
-            ValueError: Sizes out of range, or an unknown form or isa.
-            OSError: `generated`, where the system forbids executable memory.
-        """
+        """Pack `weight` (N, K), float32 of any strides at any address, in blocks of panel_rows × kblock."""
         cdef PackedLinear self = PackedLinear()
         cdef const kernels_t *kernels = find_kernels(isa)
         cdef Py_ssize_t n = weight.shape[0], k = weight.shape[1]
-        cdef int most_k = GENERATED_MAX_K if form == "generated" else MAX_KBLOCK
-        if form not in FORMS or (form == "generated" and kernels.generated == NULL):
+        cdef int most_k = kernels.f32_generated_max_k if form == "generated" else MAX_KBLOCK
+        if form not in FORMS or (form == "generated" and kernels.f32_generated == NULL):
             raise ValueError(f"form must be one of {FORMS} and known to isa {isa!r}; got {form!r}")
         if not 1 <= kblock <= most_k or not 1 <= panel_rows <= 65536:
             raise ValueError(f"kblock must be in 1…{most_k} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
@@ -144,141 +48,123 @@ cdef class PackedLinear:
         self.panel_rows, self.kblock = min(panel_rows, n), min(kblock, k)
         self.bias = allocate(n, np.float32)
         self.bias[:] = bias
-        cdef int32_t[:, ::1] counts = count_nonzeros(weight, self.kblock)
-        self.lay_out(counts, kernels.dense_rows)
-        cdef const int64_t[::1] last = self.blocks[len(self.blocks) - 1]
-        cdef int64_t values = last[4] + whole_lines(last[8]), rows = last[5] + whole_bundles(last[1])
-        self.values = allocate(values if form != "generated" else 0, np.float32)
-        self.offsets = allocate(values if form == "table" else 0, np.uint16)
-        self.row_numbers = allocate(rows if form == "table" else 0, np.uint16)
-        self.runs = allocate(2 * (last[6] + last[7]), np.uint32)
+        cdef const int32_t[:, ::1] counts = count_nonzeros(weight, self.kblock)
+        self.lay_out(counts, kernels)
+        self.make_room(allocate)
         if form == "generated":
             self.memory = CodeMemory() if memory is None else memory
-            self.generate_code(weight)
+            self.generate_code(weight, kernels)
             if memory is None:
                 self.memory.seal()
         else:
-            self.fill(weight, counts, kernels.dense_rows)
-        self.link()
+            self.fill(weight, counts, kernels.f32_dense_rows)
+        self.linear.blocks = self.blocks
+        self.linear.bias = <const float *><uintptr_t>self.bias.ctypes.data
+        self.linear.rows, self.linear.k = self.rows, self.k
+        self.linear.num_kblocks = <int32_t>counts.shape[0]
+        self.linear.num_panels = self.num_blocks // self.linear.num_kblocks
         return self
 
-    cdef int lay_out(self, const int32_t[:, ::1] counts, int group) except -1:
-        """Cut the weight into blocks and decide how large the streams of each are, and where they begin."""
-        cdef Py_ssize_t panels = (self.rows + self.panel_rows - 1) // self.panel_rows, kblocks = counts.shape[0], b
-        self.blocks = np.zeros((panels * kblocks, len(BLOCK_FIELDS)), np.int64)
-        cdef int64_t[:, ::1] blocks = self.blocks
+    cdef int lay_out(self, const int32_t[:, ::1] counts, const kernels_t *kernels) except -1:
+        """Cut the weight into blocks and decide how large the streams of each are."""
+        cdef Py_ssize_t kblocks = counts.shape[0], b
+        cdef Py_ssize_t total = (self.rows + self.panel_rows - 1) // self.panel_rows * kblocks
+        cdef int group = kernels.f32_dense_rows
         cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
         cdef bint is_dense = self.form == "dense", is_table = self.form == "table"
-        cdef int64_t values = 0, rows = 0, runs = 0, nonzeros = 0
+        cdef size_t nonzeros = 0
+        cdef block_t *block
+        self.blocks = <block_t *>calloc(total, sizeof(block_t))
+        if self.blocks == NULL:
+            raise MemoryError
+        self.num_blocks = <int>total
         with nogil:
-            for b in range(blocks.shape[0]):
-                blocks[b, 0] = b // kblocks * self.panel_rows
-                blocks[b, 1] = min(self.panel_rows, self.rows - blocks[b, 0])
-                blocks[b, 2] = b % kblocks * self.kblock
-                blocks[b, 3] = min(self.kblock, self.k - blocks[b, 2])
-                blocks[b, 4], blocks[b, 5], blocks[b, 6] = values, rows, runs
-                measure_generated(&blocks[b, 0], &counts[b % kblocks, 0])
-                nonzeros += blocks[b, 8]
+            for b in range(total):
+                block = &self.blocks[b]
+                block.run = kernels.f32_dense if is_dense else kernels.f32_table if is_table else kernels.f32_generated
+                block.first_row = <int32_t>(b // kblocks * self.panel_rows)
+                block.rows = min(self.panel_rows, self.rows - block.first_row)
+                block.first_k = <int32_t>(b % kblocks * self.kblock)
+                block.k = min(self.kblock, self.k - block.first_k)
+                block.num_values = block_nonzeros(block, &counts[b % kblocks, 0])
+                nonzeros += block.num_values
                 if is_dense:
-                    blocks[b, 8] = (blocks[b, 1] + group - 1) // group * group * blocks[b, 3]
+                    block.num_values = <size_t>((block.rows + group - 1) // group * group) * block.k
                 elif is_table:
-                    measure_table(&blocks[b, 0], &counts[b % kblocks, 0], &order[0])
-                    rows += whole_bundles(blocks[b, 1])
-                    runs += blocks[b, 7]
-                values += whole_lines(blocks[b, 8])  # 64-byte alignment of every stream
+                    measure_table(block, &counts[b % kblocks, 0], &order[0])
         self.density = nonzeros / (<double>self.rows * self.k)
+        return 0
+
+    cdef int make_room(self, allocate) except -1:
+        """Allocate the streams and point the blocks at their shares, each on a cache line of its own."""
+        cdef int b
+        cdef size_t num_values = 0, num_rows = 0, num_runs = 0
+        cdef bint is_table = self.form == "table", is_generated = self.form == "generated"
+        cdef block_t *block
+        for b in range(self.num_blocks):
+            num_values += whole_lines(self.blocks[b].num_values)
+            num_rows += whole_bundles(self.blocks[b].rows)
+            num_runs += self.blocks[b].num_runs
+        # there may be none of each
+        self.values = allocate(0 if is_generated else num_values, np.float32)
+        self.offsets = allocate(num_values if is_table else 0, np.uint16)
+        self.row_numbers = allocate(num_rows if is_table else 0, np.uint16)
+        self.runs = allocate(2 * num_runs, np.uint32)
+        if is_generated:
+            return 0
+        cdef const float *values = <const float *><uintptr_t>self.values.ctypes.data
+        cdef const uint16_t *offsets = <const uint16_t *><uintptr_t>self.offsets.ctypes.data
+        cdef const uint16_t *row_numbers = <const uint16_t *><uintptr_t>self.row_numbers.ctypes.data
+        cdef const run_t *runs = <const run_t *><uintptr_t>self.runs.ctypes.data
+        for b in range(self.num_blocks):
+            block = &self.blocks[b]
+            block.values, block.memory, block.memory_bytes = values, values, block.num_values * FLOAT_BYTES
+            values += whole_lines(block.num_values)
+            if is_table:
+                block.offsets, block.row_numbers, block.runs = offsets, row_numbers, runs
+                offsets += whole_lines(block.num_values)
+                row_numbers += whole_bundles(block.rows)
+                runs += block.num_runs
         return 0
 
     cdef int fill(self, const float[:, :] weight, const int32_t[:, ::1] counts, int group) except -1:
         """Write the streams of every block of the dense or table form."""
-        cdef const int64_t[:, ::1] blocks = self.blocks
         cdef float[::1] columns = np.empty(self.kblock * self.panel_rows, np.float32)
         cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
         cdef int64_t[::1] ends = np.empty(2 * self.panel_rows, np.int64)
-        # there may be none of each
-        cdef float *values = <float *><uintptr_t>self.values.ctypes.data
-        cdef uint16_t *offsets = <uint16_t *><uintptr_t>self.offsets.ctypes.data
-        cdef uint16_t *row_numbers = <uint16_t *><uintptr_t>self.row_numbers.ctypes.data
-        cdef uint32_t *runs = <uint32_t *><uintptr_t>self.runs.ctypes.data
         cdef bint is_dense = self.form == "dense"
-        cdef Py_ssize_t b
+        cdef int b
         with nogil:
-            for b in range(blocks.shape[0]):
-                copy_columns(weight, &blocks[b, 0], &columns[0])
+            for b in range(self.num_blocks):
+                copy_columns(weight, &self.blocks[b], &columns[0])
                 if is_dense:
-                    fill_dense(&columns[0], &blocks[b, 0], group, values + blocks[b, 4])
+                    fill_dense(&columns[0], &self.blocks[b], group)
                 else:
-                    fill_table(&columns[0], &blocks[b, 0], &counts[b % counts.shape[0], 0], &order[0], &ends[0],
-                               values + blocks[b, 4], offsets + blocks[b, 4], row_numbers + blocks[b, 5],
-                               runs + 2 * blocks[b, 6])
+                    fill_table(&columns[0], &self.blocks[b], &counts[b % counts.shape[0], 0], &order[0], &ends[0])
         return 0
 
-    cdef int generate_code(self, const float[:, :] weight) except -1:
+    cdef int generate_code(self, const float[:, :] weight, const kernels_t *kernels) except -1:
         """Write every block's weights and the code behind them."""
-        cdef int64_t[:, ::1] blocks = self.blocks
-        cdef float[::1] scratch = np.empty(self.kblock * self.panel_rows, np.float32)
-        cdef size_t bound = 0, value_bytes
-        cdef Py_ssize_t b
-        cdef int start
+        cdef float[::1] columns = np.empty(self.kblock * self.panel_rows, np.float32)
+        cdef size_t bound = 0
+        cdef int b, start
         cdef uint8_t *at
-        for b in range(blocks.shape[0]):
-            bound += lines(blocks[b, 8] * 4) + lines(generated_bound(<int>blocks[b, 1], <int>blocks[b, 3],
-                                                                     blocks[b, 8]))
-        self.code = self.memory.take(bound)
-        at = self.code
-        with nogil:
-            for b in range(blocks.shape[0]):
-                value_bytes = lines(blocks[b, 8] * 4)
-                copy_columns(weight, &blocks[b, 0], &scratch[0])
-                blocks[b, 4] = (at - self.code) // 4
-                blocks[b, 9] = at - self.code + value_bytes
-                start = START_Y if blocks[b, 2] else START_INIT if self.is_residual else START_BIAS
-                at = generate(at + value_bytes, <float *>at, &scratch[0], blocks[b, 1], <int>blocks[b, 1],
-                              <int>blocks[b, 3], blocks[b, 8], start)
-                at = self.code + lines(at - self.code)
-                blocks[b, 10] = (at - self.code) - blocks[b, 4] * 4
-        self.memory.at = at
-        return 0
-
-    cdef int link(self) except -1:
-        """Point the C structures at the arrays."""
-        cdef const int64_t[:, ::1] blocks = self.blocks
-        cdef const kernels_t *kernels = find_kernels(self.isa)
-        cdef Py_ssize_t b
+        cdef uint8_t *code
         cdef block_t *block
-        self.table = <block_t *>calloc(blocks.shape[0], sizeof(block_t))
-        if self.table == NULL:
-            raise MemoryError
-        cdef const float *values = <const float *><uintptr_t>self.values.ctypes.data
-        if self.form == "generated":
-            values = <const float *>self.code
-        cdef const uint16_t *offsets = <const uint16_t *><uintptr_t>self.offsets.ctypes.data
-        cdef const uint16_t *rows = <const uint16_t *><uintptr_t>self.row_numbers.ctypes.data
-        cdef const run_t *runs = <const run_t *><uintptr_t>self.runs.ctypes.data
-        for b in range(blocks.shape[0]):
-            block = &self.table[b]
-            block.first_row, block.rows = <int32_t>blocks[b, 0], <int32_t>blocks[b, 1]
-            block.first_k, block.k = <int32_t>blocks[b, 2], <int32_t>blocks[b, 3]
-            block.values = values + blocks[b, 4]
-            block.offsets = offsets + blocks[b, 4]
-            block.row_numbers = rows + blocks[b, 5]
-            block.runs = runs + blocks[b, 6]
-            block.num_runs = <int32_t>blocks[b, 7]
-            block.num_values = blocks[b, 8]
-            block.memory, block.memory_bytes = block.values, block.num_values * 4
-            block.next = NULL
-            if self.form == "dense":
-                block.run = kernels.dense
-            elif self.form == "table":
-                block.run = kernels.table
-            else:
-                block.run = kernels.generated
-                block.code, block.memory_bytes = self.code + blocks[b, 9], blocks[b, 10]
-        self.linear.blocks = self.table
-        self.linear.bias = <const float *><uintptr_t>self.bias.ctypes.data
-        self.linear.rows, self.linear.k = self.rows, self.k
-        self.linear.num_panels = (self.rows + self.panel_rows - 1) // self.panel_rows
-        self.linear.num_kblocks = (self.k + self.kblock - 1) // self.kblock
+        for b in range(self.num_blocks):
+            block = &self.blocks[b]
+            bound += lines(block.num_values * FLOAT_BYTES) + lines(kernels.f32_code_bound(block))
+        at = self.memory.take(bound)
+        with nogil:
+            for b in range(self.num_blocks):
+                block = &self.blocks[b]
+                code = at + lines(block.num_values * FLOAT_BYTES)
+                block.values, block.memory, block.code = <float *>at, at, code
+                copy_columns(weight, block, &columns[0])
+                start = START_Y if block.first_k else START_INIT if self.is_residual else START_BIAS
+                at = code + lines(kernels.f32_generate(block, &columns[0], start) - code)
+                block.memory_bytes = at - <const uint8_t *>block.memory
+        self.memory.at = at
         return 0
 
     def unpack(self):
@@ -287,12 +173,12 @@ cdef class PackedLinear:
             raise ValueError("generated code is not unpacked: unpack the table form of the same weight")
         weight = np.zeros((self.rows, self.k), np.float32)
         cdef float[:, ::1] out = weight
-        cdef int group = find_kernels(self.isa).dense_rows
+        cdef int group = find_kernels(self.isa).f32_dense_rows
         cdef block_t *block
         cdef int b, r, i, j
         cdef int64_t at, row, bundle, run
-        for b in range(self.linear.num_panels * self.linear.num_kblocks):
-            block = &self.table[b]
+        for b in range(self.num_blocks):
+            block = &self.blocks[b]
             if self.form == "dense":
                 for r in range(block.rows):
                     for i in range(block.k):
@@ -312,10 +198,27 @@ cdef class PackedLinear:
         return weight
 
     @property
+    def layout(self):
+        """Per block a record of its place and the size of its streams."""
+        cdef int b
+        cdef block_t *block
+        names = ("first_row", "rows", "first_k", "k", "num_values", "num_runs")
+        layout = np.empty(self.num_blocks, [(name, np.int64) for name in names])
+        for b in range(self.num_blocks):
+            block = &self.blocks[b]
+            layout[b] = block.first_row, block.rows, block.first_k, block.k, block.num_values, block.num_runs
+        return layout
+
+    @property
     def nbytes(self) -> int:
         """Bytes of everything the kernels read."""
         arrays = (self.values, self.offsets, self.row_numbers, self.runs, self.bias)
-        return sum(a.nbytes for a in arrays) + int(self.blocks[:, 10].sum())
+        cdef size_t generated = 0
+        cdef int b
+        if self.form == "generated":
+            for b in range(self.num_blocks):
+                generated += self.blocks[b].memory_bytes
+        return sum(a.nbytes for a in arrays) + generated
 
 
 def count_nonzeros(const float[:, :] weight, int kblock):
@@ -364,12 +267,12 @@ cdef inline float float_at(const char *address) noexcept nogil:
     return value
 
 
-cdef int64_t whole_lines(int64_t count) noexcept nogil:
+cdef size_t whole_lines(size_t count) noexcept nogil:
     """`count` floats rounded up to whole cache lines."""
     return (count + 15) // 16 * 16
 
 
-cdef int64_t whole_bundles(int64_t rows) noexcept nogil:
+cdef int whole_bundles(int rows) noexcept nogil:
     return (rows + BUNDLE - 1) // BUNDLE * BUNDLE
 
 
@@ -378,11 +281,11 @@ cdef size_t lines(size_t size) noexcept nogil:
     return (size + 63) // 64 * 64
 
 
-cdef void copy_columns(const float[:, :] weight, const int64_t *block, float *columns) noexcept nogil:
+cdef void copy_columns(const float[:, :] weight, const block_t *block, float *columns) noexcept nogil:
     """columns[k][row] = the block's weights."""
-    cdef Py_ssize_t rows = block[1], k = block[3], row, i, first
+    cdef Py_ssize_t rows = block.rows, k = block.k, row, i, first
     cdef Py_ssize_t down = weight.strides[0], right = weight.strides[1]
-    cdef const char *corner = <const char *>&weight[0, 0] + block[0] * down + block[2] * right
+    cdef const char *corner = <const char *>&weight[0, 0] + block.first_row * down + block.first_k * right
     if down == FLOAT_BYTES:
         for i in range(k):
             memcpy(columns + i * rows, corner + i * right, rows * FLOAT_BYTES)
@@ -393,85 +296,89 @@ cdef void copy_columns(const float[:, :] weight, const int64_t *block, float *co
                 columns[i * rows + row] = float_at(corner + row * down + i * right)
 
 
-cdef void measure_generated(int64_t *block, const int32_t *counts) noexcept nogil:
-    """Set num_values of a generated block: its nonzeros."""
+cdef size_t block_nonzeros(const block_t *block, const int32_t *counts) noexcept nogil:
+    """How many nonzeros a block has; counts[row] are those of its k-block."""
     cdef int row
-    block[8] = 0
-    for row in range(<int>block[1]):
-        block[8] += counts[block[0] + row]
+    cdef size_t found = 0
+    for row in range(block.rows):
+        found += counts[block.first_row + row]
+    return found
 
 
-cdef void sort_rows(const int64_t *block, const int32_t *counts, int32_t *order) noexcept nogil:
+cdef void sort_rows(const block_t *block, const int32_t *counts, int32_t *order) noexcept nogil:
     """order = the panel's rows by nonzeros, most first (stable), the last one repeated to whole bundles."""
-    cdef int rows = <int>block[1], most = <int>block[3], row, nnz, at = 0
+    cdef int row, nnz, at
     cdef int32_t starts[MAX_KBLOCK + 2]
     memset(starts, 0, sizeof(starts))
-    for row in range(rows):
-        starts[most - counts[block[0] + row] + 1] += 1
-    for nnz in range(1, most + 2):
+    for row in range(block.rows):
+        starts[block.k - counts[block.first_row + row] + 1] += 1
+    for nnz in range(1, block.k + 2):
         starts[nnz] += starts[nnz - 1]
-    for row in range(rows):
-        nnz = most - counts[block[0] + row]
+    for row in range(block.rows):
+        nnz = block.k - counts[block.first_row + row]
         order[starts[nnz]] = row
         starts[nnz] += 1
-    for at in range(rows, <int>whole_bundles(rows)):
-        order[at] = order[rows - 1]
+    for at in range(block.rows, whole_bundles(block.rows)):
+        order[at] = order[block.rows - 1]
 
 
-cdef void measure_table(int64_t *block, const int32_t *counts, int32_t *order) noexcept nogil:
+cdef void measure_table(block_t *block, const int32_t *counts, int32_t *order) noexcept nogil:
     """Set num_runs and num_values of a table block."""
-    cdef int bundle, rows = <int>block[1]
+    cdef int bundle
     cdef int32_t count, before = -1
     sort_rows(block, counts, order)
-    block[7] = block[8] = 0
-    for bundle in range((rows + BUNDLE - 1) // BUNDLE):
-        count = counts[block[0] + order[bundle * BUNDLE]]
-        block[7] += count != before
-        block[8] += count * BUNDLE
+    block.num_runs, block.num_values = 0, 0
+    for bundle in range(whole_bundles(block.rows) // BUNDLE):
+        count = counts[block.first_row + order[bundle * BUNDLE]]
+        block.num_runs += count != before
+        block.num_values += count * BUNDLE
         before = count
 
 
-cdef void fill_table(const float *columns, const int64_t *block, const int32_t *counts, int32_t *order,
-                     int64_t *ends, float *values, uint16_t *offsets, uint16_t *row_numbers,
-                     uint32_t *runs) noexcept nogil:
+cdef void fill_table(const float *columns, const block_t *block, const int32_t *counts, int32_t *order,
+                     int64_t *ends) noexcept nogil:
     """Write the streams of one table block. A row shorter than its bundle repeats its last column with weight 0.
 
-    Weights are found column by column, since so they lie; `ends` (2 × rows) holds where each row's next one goes,
-    behind it where each row's stream ends.
+    Weights are found column by column, as they lie in `columns`; `ends` (2 × rows) holds where each row's next one
+    goes, behind it where each row's stream ends.
     """
-    cdef int rows = <int>block[1], slot, row, i, found
-    cdef int64_t at = 0, run = -1, end
+    cdef float *values = <float *>block.values
+    cdef uint16_t *offsets = <uint16_t *>block.offsets
+    cdef uint16_t *row_numbers = <uint16_t *>block.row_numbers
+    cdef run_t *runs = <run_t *>block.runs
+    cdef int rows = block.rows, slot, row, i, found, run = -1
+    cdef int64_t at = 0, end
     cdef int64_t *stops = ends + rows
     cdef int32_t count = 0, before = -1
     sort_rows(block, counts, order)
-    for slot in range(<int>whole_bundles(rows)):
+    for slot in range(whole_bundles(rows)):
         row = order[slot]
         row_numbers[slot] = <uint16_t>row
         if slot % BUNDLE == 0:
             at += <int64_t>count * BUNDLE
-            count = counts[block[0] + row]
+            count = counts[block.first_row + row]
             if count != before:
                 run += 1
-                runs[2 * run], runs[2 * run + 1] = 0, count
+                runs[run].bundles, runs[run].count = 0, count
                 before = count
-            runs[2 * run] += 1
+            runs[run].bundles += 1
         if slot < rows:
             ends[row] = at + slot % BUNDLE
             stops[row] = ends[row] + <int64_t>count * BUNDLE
-    for i in range(<int>block[3]):
+    for i in range(block.k):
         found = find_nonzeros(columns + <int64_t>i * rows, rows, order)
         for slot in range(found):
             row = order[slot]
             end = ends[row]
-            values[end], offsets[end] = columns[<int64_t>i * rows + row], <uint16_t>(i * TILE * 4)
+            values[end], offsets[end] = columns[<int64_t>i * rows + row], <uint16_t>(i * TILE * FLOAT_BYTES)
             ends[row] = end + BUNDLE
     for row in range(rows):
         end = ends[row]
         while end < stops[row]:
             values[end] = 0.0
-            offsets[end] = offsets[end - BUNDLE] if counts[block[0] + row] else 0
+            offsets[end] = offsets[end - BUNDLE] if counts[block.first_row + row] else 0
             end += BUNDLE
-    for slot in range(rows, <int>whole_bundles(rows)):  # copies of the last row, beside it
+    for slot in range(rows, whole_bundles(rows)):  # copies of the last row, beside it
         row = row_numbers[rows - 1]
         for i in range(count):
             end = stops[row] - <int64_t>(i + 1) * BUNDLE
@@ -479,7 +386,7 @@ cdef void fill_table(const float *columns, const int64_t *block, const int32_t *
 
 
 cdef int find_nonzeros(const float *weights, int count, int32_t *found) noexcept nogil:
-    """found = where the nonzeros are; returns how many. Without a branch per weight: nobody can predict it."""
+    """found = where the nonzeros are; returns how many. A branch per weight would be mispredicted."""
     cdef int i, number = 0
     for i in range(count):
         found[number] = i
@@ -487,9 +394,10 @@ cdef int find_nonzeros(const float *weights, int count, int32_t *found) noexcept
     return number
 
 
-cdef void fill_dense(const float *columns, const int64_t *block, int group, float *values) noexcept nogil:
+cdef void fill_dense(const float *columns, const block_t *block, int group) noexcept nogil:
     """Write one dense block: per group of `group` rows, k-major; rows beyond the block are 0."""
-    cdef int64_t rows = block[1], k = block[3], g, first, i, r
+    cdef float *values = <float *>block.values
+    cdef int64_t rows = block.rows, k = block.k, g, first, i, r
     for g in range((rows + group - 1) // group):
         first = g * group
         for i in range(k):

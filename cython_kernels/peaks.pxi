@@ -7,51 +7,31 @@ READ_BYTES = READ_FLOATS * 4
 
 
 def fma_peak(str isa, int num_threads, double seconds) -> float:
-    """Measure multiply-adds on registers: GFLOP/s of all threads (two operations each), best of many repetitions.
-
-    Args:
-        isa: One of `available_isas()`.
-        num_threads: Threads at work together, >= 1.
-        seconds: Repeat for about so long, > 0; at least one repetition is whole.
-
-    Raises:
-        ValueError: An argument out of range.
-    """
+    """Measure multiply-adds on registers: GFLOP/s of all threads, two operations each."""
     cdef const kernels_t *kernels = find_kernels(isa)
     check_measure(num_threads, seconds)
-    cdef float[:, ::1] x = aligned(num_threads * kernels.fma_floats).reshape(num_threads, kernels.fma_floats)
+    cdef float[:, ::1] x = aligned(num_threads * kernels.f32_fma_count).reshape(num_threads, kernels.f32_fma_count)
     cdef size_t steps = 1 << 10  # found with one thread: waiting for others does not make a repetition long
-    cdef double start, work = 2.0 * kernels.fma_floats, best = 0.0, end = now_s() + seconds
+    cdef double start, work = 2.0 * kernels.f32_fma_count, best = 0.0, end = now_s() + seconds
     cdef int i
     x[:, :] = 1.0
     with nogil:
         while is_short(work * steps, best):
             steps *= 2
             start = now_s()
-            kernels.fma_loop(&x[0, 0], 1e-9, steps)  # too small to change a 1, and no multiplication by 0
+            kernels.f32_fma_loop(&x[0, 0], 1e-9, steps)  # too small to change a 1, and no multiplication by 0
             best = max(best, work * steps / (now_s() - start))
         best = 0.0
         while best == 0.0 or now_s() < end:
             start = now_s()
             for i in prange(num_threads, num_threads=num_threads, schedule="static", chunksize=1):
-                kernels.fma_loop(&x[i, 0], 1e-9, steps)
+                kernels.f32_fma_loop(&x[i, 0], 1e-9, steps)
             best = max(best, work * steps * num_threads / (now_s() - start))
     return best / 1e9
 
 
 def read_bandwidth(str isa, int num_threads, Py_ssize_t size, double seconds) -> float:
-    """Measure reading: GB/s of all threads, each reading `size` bytes of its own again and again; the best repetition.
-
-    Args:
-        isa: One of `available_isas()`.
-        num_threads: Threads at work together, >= 1.
-        size: Bytes per thread, a multiple of READ_BYTES: what fits a cache is read from there.
-        seconds: Repeat for about so long, > 0; at least one repetition is whole.
-
-    Raises:
-        ValueError: An argument out of range.
-        MemoryError: There is no room for the buffers.
-    """
+    """Measure reading: GB/s of all threads, each reading its own `size` bytes again and again."""
     cdef const kernels_t *kernels = find_kernels(isa)
     check_measure(num_threads, seconds)
     if size < READ_BYTES or size % READ_BYTES:
@@ -68,7 +48,7 @@ def read_bandwidth(str isa, int num_threads, Py_ssize_t size, double seconds) ->
     advise_huge(memory, num_threads * size)
     with nogil:
         for i in prange(num_threads, num_threads=num_threads, schedule="static", chunksize=1):
-            memset(at + i * size, 1, size)  # by its reader: pages never written to are one and the same
+            memset(at + i * size, 1, size)  # by its reader; pages never written to would all be the one page of zeros
         while is_short(work * times, best):
             times = times * 2 if times else 1
             start = now_s()

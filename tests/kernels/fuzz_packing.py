@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import PackedLinear, gemm, linear
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels, reference
+from cython_kernels._kernels import PackedLinear, gemm, linear
 
 Float32 = NDArray[np.float32]
 

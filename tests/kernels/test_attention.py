@@ -4,18 +4,18 @@ import math
 
 import numpy as np
 import pytest
-from cython_kernels._kernels import TILE_TOKENS, attention, available_isas, from_tiles
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.memory import guarded
 
 from cython_kernels import reference
+from cython_kernels._kernels import TILE_TOKENS, attention, available_isas, from_tiles
 
 Float32 = NDArray[np.float32]
 
 EPSILON = float(np.finfo(np.float32).eps)
-EXP2_ERROR = 3e-7  # relative, as portable.h states of its exp2
+EXP2_ERROR = 3e-7  # relative, as elementwise.h states of its exp2
 
 with_isas = pytest.mark.parametrize("isa", available_isas())
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from cython_kernels._kernels import TILE_TOKENS, activation, available_isas, layer_norm
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.memory import guarded
 
 from cython_kernels import reference
+from cython_kernels._kernels import TILE_TOKENS, activation, available_isas, layer_norm
 
 Float32 = NDArray[np.float32]
 

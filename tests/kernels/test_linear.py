@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cython_kernels._kernels import TILE_TOKENS, PackedLinear, gemm, linear
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.memory import guarded
 
 from cython_kernels import _kernels, reference
+from cython_kernels._kernels import TILE_TOKENS, PackedLinear, gemm, linear
 
 Float32 = NDArray[np.float32]
 

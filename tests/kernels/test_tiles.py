@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from cython_kernels._kernels import TILE_TOKENS, available_isas, from_tiles, to_tiles
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cython_kernels._kernels import TILE_TOKENS, available_isas, from_tiles, to_tiles
 
 with_isas = pytest.mark.parametrize("isa", available_isas())
 

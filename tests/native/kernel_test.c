@@ -1,4 +1,4 @@
-/* Every kernel of every table of available_kernels() against plain loops in double precision.
+/* Every kernel of every table that available_kernels() finds, against plain loops in double precision.
  *
  * Needs neither Python nor the engine, so that it runs wherever a C compiler and a CPU (or its emulator) are:
  *     cc -O3 -Icython_kernels tests/native/kernel_test.c -o kernel_test -lm && ./kernel_test
@@ -82,12 +82,12 @@ static int nonzeros(const float *w, int k) {
 }
 
 static block_t pack_dense(const float *w, int rows, int k) {
-    const int group = table->dense_rows, groups = (rows + group - 1) / group;
+    const int group = table->f32_dense_rows, groups = (rows + group - 1) / group;
     float *values = allocate((size_t)groups * group * k * sizeof *values), *p = values;
     for (int first = 0; first < rows; first += group)
         for (int i = 0; i < k; i++)
             for (int r = first; r < first + group; r++) *p++ = r < rows ? w[r * k + i] : 0.0f;
-    return (block_t){.run = table->dense, .values = values, .rows = rows, .k = k};
+    return (block_t){.run = table->f32_dense, .values = values, .rows = rows, .k = k};
 }
 
 /* Rows in reverse, a run per bundle; the last row is repeated to a whole bundle. */
@@ -116,23 +116,25 @@ static block_t pack_table(const float *w, int rows, int k) {
         }
         at += (size_t)most * BUNDLE;
     }
-    return (block_t){.run = table->table, .values = values, .offsets = offsets, .row_numbers = numbers, .runs = runs,
+    return (block_t){.run = table->f32_table, .values = values, .offsets = offsets, .row_numbers = numbers, .runs = runs,
                      .num_runs = bundles, .rows = rows, .k = k};
 }
 
 static block_t pack_generated(const float *w, int rows, int k, int start, size_t *size) {
     const int nnz = nonzeros(w, rows * k);
     float *values = allocate((size_t)nnz * sizeof *values), *columns = allocate((size_t)rows * k * sizeof *columns);
-    *size = generated_bound(rows, k, (size_t)nnz);
+    block_t block = {.run = table->f32_generated, .values = values, .num_values = (size_t)nnz, .rows = rows, .k = k};
+    *size = table->f32_code_bound(&block);
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < k; i++) columns[i * rows + r] = w[r * k + i];
     uint8_t *code = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (code == MAP_FAILED) abort();
-    const uint8_t *end = generate(code, values, columns, rows, rows, k, (size_t)nnz, start);
+    block.code = code;
+    const uint8_t *end = table->f32_generate(&block, columns, start);
     expect(end <= code + *size, "generated code fits its bound", rows, k, nnz);
     if (mprotect(code, *size, PROT_READ | PROT_EXEC)) abort();
     free(columns);
-    return (block_t){.run = table->generated, .values = values, .code = code, .rows = rows, .k = k};
+    return block;
 }
 
 static void check_gemm(const block_t *block, const float *w, int tiles, int start, const char *what) {
@@ -141,8 +143,9 @@ static void check_gemm(const block_t *block, const float *w, int tiles, int star
     float *x = random_floats((size_t)tiles * x_stride), *bias = random_floats((size_t)rows);
     float *y = guarded((size_t)tiles * y_stride), *init = random_floats((size_t)tiles * y_stride);
     for (ptrdiff_t i = 0; start == START_Y && i < tiles * y_stride; i++) y[i] = init[i];
-    block->run(block, x, x_stride, start == START_BIAS ? NULL : start == START_Y ? y : init, y_stride,
-               start == START_BIAS ? bias : NULL, y, y_stride, tiles, NULL);
+    block->run(block, (tiles_t){x, x_stride, tiles},
+               (tiles_t){start == START_BIAS ? NULL : start == START_Y ? y : init, y_stride, tiles},
+               start == START_BIAS ? bias : NULL, (tiles_t){y, y_stride, tiles}, NULL);
     int is_close = 1, is_confined = is_intact(y, (size_t)tiles * y_stride);
     for (int t = 0; t < tiles; t++)
         for (int r = 0; r < rows + 2; r++)
@@ -166,7 +169,7 @@ static void check_gemm(const block_t *block, const float *w, int tiles, int star
 
 static void test_gemm(void) {
     const int ks[] = {1, 7, 256, 300, 1000}, tile_counts[] = {1, 2, 3, 5};
-    const int rows[] = {1, 3, 4, 5, table->dense_rows, table->dense_rows + 1, 2 * table->dense_rows - 1, 31, 61};
+    const int rows[] = {1, 3, 4, 5, table->f32_dense_rows, table->f32_dense_rows + 1, 2 * table->f32_dense_rows - 1, 31, 61};
     const double densities[] = {0.0, 0.1, 0.5, 1.0};
     for (int n = 0; n < LENGTH(rows); n++)
         for (int i = 0; i < LENGTH(ks); i++)
@@ -177,7 +180,7 @@ static void test_gemm(void) {
                 for (int start = START_BIAS; start <= START_Y; start++) {
                     check_gemm(&blocks[0], w, tiles, start, "dense");
                     check_gemm(&blocks[1], w, tiles, start, "table");
-                    if (table->generated == NULL || ks[i] > GENERATED_MAX_K) continue;
+                    if (ks[i] > table->f32_generated_max_k) continue;
                     size_t size;
                     block_t block = pack_generated(w, rows[n], ks[i], start, &size);
                     check_gemm(&block, w, tiles, start, "generated");
@@ -215,9 +218,9 @@ static void check_activation(void (*kernel)(float *, size_t), double (*oracle)(d
 }
 
 static void test_activations(void) {
-    check_activation(table->gelu, gelu, 1e-6, 1.2e-7, "gelu"); /* as kernels.h promises */
-    check_activation(table->gelu_tanh, gelu_tanh, 1e-6, 1.2e-7, "gelu_tanh");
-    check_activation(table->relu, relu, 0.0, 0.0, "relu");
+    check_activation(table->f32_gelu, gelu, 1e-6, 1.2e-7, "gelu"); /* as kernels.h promises */
+    check_activation(table->f32_gelu_tanh, gelu_tanh, 1e-6, 1.2e-7, "gelu_tanh");
+    check_activation(table->f32_relu, relu, 0.0, 0.0, "relu");
 }
 
 /* Inputs lie in [-1, 1] and the deviation is about 0.58, so errors of mean and variance, (features + 4) epsilon
@@ -228,8 +231,9 @@ static void check_layer_norm(int features, int has_bias, int in_place) {
     float *gamma = random_floats((size_t)features), *beta = random_floats((size_t)features);
     float *other = guarded(count), *y = in_place ? x : other;
     const float epsilon = 0.1f;
+    const norm_t norm = {gamma, beta, epsilon, features};
     memcpy(copy, x, count * sizeof *x);
-    table->layer_norm(x, has_bias ? bias : NULL, gamma, beta, epsilon, features, y);
+    table->f32_layer_norm(x, has_bias ? bias : NULL, &norm, y);
     int is_close = 1;
     for (int lane = 0; lane < TILE; lane++) {
         double mean = 0.0, variance = 0.0;
@@ -252,7 +256,7 @@ static void check_layer_norm(int features, int has_bias, int in_place) {
 
 /* ---- Attention -------------------------------------------------------------------------------------------- */
 
-/* exp2 errs by 3e-7 relatively (portable.h), a score by (d + 1) epsilon |q||k|, which the exponential turns into
+/* exp2 errs by 3e-7 relatively (elementwise.h), a score by (d + 1) epsilon |q||k|, which the exponential turns into
  * a relative error; the maximum's rounding cancels. Then come n products and additions, twice. */
 static void check_attention(int tiles, int num_keys, int d) {
     const int key_tiles = (num_keys + TILE - 1) / TILE;
@@ -261,7 +265,8 @@ static void check_attention(int tiles, int num_keys, int d) {
     float *v = k + d * TILE, *out = guarded((size_t)(tiles * out_stride));
     float *scratch = guarded((size_t)(2 * TILE * TILE * key_tiles));
     double *p = malloc((size_t)num_keys * sizeof *p);
-    table->attention(q, q_stride, k, v, kv_stride, tiles, num_keys, d, scratch, out, out_stride);
+    table->f32_attention((tiles_t){q, q_stride, tiles}, (tiles_t){k, kv_stride, key_tiles},
+                         (tiles_t){v, kv_stride, key_tiles}, num_keys, d, scratch, (tiles_t){out, out_stride, tiles});
     int is_close = 1;
     for (int query = 0; query < tiles * TILE; query++) {
         const float *qs = q + query / TILE * q_stride + query % TILE;
@@ -307,7 +312,8 @@ static void check_embed(int features, int has_position, int has_type) {
         positions[lane] = (int32_t)(next_random() % POSITIONS), types[lane] = (int32_t)(next_random() % TYPES);
     }
     ids[0] = WORDS - 1, positions[0] = POSITIONS - 1, types[0] = TYPES - 1; /* a read beyond is out of bounds */
-    table->embed(word, has_position ? position : NULL, has_type ? type : NULL, ids, positions, types, features, tile);
+    const tables_t tables = {word, has_position ? position : NULL, has_type ? type : NULL, features};
+    table->f32_embed(&tables, (tokens_t){ids, positions, types}, tile);
     int is_close = 1;
     for (int f = 0; f < features; f++)
         for (int lane = 0; lane < TILE; lane++) {
@@ -330,8 +336,8 @@ static void check_scatter_gather(int features, int missing) {
         rows[lane] = lane < TILE - missing ? random_floats((size_t)features) : NULL;
         copies[lane] = lane < TILE - missing ? guarded((size_t)features) : NULL;
     }
-    table->gather((const float *const *)rows, features, tile);
-    table->scatter(tile, features, copies);
+    table->f32_gather((const float *const *)rows, features, tile);
+    table->f32_scatter(tile, features, copies);
     int is_equal = is_intact(tile, (size_t)(features * TILE));
     for (int lane = 0; lane < TILE; lane++) {
         for (int f = 0; f < features; f++)
@@ -348,10 +354,10 @@ static void check_scatter_gather(int features, int missing) {
 
 /* Each step rounds once or twice, by at most epsilon of the value so far. */
 static void check_fma_loop(int steps) {
-    const size_t count = (size_t)table->fma_floats;
+    const size_t count = (size_t)table->f32_fma_count;
     float *x = random_floats(count), *before = guarded(count);
     memcpy(before, x, count * sizeof *x);
-    table->fma_loop(x, 0.25f, (size_t)steps);
+    table->f32_fma_loop(x, 0.25f, (size_t)steps);
     int is_close = 1;
     for (size_t i = 0; i < count; i++) {
         const double expected = before[i] * pow(1.25, steps);
@@ -375,12 +381,13 @@ static void check_read_loop(int units, int times) {
 }
 
 int main(void) {
-    kernels_t tables[3];
+    const kernels_t *tables[NUM_ISAS];
     const int count = available_kernels(tables);
     const int features[] = {1, 15, 16, 17, 31, 32, 48, 100, 257};
     const int keys[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 128}, heads[] = {1, 2, 4, 5, 8, 16, 32, 64, 100};
-    for (table = tables; table < tables + count; table++) {
+    for (int isa = 0; isa < count; isa++) {
         const int before = passed;
+        table = tables[isa];
         test_gemm();
         test_activations();
         for (int i = 0; i < LENGTH(features); i++)

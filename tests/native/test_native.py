@@ -39,3 +39,11 @@ def test_every_kernel_is_close_to_plain_loops(compiler: str, tmp_path: Path) -> 
     assert re.search(r"^[1-9]\d* passed, 0 failed$", done.stdout, re.MULTILINE)
     arm = bool(runner) or platform.machine() == "aarch64"
     assert re.search(r"^neon: [1-9]\d* passed$", done.stdout, re.MULTILINE) or not arm
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])  # the others have no region
+def test_the_features_asked_for_are_those_of_the_target_region(isa: str) -> None:
+    header = (REPO / "cython_kernels" / "isa" / f"{isa}.h").read_text()
+    asked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', header))
+    regions = re.findall(r'target\("([\w,]+)"\)', header)  # clang's and gcc's
+    assert [set(region.split(",")) for region in regions] == [asked, asked]

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import aligned
 from numpy.typing import NDArray
+
+from cython_kernels._kernels import aligned
 
 GUARD = 256  # floats on either side; a whole number of 64-byte lines keeps the array aligned
 CANARY = -12345.678

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import Encoder, PackedLinear
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
+from cython_kernels._kernels import Encoder, PackedLinear
 from toolkit.engine.kernel_choice import PREFERRED, SMALL_TILES, choose, path_beside
 from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear, why_not_generate
 from toolkit.engine.plan import Plan, TailNode
 from toolkit.engine.reader.graph import read_graph
 from toolkit.engine.roofline import call_of, describe, fma_peak
+from toolkit.engine.schedule import Schedule
 from toolkit.engine.tail import run_tail
 from toolkit.environment import affinity, decide_num_threads
 
@@ -70,11 +71,9 @@ class Engine:
         fused = find_token_head(plan)
         plan.linears.clear()
         embeddings = pack_embeddings(plan.embeddings, isa, forms)
-        head = fused and self._heads[fused.name]
+        head = self._heads[fused.name] if fused else None
         self._ends = {"embeddings": embeddings["projection"], "scatter": head}
-        self._encoder = Encoder(
-            isa, embeddings, layers, num_threads, GROUP_TILES, SMALL_TILES, head
-        )
+        self._encoder = Encoder(isa, embeddings, layers, num_threads, SMALL_TILES, head)
         if fused:
             tail = [node for node in plan.tail if node is not fused]
             plan = replace(plan, tail=tail, hidden=fused.outputs[0])
@@ -144,9 +143,10 @@ class Engine:
         """
         ids, mask, types = self._check(inputs)
         positions = positions_of(ids, self._padding_id)
+        schedule = Schedule(mask, self.num_threads, GROUP_TILES)
         _, seconds, threads, is_large = self._call(
             lambda: self._encoder.run(
-                ids, mask, types, positions, self._plan.first_token_only, True
+                ids, types, positions, schedule, self._plan.first_token_only, True
             )
         )
         peak, last = self._call(lambda: fma_peak(self.isa, threads)), len(self._layers)
@@ -221,14 +221,14 @@ class Engine:
         inputs: Mapping[str, Array],
     ) -> dict[str, NDArray[np.float32]]:
         plan = self._plan
-        hidden = self._encoder.run(
-            ids, mask, types, positions_of(ids, self._padding_id), plan.first_token_only
-        )
+        schedule = Schedule(mask, self.num_threads, GROUP_TILES)
+        positions = positions_of(ids, self._padding_id)
+        hidden = self._encoder.run(ids, types, positions, schedule, plan.first_token_only)
         values = {**inputs, plan.hidden: hidden}
         return run_tail(plan, values, self._linear)
 
     def _linear(self, key: str, x: Array) -> NDArray[np.float32]:
-        return _kernels.linear(self._heads[key], x, self.num_threads)  # type: ignore[no-any-return]
+        return _kernels.linear(self._heads[key], x, self.num_threads)
 
     def _call(self, work: Callable[[], Any]) -> Any:
         """Run `work` with its threads granted, wherever this process came from."""

@@ -8,9 +8,9 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from cython_kernels._kernels import CodeMemory, PackedLinear, count_nonzeros
 from numpy.typing import NDArray
 
+from cython_kernels._kernels import CodeMemory, PackedLinear, count_nonzeros
 from toolkit.engine.plan import Embeddings, Layer, Linear
 from toolkit.environment import affinity
 

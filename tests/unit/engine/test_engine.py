@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from toolkit.engine import engine as engine_module
 from toolkit.engine import packing, reference
 from toolkit.engine.engine import Engine, find_isa
 from toolkit.engine.plan import LayerNorm, Linear, Plan
+from toolkit.engine.schedule import Schedule
 from toolkit.errors import InputError
 
 Array = NDArray[Any]
@@ -182,7 +184,7 @@ def test_bits_do_not_depend_on_threads(
     alone = make_engine(1, isa, **PLANS[name]).run(inputs)
     assert_is_close(alone, reference.run(plan, inputs), inputs)
     for num_threads in (2, 3):
-        schedule = _kernels.Schedule(inputs["attention_mask"].astype(np.int32), num_threads, 3)
+        schedule = Schedule(inputs["attention_mask"].astype(np.int32), num_threads, 3)
         assert teams is None or schedule.is_team == teams
         together = make_engine(num_threads, isa, **PLANS[name]).run(inputs)
         for output in alone:
@@ -216,11 +218,10 @@ def test_schedule_has_every_token_once(
     batch: int, length: int, num_threads: int, group_tiles: int, kind: str, seed: int
 ) -> None:
     mask = mask_of(kind, batch, length, seed).astype(np.int32)
-    schedule = _kernels.Schedule(mask, num_threads, group_tiles)
+    schedule = Schedule(mask, num_threads, group_tiles)
     texts = [text for group in schedule.groups for text in group.texts]
     assert sorted(texts) == list(range(batch))
     for group in schedule.groups:
-        assert group.most_keys == max(group.keys)
         assert group.tiles == sum(-(-len(lanes) // 16) for lanes in group.lanes)
         for text, lanes, keys in zip(group.texts, group.lanes, group.keys, strict=True):
             np.testing.assert_array_equal(lanes[:keys], np.flatnonzero(mask[text]))
@@ -229,6 +230,35 @@ def test_schedule_has_every_token_once(
     if not schedule.is_team:  # no thread has much more to do than another
         loads = [sum(g.tiles for g in schedule.groups[i::num_threads]) for i in range(num_threads)]
         assert max(loads) * num_threads <= 1.2 * sum(loads) or num_threads == 1
+
+
+def test_a_mask_without_columns_has_no_texts() -> None:
+    assert Schedule(np.ones((3, 0), np.int32), 2, 32).groups == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "lanes", "keys", "sentence"),
+    [
+        ([], [], [], "a group needs lanes and keys for each text; got 0 texts"),
+        ([0, 1], [[0]], [1], "got 2 texts, 1 lanes, 1 keys"),
+        ([2], [[0]], [1], "text 2 must be in 0…1"),
+        ([-1], [[0]], [1], "text -1 must be in 0…1"),
+        ([0], [[0, 1]], [3], "its keys in 1…2; got 3 keys"),
+        ([0], [[0, 1]], [0], "its keys in 1…2; got 0 keys"),
+        ([0], [[0, 5]], [1], "lanes of text 0 must be in 0…4; got 5"),
+        ([0], [[0, -1]], [1], "lanes of text 0 must be in 0…4; got -1"),
+        ([1], [[1]], [1], "lanes of text 1 must hold position 0"),
+    ],
+)
+def test_a_group_outside_the_batch_is_refused(
+    texts: list[int], lanes: list[list[int]], keys: list[int], sentence: str
+) -> None:
+    encoder = make_engine(**PLANS["classifier"])._encoder
+    arrays = [np.array(of_text, np.int64) for of_text in lanes]
+    group = SimpleNamespace(texts=texts, lanes=arrays, keys=keys)
+    ids = np.zeros((2, 5), np.int32)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        encoder.run(ids, ids, ids, SimpleNamespace(groups=[group], is_team=False), True)
 
 
 def test_many_threads_share_engines() -> None:

@@ -367,5 +367,5 @@ def test_packing_threads_change_nothing(num_threads: int) -> None:
     )
     for (name, a), (same, b) in zip(one.weights(), other.weights(), strict=True):
         assert name == same
-        for array in ("values", "offsets", "row_numbers", "runs", "blocks", "bias"):
+        for array in ("values", "offsets", "row_numbers", "runs", "layout", "bias"):
             np.testing.assert_array_equal(getattr(a, array), getattr(b, array))

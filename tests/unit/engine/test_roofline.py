@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cython_kernels._kernels import STEPS, PackedLinear
 from numpy.typing import NDArray
 from support.plans import make_plan
 
 from cython_kernels import _kernels
+from cython_kernels._kernels import STEPS, PackedLinear
 from toolkit.engine import roofline
 from toolkit.engine.engine import Engine
 from toolkit.engine.roofline import (

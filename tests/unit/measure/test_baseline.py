@@ -1,6 +1,5 @@
 """An earlier record is compared with only where it says something about this run."""
 
-import re
 from typing import Any
 
 import pytest
@@ -15,17 +14,21 @@ MODEL: dict[str, Any] = {"name": "demo", "layers": 4, "sparsity": {"encoder": 0.
 @pytest.mark.parametrize(
     ("changes", "cpu", "says"),
     [
-        ({}, "B", "was measured with CPU A, this run has B"),
-        ({"name": "bert"}, "A", "was measured with model demo, this run has bert"),
-        ({"layers": 2}, "A", "was measured with layers 4, this run has 2"),
-        ({"sparsity": {"encoder": 0.8}}, "A", "was measured with encoder sparsity 0.9, this run has 0.8"),
-        ({"sparsity": {}}, "A", "was measured with encoder sparsity 0.9, this run has None"),
+        ({}, "B", "with CPU A, this run has B"),
+        ({"name": "bert"}, "A", "with model demo, this run has bert"),
+        ({"layers": 2}, "A", "with layers 4, this run has 2"),
+        (
+            {"sparsity": {"encoder": 0.8}},
+            "A",
+            "was measured with encoder sparsity 0.9, this run has 0.8",
+        ),
+        ({"sparsity": {}}, "A", "encoder sparsity 0.9, this run has None"),
     ],
 )
 def test_a_foreign_baseline_is_refused(changes: dict[str, Any], cpu: str, says: str) -> None:
     config = compose("bench", "baseline=old.json")
     baseline = {"model": MODEL, "environment": {"cpu": "A"}}
-    with pytest.raises(UsageError, match=re.escape(f"baseline=old.json {says}")):
+    with pytest.raises(UsageError, match=f"baseline=old.json was .*{says}"):
         check_comparable(config, baseline, cpu, MODEL | changes)
 
 

@@ -9,7 +9,7 @@
 #define CHAINS 12
 #endif
 
-static void SYM(fma_loop)(float *x, float factor, size_t steps) {
+static void SYM(f32_fma_loop)(float *x, float factor, size_t steps) {
     VF acc[CHAINS];
     const VF f = SYM(splat)(factor);
     for (int i = 0; i < CHAINS; i++) acc[i] = SYM(load)(x + i * LANES);

@@ -10,7 +10,7 @@
  * not fetched ahead. So a block prefetches between its own instructions (in one burst the prefetches would queue up
  * before the loads) the x, y and start of the tile it runs next, and bit by bit the block that runs next.
  *
- * Included by isa_avx512.h inside its target region. */
+ * Included by avx512.h inside its target region. */
 
 #define GROUP_ROWS 30     /* zmm0 … zmm29 accumulate, zmm31 holds x */
 #define X_REGISTER 31
@@ -19,9 +19,6 @@
 #define GENERATED_MAX_K 512 /* two x pointers of 256 rows each */
 
 #define FMAS_PER_PREFETCH 64 /* 12 to 14 bytes per nonzero: after 14 tiles the next block is there */
-
-/* What a block's sums start from: the bias (one float per row), a tile that is not y, or y itself. */
-enum { START_BIAS, START_INIT, START_Y };
 
 /* The generated function. x and weights point X_BIAS rows and WEIGHT_BIAS floats ahead; start is what the block was
  * generated for. One line per FMAS_PER_PREFETCH nonzeros is prefetched from next_block on, and of the tile that
@@ -83,12 +80,12 @@ static uint8_t *emit_prefetch_tile(uint8_t *p, int line, int k, int rows) {
     return emit_prefetch(p, NEXT_START, (line - k - rows) * 64);
 }
 
-/* An upper bound of the code that generate() writes for a block of these sizes. */
-static size_t generated_bound(int rows, int k, size_t nonzeros) {
-    const size_t groups = (size_t)(rows + GROUP_ROWS - 1) / GROUP_ROWS;
-    const size_t columns = nonzeros < groups * k ? nonzeros : groups * (size_t)k;
-    const size_t prefetches = nonzeros / FMAS_PER_PREFETCH + 1 + (size_t)k + 2 * (size_t)rows;
-    return 7 * (nonzeros + nonzeros / 256 + columns) + 8 * prefetches + 22 * (size_t)rows + 64;
+static size_t f32_code_bound__avx512(const block_t *block) {
+    const size_t rows = (size_t)block->rows, k = (size_t)block->k, nonzeros = block->num_values;
+    const size_t groups = (rows + GROUP_ROWS - 1) / GROUP_ROWS;
+    const size_t columns = nonzeros < groups * k ? nonzeros : groups * k;
+    const size_t prefetches = nonzeros / FMAS_PER_PREFETCH + 1 + k + 2 * rows;
+    return 7 * (nonzeros + nonzeros / 256 + columns) + 8 * prefetches + 22 * rows + 64;
 }
 
 /* Bit r is set where column[r] is not 0 (NaN is not), for `group` rows. */
@@ -101,10 +98,11 @@ static uint32_t nonzero_rows(const float *column, int group) {
            (uint32_t)_mm512_cmp_ps_mask(high, zero, _CMP_NEQ_UQ) << 16;
 }
 
-/* Generate one block from `weight` [k][rows] (row-major, `stride` floats between columns), of which `nonzeros` are
- * not 0; write those to `stream`. Returns the end of the code. */
-static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff_t stride, int rows, int k,
-                         size_t nonzeros, int start) {
+static uint8_t *f32_generate__avx512(const block_t *block, const float *columns, int start) {
+    uint8_t *p = (uint8_t *)block->code;
+    float *stream = (float *)block->values;
+    const int rows = block->rows, k = block->k;
+    const size_t nonzeros = block->num_values;
     const size_t lines = (size_t)(k + rows + (start == START_INIT ? rows : 0));
     size_t count = 0, line = 0;
     const uint8_t take_arguments[] = {0x4c, 0x89, 0xc8,              /* mov rax, r9: next_x */
@@ -124,7 +122,7 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
             p = start == START_BIAS ? emit_splat(p, r, START_POINTER, (first + r) * 4)
                                     : emit_load(p, r, START_POINTER, (first + r) * TILE * 4);
         for (int i = 0; i < k; i++) {
-            const float *column = weight + i * stride + first;
+            const float *column = columns + (ptrdiff_t)i * rows + first;
             uint32_t left = nonzero_rows(column, group);
             if (left) p = emit_load(p, X_REGISTER, X_POINTERS[i / 256], (i % 256 - X_BIAS) * 64);
             for (; left; left &= left - 1) {
@@ -147,20 +145,19 @@ static uint8_t *generate(uint8_t *p, float *stream, const float *weight, ptrdiff
     return p;
 }
 
-static void generated_avx512(const block_t *block, const float *x, ptrdiff_t x_stride, const float *init,
-                             ptrdiff_t init_stride, const float *bias, float *y, ptrdiff_t y_stride, int tiles,
-                             activation_fn after) {
+static void f32_generated__avx512(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                                  activation_fn after) {
     const generated_fn code = (generated_fn)(uintptr_t)block->code;
     const size_t step = (block->num_values / FMAS_PER_PREFETCH + 1) * 64;
     const size_t end = block->next ? block->next->memory_bytes : 0;
     size_t at = 0;
-    for (int tile = 0; tile < tiles; tile++, at += step) {
+    for (int tile = 0; tile < y.count; tile++, at += step) {
         /* when the next block is there, touching one's own memory again costs nothing; likewise the last tile */
         const char *next_block = at < end ? (const char *)block->next->memory + at : (const char *)block->memory;
-        const int next = tile + 1 < tiles ? tile + 1 : tile;
-        code(x + tile * x_stride + X_BIAS * TILE, y + tile * y_stride, init ? init + tile * init_stride : bias,
-             block->values + WEIGHT_BIAS, next_block, x + next * x_stride, y + next * y_stride,
-             init ? init + next * init_stride : bias);
-        if (after) after(y + tile * y_stride, (size_t)block->rows * TILE);
+        const int next = tile + 1 < y.count ? tile + 1 : tile;
+        code(x.at + tile * x.stride + X_BIAS * TILE, y.at + tile * y.stride,
+             init.at ? init.at + tile * init.stride : bias, block->values + WEIGHT_BIAS, next_block,
+             x.at + next * x.stride, y.at + next * y.stride, init.at ? init.at + next * init.stride : bias);
+        if (after) after(y.at + tile * y.stride, (size_t)block->rows * TILE);
     }
 }

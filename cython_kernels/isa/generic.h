@@ -1,0 +1,30 @@
+/* The platform's baseline: SSE2 on x86-64, whatever 128-bit vectors the compiler finds elsewhere. */
+static int is_supported_generic(void) { return 1; }
+
+#define ISA_NAME generic
+#define LANES 4
+#define TABLE_ROWS 2
+#define TABLE_TILES 1
+#define DENSE_ROWS 2 /* 8 of 16 registers accumulate */
+#define QUERY_TILES 1
+#define KEYS 2
+#include "portable/portable.h"
+
+static const kernels_t kernels_generic = {
+    .isa = "generic",
+    .f32_dense_rows = DENSE_ROWS,
+    .f32_table = f32_table__generic,
+    .f32_dense = f32_dense__generic,
+    .f32_gelu = f32_gelu__generic,
+    .f32_gelu_tanh = f32_gelu_tanh__generic,
+    .f32_relu = f32_relu__generic,
+    .f32_layer_norm = f32_layer_norm__generic,
+    .f32_attention = f32_attention__generic,
+    .f32_embed = f32_embed__generic,
+    .f32_scatter = f32_scatter__generic,
+    .f32_gather = f32_gather__generic,
+    .f32_fma_count = CHAINS * LANES,
+    .f32_fma_loop = f32_fma_loop__generic,
+    .read_loop = read_loop__generic,
+};
+#include "portable/undefine.h"

@@ -1,0 +1,22 @@
+/* Make room for the next ISA: forget what an ISA header and portable.h have defined. */
+#undef ISA_NAME
+#undef LANES
+#undef TABLE_ROWS
+#undef TABLE_TILES
+#undef DENSE_ROWS
+#undef QUERY_TILES
+#undef KEYS
+#undef VECTOR_MAX
+#undef VECTOR_MIN
+#undef PASTE_
+#undef PASTE
+#undef SYM
+#undef VECTORS
+#undef VF
+#undef VI
+#undef UNROLL
+#undef INLINE
+#undef SCRATCH_ROW
+#undef PHASES
+#undef ZIP
+#undef CHAINS

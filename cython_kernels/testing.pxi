@@ -1,0 +1,71 @@
+# Each kernel alone, on ordinary arrays: for its property tests.
+
+
+def to_tiles(const float[:, ::1] rows, str isa):
+    """Token rows (M, features) → tiles (ceil(M / 16), features, 16); lanes beyond M are 0."""
+    cdef const kernels_t *kernels = find_kernels(isa)
+    cdef int count = <int>rows.shape[0], features = <int>rows.shape[1], tile, lane
+    tiles = aligned((count + TILE - 1) // TILE * features * TILE).reshape(-1, features, TILE)
+    cdef float[:, :, ::1] out = tiles
+    cdef const float *lanes[TILE]
+    for tile in range(out.shape[0]):
+        for lane in range(TILE):
+            lanes[lane] = &rows[tile * TILE + lane, 0] if tile * TILE + lane < count else NULL
+        kernels.f32_gather(lanes, features, &out[tile, 0, 0])
+    return tiles
+
+
+def from_tiles(const float[:, :, ::1] tiles, int count, str isa):
+    """Tiles (n, features, 16) → the first `count` token rows (count, features)."""
+    cdef const kernels_t *kernels = find_kernels(isa)
+    cdef int features = <int>tiles.shape[1], tile, lane
+    rows = np.empty((count, features), np.float32)
+    cdef float[:, ::1] out = rows
+    cdef float *lanes[TILE]
+    for tile in range((count + TILE - 1) // TILE):
+        for lane in range(TILE):
+            lanes[lane] = &out[tile * TILE + lane, 0] if tile * TILE + lane < count else NULL
+        kernels.f32_scatter(&tiles[tile, 0, 0], features, lanes)
+    return rows
+
+
+def gemm(PackedLinear weight, const float[:, :, ::1] x, float[:, :, ::1] y, init=None):
+    """y = W x + (init, or the bias), on tiles x (n, K, 16), y (n, N, 16), init as y; may be y itself."""
+    check_gemm(weight, x, y, init)
+    apply(whole(&weight.linear), tiles_of(x), FROM_BIAS if init is None else tiles_of(init), tiles_of(y), NULL)
+
+
+def activation(str name, float[::1] x, str isa):
+    """x = gelu | gelu_tanh | relu (x) in place; its size must be a multiple of 16."""
+    cdef const kernels_t *kernels = find_kernels(isa)
+    if x.shape[0] % TILE:
+        raise ValueError(f"the size must be a multiple of {TILE}; got {x.shape[0]}")
+    functions = {"gelu": 0, "gelu_tanh": 1, "relu": 2}
+    if functions[name] == 0:
+        kernels.f32_gelu(&x[0], x.shape[0])
+    elif functions[name] == 1:
+        kernels.f32_gelu_tanh(&x[0], x.shape[0])
+    else:
+        kernels.f32_relu(&x[0], x.shape[0])
+
+
+def layer_norm(float[:, ::1] x, bias, const float[::1] gamma, const float[::1] beta, float epsilon,
+               float[:, ::1] y, str isa):
+    """y = LayerNorm(x + bias) over the features of one tile (features, 16); bias (features,) or None."""
+    cdef const float[::1] b
+    cdef const float *at = NULL
+    if bias is not None:
+        b = bias
+        at = &b[0]
+    cdef norm_t norm = norm_t(&gamma[0], &beta[0], epsilon, <int>x.shape[0])
+    find_kernels(isa).f32_layer_norm(&x[0, 0], at, &norm, &y[0, 0])
+
+
+def attention(const float[:, :, ::1] q, const float[:, :, ::1] k, const float[:, :, ::1] v, int num_keys,
+              float[:, :, ::1] out, str isa):
+    """One head: q, out (query tiles, d, 16); k, v (key tiles, d, 16); weights are softmax of 2^(q·k)."""
+    cdef int d = <int>q.shape[1]
+    if not 1 <= num_keys <= k.shape[0] * TILE:
+        raise ValueError(f"num_keys must be in 1…{k.shape[0] * TILE}; got {num_keys}")
+    cdef float[::1] scratch = aligned(2 * TILE * TILE * k.shape[0])
+    find_kernels(isa).f32_attention(tiles_of(q), tiles_of(k), tiles_of(v), num_keys, d, &scratch[0], tiles_of(out))

@@ -7,7 +7,7 @@ is unfinished `trainer/`, from which `resume=true` continues.
 import shutil
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
@@ -49,7 +49,11 @@ def train(config: TrainRoot) -> None:
     drop_layers(model, kept_layers(len(encoder_layers(model)), config.depth))
     data = load_data(config, tokenizer)
     stop = StopOnSignal()
-    trainer = make_trainer(config, arguments, model, teacher, tokenizer, data, [stop])
+    callbacks: list[TrainerCallback] = [stop]
+    if config.sparsity.final_sparsity > 0:
+        schedule = {name: value for name, value in vars(config.sparsity).items() if name != "name"}
+        callbacks.append(SparsificationCallback(**schedule))
+    trainer = make_trainer(config, arguments, model, teacher, tokenizer, data, callbacks)
     with explain_full_disk(output):
         checkpoint = prepare(config, output)
         with stop:

@@ -14,7 +14,6 @@ from transformers import (
 )
 
 from toolkit.compress.model import input_names
-from toolkit.compress.sparsity.callback import SparsificationCallback
 from toolkit.compress.teacher import DistillationTrainer
 from toolkit.config import TrainRoot
 from toolkit.errors import UsageError, nearest
@@ -84,9 +83,6 @@ def make_trainer(
     Raises:
         UsageError: The Trainer refuses the arguments.
     """
-    if config.sparsity.final_sparsity > 0:
-        knobs = {name: value for name, value in vars(config.sparsity).items() if name != "name"}
-        callbacks = [*callbacks, SparsificationCallback(**knobs)]
     targets = kind_of(config.task).TARGETS
     names = {*input_names(model), *(input_names(teacher) if teacher else []), *targets}
     # evaluation while training (trainer.eval_strategy) needs them, and windows of a text have none

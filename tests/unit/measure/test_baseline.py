@@ -20,7 +20,7 @@ MODEL: dict[str, Any] = {"name": "demo", "layers": 4, "sparsity": {"encoder": 0.
         (
             {"sparsity": {"encoder": 0.8}},
             "A",
-            "was measured with encoder sparsity 0.9, this run has 0.8",
+            "encoder sparsity 0.9, this run has 0.8",
         ),
         ({"sparsity": {}}, "A", "encoder sparsity 0.9, this run has None"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.engine.operators import OPERATORS, describe
 from toolkit.engine.plan import TailNode
 from toolkit.engine.reader.onnx_file import Graph
 from toolkit.engine.reader.rules import (
@@ -32,7 +33,6 @@ from toolkit.engine.reader.symbols import (
     Value,
     float32,
 )
-from toolkit.engine.tail import OPERATORS, describe
 
 PROBE_SHAPES = ((2, 5), (3, 7))  # (B, T), all different
 LONGEST_PROBED = max(length for _, length in PROBE_SHAPES)

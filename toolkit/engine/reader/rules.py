@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.engine.operators import OPERATORS
 from toolkit.engine.plan import TailNode
 from toolkit.engine.reader.assembly import (
     HIDDEN_SCORE,
@@ -54,7 +55,6 @@ from toolkit.engine.reader.symbols import (
     vector,
 )
 from toolkit.engine.reader.unfuse import DOMAIN
-from toolkit.engine.tail import OPERATORS
 
 
 def _add(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:

@@ -10,8 +10,8 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 from collections.abc import Callable
 from typing import Any
 
+from toolkit.engine.operators import describe
 from toolkit.engine.plan import TailNode
-from toolkit.engine.tail import describe
 from toolkit.errors import InputError
 
 DOMAIN = "com.microsoft."

@@ -10,8 +10,8 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from support.plans import make_plan
 
+from toolkit.engine.operators import OPERATORS, check_tail, erf, run_tail
 from toolkit.engine.plan import Linear, Plan, TailNode
-from toolkit.engine.tail import OPERATORS, check_tail, erf, run_tail
 from toolkit.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -59,7 +59,7 @@ def run_tail(
             ArithmeticError,
             MemoryError,
         ) as error:
-            raise InputError(f"{describe(node)}: cannot be computed: {error}") from error
+            raise InputError(f"{node}: cannot be computed: {error}") from error
         known.update(zip(node.outputs, results, strict=False))
     outputs: dict[str, Array] = {}
     for name in plan.outputs:
@@ -82,19 +82,14 @@ def check_tail(plan: Plan) -> None:
                 if node.operator in ("MatMul", "Gemm")
                 else f"one of {', '.join(sorted(OPERATORS))}"
             )
-            raise InputError(f"{describe(node)}: behind the encoder the engine expected {hint}")
+            raise InputError(f"{node}: behind the encoder the engine expected {hint}")
         for name in node.inputs:
             if name not in known:
-                raise InputError(f"{describe(node)}: reads {name!r}, which nothing computes")
+                raise InputError(f"{node}: reads {name!r}, which nothing computes")
         known.update(node.outputs)
     for name in plan.outputs:
         if name not in known:
             raise InputError(f"output {name!r} is not computed by any node the engine knows")
-
-
-def describe(node: TailNode) -> str:
-    """Name a node in an error message."""
-    return f"node {node.name!r} ({node.operator})"
 
 
 def erf(x: Array) -> Array:

@@ -97,6 +97,10 @@ class TailNode:
     outputs: list[str]
     attributes: dict[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """Name the node, as error messages do."""
+        return f"node {self.name!r} ({self.operator})"
+
 
 @dataclass(frozen=True)
 class Plan:

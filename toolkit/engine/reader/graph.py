@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.engine.operators import check_tail, describe
+from toolkit.engine.operators import check_tail
 from toolkit.engine.plan import Linear, Plan, TailNode
 from toolkit.engine.reader.interpret import interpret, make_probes
 from toolkit.engine.reader.onnx_file import Graph, read_onnx
@@ -103,11 +103,10 @@ def _cut(
         raise InputError(f"{where}: expected an encoder layer of BERT's kind before it")
     for name, output in found.items():
         if name != last:
-            node = describe(producers[name])
             raise InputError(
-                f"output {output!r} needs a hidden state inside of the encoder ({node}); "
-                "expected outputs that are computed from the last one: export the model without "
-                "hidden_states and attentions"
+                f"output {output!r} needs a hidden state inside of the encoder "
+                f"({producers[name]}); expected outputs that are computed from the last one: "
+                "export the model without hidden_states and attentions"
             )
     return last, needed
 
@@ -157,7 +156,7 @@ def _ask_hidden(node: TailNode, values: Mapping[str, Value], hidden: str) -> Tai
     if not _is_inside(value):
         return node
     if shapes_of(value) != shapes_of(values[hidden]):
-        raise InputError(f"{describe(node)}: expected a value behind the encoder")
+        raise InputError(f"{node}: expected a value behind the encoder")
     return replace(node, inputs=[hidden])
 
 
@@ -171,15 +170,13 @@ def _dense(
         return node, None
     weight = weights.arrays[0]
     if weight.ndim != 2 or weight.dtype != np.float32:
-        raise InputError(f"{describe(node)}: expected float32 weights (k, n), got {weight.dtype}")
+        raise InputError(f"{node}: expected float32 weights (k, n), got {weight.dtype}")
     if attributes.get("transB", 0):
         weight = weight.T
     read = values.get(node.inputs[0])
     shapes = None if read is None else shapes_of(read)
     if shapes is not None and shapes[0][-1:] != weight.shape[:1]:
-        raise InputError(
-            f"{describe(node)}: expected weights (k, n) whose k is the operand's width"
-        )
+        raise InputError(f"{node}: expected weights (k, n) whose k is the operand's width")
     bias = np.zeros(weight.shape[1], np.float32)
     if len(node.inputs) > 2 and node.inputs[2]:
         added = values.get(node.inputs[2])
@@ -190,7 +187,7 @@ def _dense(
         except ValueError:
             bias = np.zeros(0, np.float32)
         if bias.reshape(-1).shape != (weight.shape[1],):
-            raise InputError(f"{describe(node)}: expected a bias of {weight.shape[1]} elements")
+            raise InputError(f"{node}: expected a bias of {weight.shape[1]} elements")
         bias = bias.reshape(-1)
     if attributes.get("alpha", 1.0) != 1.0:
         weight = weight * np.float32(attributes["alpha"])
@@ -255,12 +252,10 @@ def _check_order(graph: Graph) -> None:
     for node in graph.nodes:
         for name in node.inputs:
             if name not in known:
-                raise InputError(
-                    f"{describe(node)}: reads {name!r}, which nothing before it computes"
-                )
+                raise InputError(f"{node}: reads {name!r}, which nothing before it computes")
         for name in node.outputs:
             if name and name in known:
-                raise InputError(f"{describe(node)}: computes {name!r}, which exists already")
+                raise InputError(f"{node}: computes {name!r}, which exists already")
         known.update(node.outputs)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.engine.operators import OPERATORS, describe
+from toolkit.engine.operators import OPERATORS
 from toolkit.engine.plan import TailNode
 from toolkit.engine.reader.onnx_file import Graph
 from toolkit.engine.reader.rules import (
@@ -116,19 +116,19 @@ def _apply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> list[V
         result = pointwise(node, inputs) if result is None else result
         return [_explained(node, inputs) if result is None else result]
     except MismatchError as error:
-        return [Opaque(f"{describe(node)}: expected {error}")]
+        return [Opaque(f"{node}: expected {error}")]
     except Exception as error:  # an attribute or shape that the operator cannot have
-        return [Opaque(f"{describe(node)}: cannot be understood: {error}")]
+        return [Opaque(f"{node}: cannot be understood: {error}")]
 
 
 def _explained(node: TailNode, inputs: list[Any]) -> Opaque:
     """Say why a node breaks the pattern, if it reads what only an encoder's next step may read."""
     if node.operator not in OPERATORS and node.operator not in RULES:
-        return Opaque(f"{describe(node)}: expected an operator that the engine knows")
+        return Opaque(f"{node}: expected an operator that the engine knows")
     for value in inputs:
         if type(value) in NAMES:
-            return Opaque(f"{describe(node)}: expected what BERT does with {NAMES[type(value)]}")
-    return Opaque(None, describe(node))
+            return Opaque(f"{node}: expected what BERT does with {NAMES[type(value)]}")
+    return Opaque(None, str(node))
 
 
 NAMES: dict[type, str] = {
@@ -191,7 +191,7 @@ def _evaluate(node: TailNode, inputs: list[Any]) -> list[Value]:
             raise MismatchError("a small result")
         runs.append(results)
     if node.operator == "Constant":
-        return [_constant(describe(node), runs[0][0])]
+        return [_constant(str(node), runs[0][0])]
     if is_constant:
         runs *= len(PROBE_SHAPES)
     return [Known(arrays, is_constant) for arrays in zip(*runs, strict=True)]

@@ -10,7 +10,6 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 from collections.abc import Callable
 from typing import Any
 
-from toolkit.engine.operators import describe
 from toolkit.engine.plan import TailNode
 from toolkit.errors import InputError
 
@@ -38,7 +37,7 @@ def spell_out(node: TailNode) -> list[TailNode]:
     except InputError:
         raise
     except Exception as error:  # inputs or outputs are missing, an attribute is of a wrong type
-        raise InputError(f"{describe(node)}: cannot be understood: {error}") from error
+        raise InputError(f"{node}: cannot be understood: {error}") from error
 
 
 def _inputs(node: TailNode, understood: str, attributes: str = "") -> list[str]:
@@ -62,9 +61,7 @@ def _inputs(node: TailNode, understood: str, attributes: str = "") -> list[str]:
         if name not in attributes.split() and not (isinstance(value, (int, float)) and value == 0)
     ]
     if extra:
-        raise InputError(
-            f"{describe(node)}: expected it as encoders use it, without {', '.join(extra)}"
-        )
+        raise InputError(f"{node}: expected it as encoders use it, without {', '.join(extra)}")
     return inputs
 
 
@@ -202,7 +199,7 @@ def _split(
     if sizes is None:
         return _step(node, "Split", [packed], parts, axis=axis, num_outputs=3)
     if len(sizes) != 3:
-        raise InputError(f"{describe(node)}: expected three qkv_hidden_sizes, got {len(sizes)}")
+        raise InputError(f"{node}: expected three qkv_hidden_sizes, got {len(sizes)}")
     return _step(node, "Split", [packed], parts, axis=axis, split=sizes)
 
 
@@ -218,7 +215,7 @@ def _fused_gemm(node: TailNode) -> list[TailNode]:
     activation = node.attributes["activation"].decode()
     if activation not in ("Relu", "Sigmoid", "Tanh"):
         raise InputError(
-            f"{describe(node)}: expected the activation Relu, Sigmoid or Tanh, got {activation!r}"
+            f"{node}: expected the activation Relu, Sigmoid or Tanh, got {activation!r}"
         )
     product = f"{node.outputs[0]}/product"
     return [

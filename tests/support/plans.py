@@ -1,6 +1,7 @@
 """Hand-made plans: small encoders of every kind the engine runs, without an ONNX file."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,31 @@ def _tail(first_token_only: bool) -> tuple[list[TailNode], dict[str, NDArray[Any
     first = TailNode("first", "Gather", ["hidden", "zero"], ["pooled"], {"axis": 1})
     head = TailNode("head", "Linear", ["pooled"], ["logits"])
     return [first, head], {"zero": np.array(0)}, ["logits"]
+
+
+def make_tail_plan(
+    tail: list[TailNode],
+    outputs: list[str],
+    constants: dict[str, Array] | None = None,
+    linears: dict[str, Linear] | None = None,
+) -> Plan:
+    """Put these nodes behind an encoder."""
+    return replace(
+        make_plan(inputs=("input_ids", "attention_mask")),
+        outputs=outputs,
+        tail=tail,
+        constants=constants or {},
+        linears=linears or {},
+    )
+
+
+def no_linear(key: str, x: Array) -> Array:
+    """Stand in for the engine's dense layers in a tail that has none."""
+    raise AssertionError(f"no dense layer was expected, but {key} was asked for")
+
+
+def ints(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
 
 
 def make_engine(num_threads: int = 2, isa: str = ISAS[0], **sizes: Any) -> Engine:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from cython_kernels import _kernels
 from toolkit.engine.kernel_choice import PREFERRED, SMALL_TILES, choose, path_beside
-from toolkit.engine.operators import run_tail
 from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear, why_not_generate
 from toolkit.engine.plan import Plan, TailNode
 from toolkit.engine.reader.graph import read_graph
 from toolkit.engine.roofline import call_of, describe, fma_peak
+from toolkit.engine.tail import run_tail
 from toolkit.environment import affinity, decide_num_threads
 
 Array = NDArray[Any]

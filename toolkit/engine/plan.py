@@ -85,7 +85,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class TailNode:
-    """One node behind the encoder, run by the plain function of its operator (`tail.py`).
+    """One node behind the encoder, run by the plain function of its operator (`operators.py`).
 
     `operator` is the ONNX operator, or `Linear`: a MatMul or Gemm with constant weights, found in
     `Plan.linears` under the node's name. An empty string in `inputs` is an optional input left out.

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels.reference import ACTIVATIONS, attention, layer_norm, linear
-from toolkit.engine.operators import run_tail
 from toolkit.engine.plan import Layer, LayerNorm, Linear, Plan
+from toolkit.engine.tail import run_tail
 
 Float64 = NDArray[np.float64]
 Array = NDArray[Any]

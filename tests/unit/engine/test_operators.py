@@ -1,4 +1,4 @@
-"""The tail's operators, against ONNX's own reference implementation."""
+"""The operators, against ONNX's own reference implementation."""
 
 import math
 from typing import Any
@@ -8,11 +8,11 @@ import onnx
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
-from support.plans import make_plan
+from support.plans import ints, make_tail_plan, no_linear
 
-from toolkit.engine.operators import OPERATORS, check_tail, erf, run_tail
-from toolkit.engine.plan import Linear, Plan, TailNode
-from toolkit.errors import InputError
+from toolkit.engine.operators import OPERATORS, erf
+from toolkit.engine.plan import TailNode
+from toolkit.engine.tail import check_tail, run_tail
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 3, 4)).astype(np.float32)
@@ -20,10 +20,6 @@ Y = RNG.standard_normal((2, 3, 4)).astype(np.float32)
 V = RNG.standard_normal(4).astype(np.float32)
 B = X > 0
 I64 = np.int64
-
-
-def ints(*values: int) -> np.ndarray:
-    return np.array(values, I64)
 
 
 # operator, inputs (None: left out), attributes, opset
@@ -117,30 +113,6 @@ CASES: list[tuple[str, list[Any], dict[str, Any], int]] = [
 ]
 
 
-def plan_of(
-    tail: list[TailNode],
-    outputs: list[str],
-    constants: dict[str, np.ndarray] | None = None,
-    linears: dict[str, Linear] | None = None,
-) -> Plan:
-    encoder = make_plan()
-    return Plan(
-        inputs=["input_ids", "attention_mask"],
-        outputs=outputs,
-        embeddings=encoder.embeddings,
-        layers=encoder.layers,
-        hidden="hidden",
-        first_token_only=False,
-        tail=tail,
-        constants=constants or {},
-        linears=linears or {},
-    )
-
-
-def no_linear(key: str, x: np.ndarray) -> np.ndarray:
-    raise AssertionError(f"no dense layer was expected, but {key} was asked for")
-
-
 @pytest.mark.parametrize(
     ("operator", "inputs", "attributes", "opset"), CASES, ids=[case[0] for case in CASES]
 )
@@ -166,7 +138,7 @@ def test_operators_agree_with_onnx(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     expected = ReferenceEvaluator(model).run(None, feed)
-    plan = plan_of([TailNode("n", operator, names, outputs, attributes)], outputs, feed)
+    plan = make_tail_plan([TailNode("n", operator, names, outputs, attributes)], outputs, feed)
     check_tail(plan)
     found = run_tail(plan, {}, no_linear)
     for name, value in zip(outputs, expected, strict=True):
@@ -191,88 +163,16 @@ def test_erf_is_accurate(dtype: type) -> None:
 
 def test_lp_normalization_by_the_sum_of_magnitudes() -> None:
     """ONNX's reference implementation forgets the magnitude where p is 1."""
-    plan = plan_of([TailNode("n", "LpNormalization", ["x"], ["y"], {"p": 1})], ["y"], {"x": X})
+    plan = make_tail_plan(
+        [TailNode("n", "LpNormalization", ["x"], ["y"], {"p": 1})], ["y"], {"x": X}
+    )
     found = run_tail(plan, {}, no_linear)["y"]
     np.testing.assert_allclose(found, X / np.abs(X).sum(-1, keepdims=True), rtol=1e-6)
 
 
 def test_softmax_before_opset_13_is_over_all_later_axes() -> None:
-    plan = plan_of(
+    plan = make_tail_plan(
         [TailNode("n", "Softmax", ["x"], ["y"], {"axis": 1, "coerced": True})], ["y"], {"x": X}
     )
     found = run_tail(plan, {}, no_linear)["y"]
     np.testing.assert_allclose(found.sum(axis=(1, 2)), 1.0, rtol=1e-6)
-
-
-def test_dense_layers_go_to_the_engine() -> None:
-    weight = RNG.standard_normal((5, 4)).astype(np.float32)
-    linears = {"head": Linear("head", weight, np.ones(5, np.float32))}
-    plan = plan_of([TailNode("head", "Linear", ["hidden"], ["y"])], ["y"], linears=linears)
-    asked = []
-
-    def linear(key: str, x: np.ndarray) -> np.ndarray:
-        asked.append((key, x.shape, x.flags.c_contiguous))
-        return x @ linears[key].weight.T + linears[key].bias
-
-    hidden = X.transpose(1, 0, 2)  # not contiguous
-    found = run_tail(plan, {"hidden": hidden}, linear)["y"]
-    np.testing.assert_allclose(found, hidden @ weight.T + 1.0, rtol=1e-5)
-    assert asked == [("head", (6, 4), True)]
-
-
-def test_outputs_share_no_memory() -> None:
-    tail = [
-        TailNode("i", "Identity", ["hidden"], ["same"]),
-        TailNode("g", "Slice", ["hidden", "zero", "one", "one"], ["first"]),
-        TailNode("r", "Relu", ["hidden"], ["positive"]),
-    ]
-    plan = plan_of(tail, ["hidden", "same", "first", "positive"], {"zero": ints(0), "one": ints(1)})
-    found = run_tail(plan, {"hidden": X.copy()}, no_linear)
-    assert list(found) == plan.outputs
-    for value in found.values():  # one after the other: what is spoiled early must not show later
-        assert np.isfinite(value).all()
-        assert value.flags.c_contiguous
-        value[:] = np.nan
-
-
-def test_nan_and_infinity_pass_silently() -> None:
-    tail = [TailNode("l", "Log", ["hidden"], ["l"]), TailNode("d", "Div", ["l", "zero"], ["y"])]
-    plan = plan_of(tail, ["y"], {"zero": np.float32(0.0)})
-    found = run_tail(plan, {"hidden": np.array([-1.0, 0.0, 2.0], np.float32)}, no_linear)["y"]
-    np.testing.assert_array_equal(found, np.array([np.nan, -np.inf, np.inf], np.float32))
-
-
-@pytest.mark.parametrize(
-    ("node", "message"),
-    [
-        (TailNode("n", "Einsum", ["hidden"], ["y"]), r"node 'n' \(Einsum\): .*expected one of Abs"),
-        (TailNode("n", "MatMul", ["hidden", "hidden"], ["y"]), r"\(MatMul\).*constant weights"),
-        (TailNode("n", "Relu", ["nowhere"], ["y"]), r"\(Relu\): reads 'nowhere'"),
-        (TailNode("n", "Relu", ["hidden"], ["z"]), r"output 'y' is not computed"),
-    ],
-)
-def test_an_unknown_tail_is_refused(node: TailNode, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        check_tail(plan_of([node], ["y"]))
-
-
-@pytest.mark.parametrize(
-    ("node", "constant"),
-    [
-        (TailNode("n", "Reshape", ["hidden", "c"], ["y"]), ints(5, 5)),
-        (TailNode("n", "Gather", ["hidden", "c"], ["y"]), ints(9)),
-        (TailNode("n", "Expand", ["hidden", "c"], ["y"]), ints(2**40, 1, 1, 1)),
-        (TailNode("n", "ConstantOfShape", ["c"], ["y"]), ints(2**40, 2**40)),
-        (TailNode("n", "Slice", ["hidden", "c", "c", "c", "c"], ["y"]), ints(0)),
-        (TailNode("n", "Split", ["hidden", "c"], ["y"]), ints(1, 7)),
-        (TailNode("n", "Cast", ["hidden"], ["y"], {"to": 10}), ints(0)),
-        (TailNode("n", "Concat", ["hidden"], ["y"]), ints(0)),
-        (TailNode("n", "Range", ["c", "c", "c"], ["y"]), ints(0)),
-        (TailNode("n", "CumSum", ["hidden", "c"], ["y"], {"reverse": 1}), ints(0)),
-        (TailNode("n", "Squeeze", ["hidden", "c"], ["y"]), ints(7)),
-    ],
-)
-def test_shapes_that_do_not_fit_name_the_node(node: TailNode, constant: np.ndarray) -> None:
-    plan = plan_of([node], ["y"], {"c": constant})
-    with pytest.raises(InputError, match=rf"node 'n' \({node.operator}\): cannot be computed"):
-        run_tail(plan, {"hidden": X}, no_linear)

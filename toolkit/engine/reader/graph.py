@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.engine.operators import check_tail
 from toolkit.engine.plan import Linear, Plan, TailNode
 from toolkit.engine.reader.interpret import interpret, make_probes
 from toolkit.engine.reader.onnx_file import Graph, read_onnx
 from toolkit.engine.reader.symbols import Hidden, Known, Opaque, Value, shapes_of, weight_of
 from toolkit.engine.reader.unfuse import DOMAIN, spell_out
+from toolkit.engine.tail import check_tail
 from toolkit.errors import InputError
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

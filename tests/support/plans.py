@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cython_kernels import _kernels
 from toolkit.engine import Engine
-from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Plan, TailNode
+from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Node, Plan
 
 NUM_LABELS = 3
 ISAS = _kernels.available_isas()
@@ -95,16 +95,16 @@ def make_plan(
     )
 
 
-def _tail(first_token_only: bool) -> tuple[list[TailNode], dict[str, NDArray[Any]], list[str]]:
+def _tail(first_token_only: bool) -> tuple[list[Node], dict[str, NDArray[Any]], list[str]]:
     if not first_token_only:
-        return [TailNode("head", "Linear", ["hidden"], ["scores"])], {}, ["hidden", "scores"]
-    first = TailNode("first", "Gather", ["hidden", "zero"], ["pooled"], {"axis": 1})
-    head = TailNode("head", "Linear", ["pooled"], ["logits"])
+        return [Node("head", "Linear", ["hidden"], ["scores"])], {}, ["hidden", "scores"]
+    first = Node("first", "Gather", ["hidden", "zero"], ["pooled"], {"axis": 1})
+    head = Node("head", "Linear", ["pooled"], ["logits"])
     return [first, head], {"zero": np.array(0)}, ["logits"]
 
 
 def make_tail_plan(
-    tail: list[TailNode],
+    tail: list[Node],
     outputs: list[str],
     constants: dict[str, Array] | None = None,
     linears: dict[str, Linear] | None = None,

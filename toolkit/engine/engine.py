@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cython_kernels import _kernels
 from toolkit.engine.kernel_choice import PREFERRED, SMALL_TILES, choose, path_beside
 from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear, why_not_generate
-from toolkit.engine.plan import Plan, TailNode
+from toolkit.engine.plan import Node, Plan
 from toolkit.engine.reader.graph import read_graph
 from toolkit.engine.roofline import call_of, describe, fma_peak
 from toolkit.engine.tail import run_tail
@@ -298,7 +298,7 @@ def check_kernel(kernel: str, isa: str) -> bool:
     return not reason
 
 
-def find_token_head(plan: Plan) -> TailNode | None:
+def find_token_head(plan: Plan) -> Node | None:
     """Return the dense layer that alone reads the hidden states of all tokens, if it narrows them.
 
     Question answering and token classification have one; the encoder applies it while a text's

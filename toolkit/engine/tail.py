@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.engine.operators import OPERATORS
-from toolkit.engine.plan import Plan, TailNode
+from toolkit.engine.plan import Node, Plan
 from toolkit.errors import InputError
 
 Array = NDArray[Any]
@@ -85,7 +85,7 @@ def check_tail(plan: Plan) -> None:
 
 
 def _run_node(
-    node: TailNode, arguments: list[Any], linear: Callable[[str, Array], Array]
+    node: Node, arguments: list[Any], linear: Callable[[str, Array], Array]
 ) -> list[Array]:
     if node.operator == "Linear":
         x = arguments[0]

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from support.plans import ints, make_tail_plan, no_linear
 
 from toolkit.engine.operators import OPERATORS, erf
-from toolkit.engine.plan import TailNode
+from toolkit.engine.plan import Node
 from toolkit.engine.tail import check_tail, run_tail
 
 RNG = np.random.default_rng(0)
@@ -138,7 +138,7 @@ def test_operators_agree_with_onnx(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     expected = ReferenceEvaluator(model).run(None, feed)
-    plan = make_tail_plan([TailNode("n", operator, names, outputs, attributes)], outputs, feed)
+    plan = make_tail_plan([Node("n", operator, names, outputs, attributes)], outputs, feed)
     check_tail(plan)
     found = run_tail(plan, {}, no_linear)
     for name, value in zip(outputs, expected, strict=True):
@@ -163,16 +163,14 @@ def test_erf_is_accurate(dtype: type) -> None:
 
 def test_lp_normalization_by_the_sum_of_magnitudes() -> None:
     """ONNX's reference implementation forgets the magnitude where p is 1."""
-    plan = make_tail_plan(
-        [TailNode("n", "LpNormalization", ["x"], ["y"], {"p": 1})], ["y"], {"x": X}
-    )
+    plan = make_tail_plan([Node("n", "LpNormalization", ["x"], ["y"], {"p": 1})], ["y"], {"x": X})
     found = run_tail(plan, {}, no_linear)["y"]
     np.testing.assert_allclose(found, X / np.abs(X).sum(-1, keepdims=True), rtol=1e-6)
 
 
 def test_softmax_before_opset_13_is_over_all_later_axes() -> None:
     plan = make_tail_plan(
-        [TailNode("n", "Softmax", ["x"], ["y"], {"axis": 1, "coerced": True})], ["y"], {"x": X}
+        [Node("n", "Softmax", ["x"], ["y"], {"axis": 1, "coerced": True})], ["y"], {"x": X}
     )
     found = run_tail(plan, {}, no_linear)["y"]
     np.testing.assert_allclose(found.sum(axis=(1, 2)), 1.0, rtol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.plans import ints, make_tail_plan, no_linear
 
-from toolkit.engine.plan import Linear, TailNode
+from toolkit.engine.plan import Linear, Node
 from toolkit.engine.tail import check_tail, run_tail
 from toolkit.errors import InputError
 
@@ -15,7 +15,7 @@ X = RNG.standard_normal((2, 3, 4)).astype(np.float32)
 def test_dense_layers_go_to_the_engine() -> None:
     weight = RNG.standard_normal((5, 4)).astype(np.float32)
     linears = {"head": Linear("head", weight, np.ones(5, np.float32))}
-    plan = make_tail_plan([TailNode("head", "Linear", ["hidden"], ["y"])], ["y"], linears=linears)
+    plan = make_tail_plan([Node("head", "Linear", ["hidden"], ["y"])], ["y"], linears=linears)
     asked = []
 
     def linear(key: str, x: np.ndarray) -> np.ndarray:
@@ -30,9 +30,9 @@ def test_dense_layers_go_to_the_engine() -> None:
 
 def test_outputs_share_no_memory() -> None:
     tail = [
-        TailNode("i", "Identity", ["hidden"], ["same"]),
-        TailNode("g", "Slice", ["hidden", "zero", "one", "one"], ["first"]),
-        TailNode("r", "Relu", ["hidden"], ["positive"]),
+        Node("i", "Identity", ["hidden"], ["same"]),
+        Node("g", "Slice", ["hidden", "zero", "one", "one"], ["first"]),
+        Node("r", "Relu", ["hidden"], ["positive"]),
     ]
     plan = make_tail_plan(
         tail, ["hidden", "same", "first", "positive"], {"zero": ints(0), "one": ints(1)}
@@ -46,7 +46,7 @@ def test_outputs_share_no_memory() -> None:
 
 
 def test_nan_and_infinity_pass_silently() -> None:
-    tail = [TailNode("l", "Log", ["hidden"], ["l"]), TailNode("d", "Div", ["l", "zero"], ["y"])]
+    tail = [Node("l", "Log", ["hidden"], ["l"]), Node("d", "Div", ["l", "zero"], ["y"])]
     plan = make_tail_plan(tail, ["y"], {"zero": np.float32(0.0)})
     found = run_tail(plan, {"hidden": np.array([-1.0, 0.0, 2.0], np.float32)}, no_linear)["y"]
     np.testing.assert_array_equal(found, np.array([np.nan, -np.inf, np.inf], np.float32))
@@ -55,13 +55,13 @@ def test_nan_and_infinity_pass_silently() -> None:
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        (TailNode("n", "Einsum", ["hidden"], ["y"]), r"node 'n' \(Einsum\): .*expected one of Abs"),
-        (TailNode("n", "MatMul", ["hidden", "hidden"], ["y"]), r"\(MatMul\).*constant weights"),
-        (TailNode("n", "Relu", ["nowhere"], ["y"]), r"\(Relu\): reads 'nowhere'"),
-        (TailNode("n", "Relu", ["hidden"], ["z"]), r"output 'y' is not computed"),
+        (Node("n", "Einsum", ["hidden"], ["y"]), r"node 'n' \(Einsum\): .*expected one of Abs"),
+        (Node("n", "MatMul", ["hidden", "hidden"], ["y"]), r"\(MatMul\).*constant weights"),
+        (Node("n", "Relu", ["nowhere"], ["y"]), r"\(Relu\): reads 'nowhere'"),
+        (Node("n", "Relu", ["hidden"], ["z"]), r"output 'y' is not computed"),
     ],
 )
-def test_an_unknown_tail_is_refused(node: TailNode, message: str) -> None:
+def test_an_unknown_tail_is_refused(node: Node, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_tail(make_tail_plan([node], ["y"]))
 
@@ -69,20 +69,20 @@ def test_an_unknown_tail_is_refused(node: TailNode, message: str) -> None:
 @pytest.mark.parametrize(
     ("node", "constant"),
     [
-        (TailNode("n", "Reshape", ["hidden", "c"], ["y"]), ints(5, 5)),
-        (TailNode("n", "Gather", ["hidden", "c"], ["y"]), ints(9)),
-        (TailNode("n", "Expand", ["hidden", "c"], ["y"]), ints(2**40, 1, 1, 1)),
-        (TailNode("n", "ConstantOfShape", ["c"], ["y"]), ints(2**40, 2**40)),
-        (TailNode("n", "Slice", ["hidden", "c", "c", "c", "c"], ["y"]), ints(0)),
-        (TailNode("n", "Split", ["hidden", "c"], ["y"]), ints(1, 7)),
-        (TailNode("n", "Cast", ["hidden"], ["y"], {"to": 10}), ints(0)),
-        (TailNode("n", "Concat", ["hidden"], ["y"]), ints(0)),
-        (TailNode("n", "Range", ["c", "c", "c"], ["y"]), ints(0)),
-        (TailNode("n", "CumSum", ["hidden", "c"], ["y"], {"reverse": 1}), ints(0)),
-        (TailNode("n", "Squeeze", ["hidden", "c"], ["y"]), ints(7)),
+        (Node("n", "Reshape", ["hidden", "c"], ["y"]), ints(5, 5)),
+        (Node("n", "Gather", ["hidden", "c"], ["y"]), ints(9)),
+        (Node("n", "Expand", ["hidden", "c"], ["y"]), ints(2**40, 1, 1, 1)),
+        (Node("n", "ConstantOfShape", ["c"], ["y"]), ints(2**40, 2**40)),
+        (Node("n", "Slice", ["hidden", "c", "c", "c", "c"], ["y"]), ints(0)),
+        (Node("n", "Split", ["hidden", "c"], ["y"]), ints(1, 7)),
+        (Node("n", "Cast", ["hidden"], ["y"], {"to": 10}), ints(0)),
+        (Node("n", "Concat", ["hidden"], ["y"]), ints(0)),
+        (Node("n", "Range", ["c", "c", "c"], ["y"]), ints(0)),
+        (Node("n", "CumSum", ["hidden", "c"], ["y"], {"reverse": 1}), ints(0)),
+        (Node("n", "Squeeze", ["hidden", "c"], ["y"]), ints(7)),
     ],
 )
-def test_shapes_that_do_not_fit_name_the_node(node: TailNode, constant: np.ndarray) -> None:
+def test_shapes_that_do_not_fit_name_the_node(node: Node, constant: np.ndarray) -> None:
     plan = make_tail_plan([node], ["y"], {"c": constant})
     with pytest.raises(InputError, match=rf"node 'n' \({node.operator}\): cannot be computed"):
         run_tail(plan, {"hidden": X}, no_linear)

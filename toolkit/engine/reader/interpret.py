@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.engine.operators import OPERATORS
-from toolkit.engine.plan import TailNode
+from toolkit.engine.plan import Node
 from toolkit.engine.reader.onnx_file import Graph
 from toolkit.engine.reader.rules import (
     RULES,
@@ -100,7 +100,7 @@ def interpret(graph: Graph, probes: Sequence[Probe]) -> dict[str, Value]:
     return values
 
 
-def _apply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> list[Value]:
+def _apply(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> list[Value]:
     """Run one node."""
     if node.operator in ("Identity", "Dropout") and inputs:
         return [inputs[0]]
@@ -121,7 +121,7 @@ def _apply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> list[V
         return [Opaque(f"{node}: cannot be understood: {error}")]
 
 
-def _explained(node: TailNode, inputs: list[Any]) -> Opaque:
+def _explained(node: Node, inputs: list[Any]) -> Opaque:
     """Say why a node breaks the pattern, if it reads what only an encoder's next step may read."""
     if node.operator not in OPERATORS and node.operator not in RULES:
         return Opaque(f"{node}: expected an operator that the engine knows")
@@ -151,7 +151,7 @@ def _constant(where: str, array: np.ndarray) -> Known | Opaque:
     return Known((array,) * len(PROBE_SHAPES), True)
 
 
-def _lookup(node: TailNode, inputs: list[Any]) -> Lookups | None:
+def _lookup(node: Node, inputs: list[Any]) -> Lookups | None:
     """Gather rows of a constant table by numbers that depend on the input."""
     if node.operator != "Gather" or node.attributes.get("axis", 0) != 0:
         return None
@@ -165,7 +165,7 @@ def _lookup(node: TailNode, inputs: list[Any]) -> Lookups | None:
     return Lookups(((float32(table.arrays[0], "embedding table"), rows.arrays),), shapes)
 
 
-def _evaluate(node: TailNode, inputs: list[Any]) -> list[Value]:
+def _evaluate(node: Node, inputs: list[Any]) -> list[Value]:
     """Compute a node on every probe (once if all is constant)."""
     known = [value for value in inputs if value is not None]
     is_constant = all(value.is_constant for value in known)

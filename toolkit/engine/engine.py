@@ -4,11 +4,9 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from cython_kernels._kernels import Encoder, PackedLinear
@@ -21,8 +19,10 @@ from toolkit.engine.plan import Node, Plan
 from toolkit.engine.reader.graph import read_graph
 from toolkit.engine.roofline import call_of, describe, fma_peak
 from toolkit.engine.tail import run_tail
-from toolkit.environment import affinity, decide_num_threads
+from toolkit.engine.threads import run_on_cores
+from toolkit.environment import decide_num_threads
 
+T = TypeVar("T")
 Array = NDArray[Any]
 
 # Tiles of 16 tokens that a thread takes through the encoder together: many enough to read a
@@ -128,10 +128,7 @@ class Engine:
             ValueError: An input is missing, unknown, of another type, shape or range.
         """
         ids, mask, types = self._check(inputs)
-        outputs: dict[str, NDArray[np.float32]] = self._call(
-            lambda: self._run(ids, mask, types, inputs)
-        )
-        return outputs
+        return self._call(lambda: self._run(ids, mask, types, inputs))
 
     def profile(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
         """Time every fused operation of one batch.
@@ -230,14 +227,10 @@ class Engine:
     def _linear(self, key: str, x: Array) -> NDArray[np.float32]:
         return _kernels.linear(self._heads[key], x, self.num_threads)  # type: ignore[no-any-return]
 
-    def _call(self, work: Callable[[], Any]) -> Any:
-        """Run `work` with its threads granted, wherever this process came from."""
-        with self._lock, _CORES.taken(self.num_threads):
-            if _FORKED:
-                # libgomp's idle threads did not survive the fork, and the forking thread would
-                # wait for them for ever; a thread made after it starts a pool of its own
-                return _fresh_thread().submit(work).result()
-            return work()
+    def _call(self, work: Callable[[], T]) -> T:
+        """Run `work` on the engine's threads; its workspaces serve one call at a time."""
+        with self._lock:
+            return run_on_cores(self.num_threads, work)
 
     def _check(
         self, inputs: Mapping[str, Array]
@@ -337,47 +330,3 @@ def _as_int32(name: str, array: Array) -> NDArray[np.int32]:
     ):
         raise ValueError(f"{name} must hold 32-bit numbers; got {array.min()}…{array.max()}")
     return np.ascontiguousarray(array, np.int32)
-
-
-class _Cores:
-    """Counts the threads that engine calls of this process run on: at most the CPUs it has.
-
-    Several engines and calling threads then queue instead of oversubscribing the CPUs.
-    """
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._busy = 0
-
-    @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        with self._condition:
-            # a call that wants more than there is runs when it is alone
-            self._condition.wait_for(lambda: self._busy == 0 or self._busy + count <= affinity())
-            self._busy += count
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._busy -= count
-                self._condition.notify_all()
-
-
-_CORES = _Cores()
-_FORKED = False
-_POOL: ThreadPoolExecutor | None = None
-
-
-def _fresh_thread() -> ThreadPoolExecutor:
-    global _POOL
-    if _POOL is None:
-        _POOL = ThreadPoolExecutor(1, "engine")
-    return _POOL
-
-
-def _after_fork() -> None:
-    global _CORES, _FORKED, _POOL
-    _CORES, _FORKED, _POOL = _Cores(), True, None
-
-
-os.register_at_fork(after_in_child=_after_fork)

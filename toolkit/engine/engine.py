@@ -16,8 +16,9 @@ from cython_kernels import _kernels
 from toolkit.engine.kernel_choice import PREFERRED, SMALL_TILES, choose, path_beside
 from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear, why_not_generate
 from toolkit.engine.plan import Node, Plan
+from toolkit.engine.profile import Timed, profile_rows
 from toolkit.engine.reader.graph import read_graph
-from toolkit.engine.roofline import call_of, describe, fma_peak
+from toolkit.engine.roofline import call_of, fma_peak
 from toolkit.engine.tail import run_tail
 from toolkit.engine.threads import run_on_cores
 from toolkit.environment import decide_num_threads
@@ -141,36 +142,18 @@ class Engine:
         """
         ids, mask, types = self._check(inputs)
         positions = positions_of(ids, self._padding_id)
-        _, seconds, threads, is_large = self._call(
-            lambda: self._encoder.run(
-                ids, mask, types, positions, self._plan.first_token_only, True
-            )
+        first_only, last = self._plan.first_token_only, len(self._layers)
+        _, *report = self._call(
+            lambda: self._encoder.run(ids, mask, types, positions, first_only, True)
         )
-        peak, last = self._call(lambda: fma_peak(self.isa, threads)), len(self._layers)
-        rows = []
-        for i, steps in enumerate(seconds):
-            first_only = self._plan.first_token_only and i in (0, last)
-            call = call_of(mask, self._encoder.hidden, first_only)
-            for step, spent in zip(_kernels.STEPS, steps, strict=True):
-                if spent == 0.0:
-                    continue
-                weight = self._layers[i - 1].get(step) if i else self._ends[step]
-                if isinstance(weight, tuple):
-                    weight = weight[is_large]
-                elif i:  # a norm
-                    weight = None
-                name = f"layer{i - 1}.{step}" if i else step
-                row = {"op": name, "time_ms": spent / threads * 1e3, "gflops": None}
-                row |= {"density": None, "kernel": self.isa, "note": ""}
-                row |= describe(step, weight, call, spent / threads, peak)
-                if i and weight is not None:
-                    row |= {
-                        "density": weight.density,
-                        "kernel": f"{weight.form}_{self.isa}",
-                        "note": self._why(name, weight, is_large),
-                    }
-                rows.append(row)
-        return rows
+        timed = Timed(*report)
+        peak = self._call(lambda: fma_peak(self.isa, timed.num_threads))
+        calls = [
+            call_of(mask, self._encoder.hidden, first_only and i in (0, last))
+            for i in range(last + 1)
+        ]
+        parts = [self._ends, *self._layers]
+        return profile_rows(timed, parts, calls, self.isa, peak, self._why)
 
     def explain(self) -> str:
         """Describe, per layer, which kernel runs it, its density, its bytes, and why."""

@@ -64,7 +64,8 @@ $(SANITIZED)/built: $(SOURCES) setup.py tests/native/kernel_test.c
 
 sanitize: setup $(SANITIZED)/built ## kernel and engine tests under the address and undefined-behaviour sanitizers
 	$(SANITIZED)/kernel_test
-	$(WITH_SANITIZERS) $(BIN)/pytest tests/kernels tests/unit/engine/test_engine.py tests/unit/engine/test_kernel_choice.py $(PYTEST)
+	$(WITH_SANITIZERS) $(BIN)/pytest tests/kernels $(PYTEST) \
+	  $(patsubst %,tests/unit/engine/test_%.py,engine kernel_choice profile threads)
 
 SECONDS := 60
 fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for SECONDS each, under the sanitizers

@@ -2,35 +2,44 @@
 
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from cython_kernels._kernels import Encoder, PackedLinear
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
-from toolkit.engine.kernel_choice import PREFERRED, SMALL_TILES, choose, path_beside
-from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear, why_not_generate
-from toolkit.engine.plan import Node, Plan
+from toolkit.engine.kernel_choice import SMALL_TILES, check_kernel, choose, path_beside
+from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear
+from toolkit.engine.plan import Plan
 from toolkit.engine.profile import Timed, profile_rows
 from toolkit.engine.reader.graph import read_graph
 from toolkit.engine.roofline import call_of, fma_peak
-from toolkit.engine.tail import run_tail
+from toolkit.engine.tail import find_token_head, run_tail
 from toolkit.engine.threads import run_on_cores
 from toolkit.environment import decide_num_threads
 
 T = TypeVar("T")
 Array = NDArray[Any]
+Int32 = NDArray[np.int32]
 
 # Tiles of 16 tokens that a thread takes through the encoder together: many enough to read a
 # block of weights rarely, few enough that their activations stay in cache (docs/engine.md).
 GROUP_TILES = 32
 
 SMALL_CALLS = " (small calls)"
+
+
+class Tokens(NamedTuple):
+    """What the encoder takes, each (B, T): see `Engine.run` and `positions_of`."""
+
+    ids: Int32
+    mask: Int32
+    types: Int32
+    positions: Int32
 
 
 class Engine:
@@ -128,8 +137,8 @@ class Engine:
         Raises:
             ValueError: An input is missing, unknown, of another type, shape or range.
         """
-        ids, mask, types = self._check(inputs)
-        return self._call(lambda: self._run(ids, mask, types, inputs))
+        tokens = self._check(inputs)
+        return self._call(lambda: self._run(tokens, inputs))
 
     def profile(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
         """Time every fused operation of one batch.
@@ -140,16 +149,13 @@ class Engine:
             `note`, `operations`, `bytes` (moved at least) and `peak_share` (of the FMA peak of as
             many threads, measured once per process).
         """
-        ids, mask, types = self._check(inputs)
-        positions = positions_of(ids, self._padding_id)
+        tokens = self._check(inputs)
         first_only, last = self._plan.first_token_only, len(self._layers)
-        _, *report = self._call(
-            lambda: self._encoder.run(ids, mask, types, positions, first_only, True)
-        )
+        _, *report = self._call(lambda: self._encoder.run(*tokens, first_only, True))
         timed = Timed(*report)
         peak = self._call(lambda: fma_peak(self.isa, timed.num_threads))
         calls = [
-            call_of(mask, self._encoder.hidden, first_only and i in (0, last))
+            call_of(tokens.mask, self._encoder.hidden, first_only and i in (0, last))
             for i in range(last + 1)
         ]
         parts = [self._ends, *self._layers]
@@ -190,34 +196,7 @@ class Engine:
         """Bytes of all packed weights."""
         return sum(weight.nbytes for _, weight in self.weights())
 
-    def _why(self, name: str, weight: PackedLinear, is_large: bool) -> str:
-        return f"{1 - weight.density:.1%} zeros; {self._choice.forms[name][is_large].why}"
-
-    def _run(
-        self,
-        ids: NDArray[np.int32],
-        mask: NDArray[np.int32],
-        types: NDArray[np.int32],
-        inputs: Mapping[str, Array],
-    ) -> dict[str, NDArray[np.float32]]:
-        plan = self._plan
-        hidden = self._encoder.run(
-            ids, mask, types, positions_of(ids, self._padding_id), plan.first_token_only
-        )
-        values = {**inputs, plan.hidden: hidden}
-        return run_tail(plan, values, self._linear)
-
-    def _linear(self, key: str, x: Array) -> NDArray[np.float32]:
-        return _kernels.linear(self._heads[key], x, self.num_threads)  # type: ignore[no-any-return]
-
-    def _call(self, work: Callable[[], T]) -> T:
-        """Run `work` on the engine's threads; its workspaces serve one call at a time."""
-        with self._lock:
-            return run_on_cores(self.num_threads, work)
-
-    def _check(
-        self, inputs: Mapping[str, Array]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    def _check(self, inputs: Mapping[str, Array]) -> Tokens:
         for name in inputs:
             if name not in self.inputs:
                 raise ValueError(f"unknown input {name!r}: expected {', '.join(self.inputs)}")
@@ -232,11 +211,28 @@ class Engine:
                 raise ValueError(
                     f"{name} must have the shape of input_ids, {ids.shape}; got {array.shape}"
                 )
-        return (
+        return Tokens(
             ids,
             arrays.get("attention_mask", np.ones_like(ids)),
             arrays.get("token_type_ids", np.zeros_like(ids)),
+            positions_of(ids, self._padding_id),
         )
+
+    def _call(self, work: Callable[[], T]) -> T:
+        """Run `work` on the engine's threads; its workspaces serve one call at a time."""
+        with self._lock:
+            return run_on_cores(self.num_threads, work)
+
+    def _run(self, tokens: Tokens, inputs: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
+        plan = self._plan
+        hidden = self._encoder.run(*tokens, plan.first_token_only)
+        return run_tail(plan, {**inputs, plan.hidden: hidden}, self._linear)
+
+    def _linear(self, key: str, x: Array) -> NDArray[np.float32]:
+        return _kernels.linear(self._heads[key], x, self.num_threads)  # type: ignore[no-any-return]
+
+    def _why(self, name: str, weight: PackedLinear, is_large: bool) -> str:
+        return f"{1 - weight.density:.1%} zeros; {self._choice.forms[name][is_large].why}"
 
 
 def find_isa(requested: str) -> str:
@@ -257,49 +253,17 @@ def find_isa(requested: str) -> str:
     return requested
 
 
-def check_kernel(kernel: str, isa: str) -> bool:
-    """Return whether code can be generated; warn where `auto` could use it and may not.
-
-    Raises:
-        ValueError: `kernel` is unknown, or cannot be had here.
-    """
-    forms = ("auto", *PREFERRED["large"])
-    if kernel not in forms:
-        raise ValueError(f"kernel must be one of {', '.join(forms)}; got {kernel!r}")
-    reason = why_not_generate(isa)
-    if kernel == "generated" and reason:
-        raise ValueError(f"kernel=generated is not possible here: {reason}; use auto or table")
-    if kernel == "auto" and "forbids" in reason:
-        warnings.warn(f"{reason}: sparse layers run more slowly, in the table form", stacklevel=4)
-    return not reason
-
-
-def find_token_head(plan: Plan) -> Node | None:
-    """Return the dense layer that alone reads the hidden states of all tokens, if it narrows them.
-
-    Question answering and token classification have one; the encoder applies it while a text's
-    hidden states are in cache, and they are never written out.
-    """
-    readers = [node for node in plan.tail if plan.hidden in node.inputs]
-    if plan.first_token_only or plan.hidden in plan.outputs or len(readers) != 1:
-        return None
-    weight = plan.linears.get(readers[0].name)
-    if weight is None or len(weight.bias) > weight.weight.shape[1]:
-        return None
-    return readers[0]
-
-
-def positions_of(ids: NDArray[np.int32], padding_id: int | None) -> NDArray[np.int32]:
+def positions_of(ids: Int32, padding_id: int | None) -> Int32:
     """Return the position-table row of every token (B, T), see `Embeddings.padding_id`."""
     if padding_id is None:
         row = np.arange(ids.shape[1], dtype=np.int32)
         return np.ascontiguousarray(np.broadcast_to(row, ids.shape))
     real = (ids != padding_id).astype(np.int32)
-    positions: NDArray[np.int32] = np.cumsum(real, 1, dtype=np.int32) * real + np.int32(padding_id)
+    positions: Int32 = np.cumsum(real, 1, dtype=np.int32) * real + np.int32(padding_id)
     return positions
 
 
-def _as_int32(name: str, array: Array) -> NDArray[np.int32]:
+def _as_int32(name: str, array: Array) -> Int32:
     array = np.asarray(array)
     if array.dtype not in (np.int32, np.int64) or array.ndim != 2:
         raise ValueError(

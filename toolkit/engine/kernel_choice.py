@@ -8,6 +8,7 @@ NEVER loaded from disk, nor are packed weights: both are made anew from the mode
 import hashlib
 import json
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,14 @@ from cython_kernels._kernels import CodeMemory, PackedLinear, aligned, count_non
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
-from toolkit.engine.packing import KBLOCK, check_qkv, density, pack_form, panel_rows
+from toolkit.engine.packing import (
+    KBLOCK,
+    check_qkv,
+    density,
+    pack_form,
+    panel_rows,
+    why_not_generate,
+)
 from toolkit.engine.plan import Linear, Plan
 from toolkit.environment import cpu_model
 from toolkit.errors import InputError
@@ -94,6 +102,23 @@ class Choice:
 
     forms: dict[str, tuple[Form, Form]]
     origin: str
+
+
+def check_kernel(kernel: str, isa: str) -> bool:
+    """Return whether code can be generated; warn where `auto` could use it and may not.
+
+    Raises:
+        ValueError: `kernel` is unknown, or cannot be had here.
+    """
+    forms = ("auto", *PREFERRED["large"])
+    if kernel not in forms:
+        raise ValueError(f"kernel must be one of {', '.join(forms)}; got {kernel!r}")
+    reason = why_not_generate(isa)
+    if kernel == "generated" and reason:
+        raise ValueError(f"kernel=generated is not possible here: {reason}; use auto or table")
+    if kernel == "auto" and "forbids" in reason:
+        warnings.warn(f"{reason}: sparse layers run more slowly, in the table form", stacklevel=4)
+    return not reason
 
 
 def choose(

@@ -84,6 +84,21 @@ def check_tail(plan: Plan) -> None:
             raise InputError(f"output {name!r} is not computed by any node the engine knows")
 
 
+def find_token_head(plan: Plan) -> Node | None:
+    """Return the dense layer that alone reads the hidden states of all tokens, if it narrows them.
+
+    Question answering and token classification have one; the encoder applies it while a text's
+    hidden states are in cache, and they are never written out.
+    """
+    readers = [node for node in plan.tail if plan.hidden in node.inputs]
+    if plan.first_token_only or plan.hidden in plan.outputs or len(readers) != 1:
+        return None
+    weight = plan.linears.get(readers[0].name)
+    if weight is None or len(weight.bias) > weight.weight.shape[1]:
+        return None
+    return readers[0]
+
+
 def _run_node(
     node: Node, arguments: list[Any], linear: Callable[[str, Array], Array]
 ) -> list[Array]:

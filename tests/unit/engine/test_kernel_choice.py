@@ -150,7 +150,7 @@ def test_a_pin_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         Engine(make_plan(), 1, REASON, ISAS[0], "csr")
     with pytest.raises(ValueError, match="no code is generated for generic; use auto or table"):
         Engine(make_plan(), 1, REASON, "generic", "generated")
-    monkeypatch.setattr(engine_module, "why_not_generate", lambda _: "this system forbids it")
+    monkeypatch.setattr(kernel_choice, "why_not_generate", lambda _: "this system forbids it")
     with pytest.raises(ValueError, match="not possible here: this system forbids it; use auto"):
         Engine(make_plan(), 1, REASON, ISAS[0], "generated")
     with pytest.warns(UserWarning, match="this system forbids it: sparse layers run more slowly"):

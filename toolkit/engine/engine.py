@@ -70,8 +70,8 @@ class Engine:
         self._padding_id = plan.embeddings.padding_id
         can_generate = check_kernel(kernel, isa)
         self._forms = "generated, table, dense" if can_generate else "table, dense"
-        choice = self._choice = choose(plan, isa, can_generate, kernel, num_threads, timings)
-        forms = {name: (small.form, large.form) for name, (small, large) in choice.forms.items()}
+        self._choices = choose(plan, isa, can_generate, kernel, num_threads, timings)
+        forms = self._choices.forms
         layers = self._layers = pack_layers(plan.layers, isa, forms, can_generate, num_threads)
         self._heads = {
             key: pack_linear(linear.weight, linear.bias, isa, forms[key])[0]
@@ -162,10 +162,10 @@ class Engine:
         return profile_rows(timed, parts, calls, self.isa, peak, self._why)
 
     def explain(self) -> str:
-        """Describe, per layer, which kernel runs it, its density, its bytes, and why."""
+        """Describe, per layer, the form it runs in, its density, its bytes, and why."""
         lines = [
             f"isa {self.isa} ({self._forms}), {self.num_threads} threads: {self.threads_reason}",
-            f"kernels: {self._choice.origin}",
+            f"kernels: {self._choices.origin}",
             f"{'layer':28} {'rows':>6} {'cols':>6} {'density':>8} {'MiB':>7}  kernel",
         ]
         for name, weight in self.weights():
@@ -232,7 +232,7 @@ class Engine:
         return _kernels.linear(self._heads[key], x, self.num_threads)  # type: ignore[no-any-return]
 
     def _why(self, name: str, weight: PackedLinear, is_large: bool) -> str:
-        return f"{1 - weight.density:.1%} zeros; {self._choice.forms[name][is_large].why}"
+        return f"{1 - weight.density:.1%} zeros; {self._choices.by_weight[name][is_large].why}"
 
 
 def find_isa(requested: str) -> str:

@@ -72,7 +72,7 @@ fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for
 	$(BIN)/toolkit export output_dir=$(SANITIZED)/export model.config.hidden_size=32 \
 	  model.config.num_hidden_layers=1 model.config.intermediate_size=64
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/kernels/fuzz_packing.py $(SECONDS)
-	$(WITH_SANITIZERS) $(BIN)/python -P tests/unit/engine/reader/fuzz_graph.py $(SANITIZED)/export/model.onnx $(SECONDS)
+	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/export/model.onnx $(SECONDS)
 
 DEMO := outputs/demo
 demo: setup ## train, compress, export, measure and report in a few minutes; needs no download

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifact.exported import Exported, describe, find_checkpoint, size_bytes
+from toolkit.artifact.exported import Exported, describe_onnx, find_checkpoint, size_bytes
 from toolkit.config import BenchRoot
 from toolkit.environment import decide_num_threads
 from toolkit.errors import UsageError
@@ -107,7 +107,7 @@ def model_facts(config: BenchRoot, model: Exported) -> dict[str, Any]:
     if config.onnx is None:
         known = (model.record or {}).get("model", {})
         return {**known, "name": config.model.name, "random_weights": True}
-    return describe(model.onnx) if model.record is None else dict(model.record["model"])
+    return describe_onnx(model.onnx) if model.record is None else dict(model.record["model"])
 
 
 def fill_record(

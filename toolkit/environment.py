@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def describe() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Describe the machine and the software, as `record.json` keeps it.
 
     Returns:
@@ -39,7 +39,7 @@ def describe() -> dict[str, Any]:
 
 def summary() -> str:
     """Describe the machine in a few lines of text, as `toolkit info` prints it."""
-    found = describe()
+    found = describe_machine()
     _, reason = decide_num_threads(0)
     lines = [
         f"CPU       {found['cpu']} ({found['machine']}, {found['cores']} logical cores)",

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
 from toolkit.artifact.parity import check_parity, check_zeros, parity_batches
 from toolkit.compress.model import load_checkpoint
-from toolkit.compress.sparsity.weights import describe
+from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.what_if import make_checkpoint
 from toolkit.config import ExportRoot, from_plain
 from toolkit.errors import UsageError
@@ -93,7 +93,9 @@ def _fill_record(
             record["metrics"] = earlier["metrics"]
             name = earlier["model"].get("name", name)
         record["size_bytes"]["checkpoint"] = size_of(checkpoint)
-    record["model"] = describe(name, model) | {"random_weights": config.checkpoint is None}
+    record["model"] = describe_checkpoint(name, model) | {
+        "random_weights": config.checkpoint is None
+    }
     record["size_bytes"]["onnx"] = size_of(onnx.parent, "model.onnx*")
     return record
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
-from toolkit.environment import describe
+from toolkit.environment import describe_machine
 from toolkit.errors import InputError
 from toolkit.files import write_text
 
@@ -57,7 +57,7 @@ def new_record(verb: str, config: "DataclassInstance") -> dict[str, Any]:
         "metrics": {},
         "speed": [],
         "size_bytes": {},
-        "environment": plain(describe()),
+        "environment": plain(describe_machine()),
     }
 
 

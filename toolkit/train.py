@@ -14,7 +14,7 @@ from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
 from toolkit.compress.resume import explain_full_disk, is_finished, is_first_process, prepare
 from toolkit.compress.sparsity.callback import SparsificationCallback
-from toolkit.compress.sparsity.weights import describe
+from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.teacher import DistillationTrainer, load_teacher
 from toolkit.compress.trainer import load_data, make_trainer, predict, training_arguments
 from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
@@ -63,7 +63,7 @@ def train(config: TrainRoot) -> None:
             save_checkpoint(output / "checkpoint", model, tokenizer)
 
     if trainer.is_world_process_zero():
-        record["model"] = describe(config.model.name, model)
+        record["model"] = describe_checkpoint(config.model.name, model)
         record["metrics"] = {
             "task": config.task.name,
             "num_examples": len(data.examples),

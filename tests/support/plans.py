@@ -1,6 +1,8 @@
 """Hand-made plans: small encoders of every kind the engine runs, without an ONNX file."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 
 from cython_kernels import _kernels
 from toolkit.engine import Engine
-from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Plan, TailNode
+from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Node, Plan
 
 NUM_LABELS = 3
 ISAS = _kernels.available_isas()
@@ -16,6 +18,20 @@ REASON = "the test says so"
 
 Array = NDArray[Any]
 Inputs = dict[str, Array]
+
+PLANS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "bert_dense": {"sparsity": 0.0},
+    "bert_empty": {"sparsity": 1.0},
+    "odd_sizes": {"hidden": 35, "heads": 5, "inner": 61, "num_layers": 1},
+    "one_head": {"hidden": 16, "heads": 1, "inner": 16, "activation": "relu"},
+    "minilm": {"hidden": 384, "heads": 12, "inner": 1536, "num_layers": 1, "sparsity": 0.9},
+    "electra": {"embedding_size": 40, "activation": "gelu_tanh"},
+    "roberta": {"padding_id": 1, "num_types": 1, "inputs": ("input_ids", "attention_mask")},
+    "distilbert": {"num_types": 0, "inputs": ("input_ids", "attention_mask")},
+    "no_mask": {"inputs": ("input_ids",), "num_types": 0},
+    "classifier": {"first_token_only": True},
+}  # fmt: skip
 
 
 def make_plan(
@@ -94,12 +110,37 @@ def make_plan(
     )
 
 
-def _tail(first_token_only: bool) -> tuple[list[TailNode], dict[str, NDArray[Any]], list[str]]:
+def _tail(first_token_only: bool) -> tuple[list[Node], dict[str, NDArray[Any]], list[str]]:
     if not first_token_only:
-        return [TailNode("head", "Linear", ["hidden"], ["scores"])], {}, ["hidden", "scores"]
-    first = TailNode("first", "Gather", ["hidden", "zero"], ["pooled"], {"axis": 1})
-    head = TailNode("head", "Linear", ["pooled"], ["logits"])
+        return [Node("head", "Linear", ["hidden"], ["scores"])], {}, ["hidden", "scores"]
+    first = Node("first", "Gather", ["hidden", "zero"], ["pooled"], {"axis": 1})
+    head = Node("head", "Linear", ["pooled"], ["logits"])
     return [first, head], {"zero": np.array(0)}, ["logits"]
+
+
+def make_tail_plan(
+    tail: list[Node],
+    outputs: list[str],
+    constants: dict[str, Array] | None = None,
+    linears: dict[str, Linear] | None = None,
+) -> Plan:
+    """Put these nodes behind an encoder."""
+    return replace(
+        make_plan(inputs=("input_ids", "attention_mask")),
+        outputs=outputs,
+        tail=tail,
+        constants=constants or {},
+        linears=linears or {},
+    )
+
+
+def no_linear(key: str, x: Array) -> Array:
+    """Stand in for the engine's dense layers in a tail that has none."""
+    raise AssertionError(f"no dense layer was expected, but {key} was asked for")
+
+
+def ints(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
 
 
 def make_engine(num_threads: int = 2, isa: str = ISAS[0], **sizes: Any) -> Engine:
@@ -136,3 +177,25 @@ def make_inputs(plan: Plan, mask: Array, dtype: type = np.int64, seed: int = 0) 
         "token_type_ids": rng.integers(0, 1 if types is None else len(types), mask.shape),
     }
     return {name: inputs[name].astype(dtype) for name in plan.inputs}
+
+
+def assert_is_close(
+    outputs: Mapping[str, Array], expected: Mapping[str, Array], inputs: Inputs
+) -> None:
+    """Compare where there is a token. After a LayerNorm all values are near 1.
+
+    A product of some hundred terms errs by some hundred eps, 1e-5; so does each LayerNorm.
+    """
+    assert list(outputs) == list(expected)
+    mask = inputs.get("attention_mask", np.ones_like(inputs["input_ids"])) != 0
+    for name, value in outputs.items():
+        assert value.dtype == np.float32
+        assert value.shape == expected[name].shape
+        if value.ndim == 3:  # of every token
+            mask = mask.copy()
+            mask[:, 0] = True  # poolers read position 0 even where it is masked
+            if name == "hidden":
+                assert not value[~mask].any()
+            np.testing.assert_allclose(value[mask], expected[name][mask], rtol=0, atol=2e-5)
+        else:
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-5)

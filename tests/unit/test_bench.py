@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from support.configs import compose
 
 from toolkit.artifact.agreement import largest_difference
-from toolkit.artifact.exported import describe, find_checkpoint, read_exported, size_bytes
+from toolkit.artifact.exported import describe_onnx, find_checkpoint, read_exported, size_bytes
 from toolkit.bench import bench
 from toolkit.config import BenchRoot, Scenario
 from toolkit.errors import GateError, InputError, UsageError
@@ -29,7 +29,7 @@ from toolkit.measure.batches import feed, make_batches
 from toolkit.measure.timing import (
     MIN_ROUNDS,
     speed_ratio,
-    summarise,
+    summarise_calls,
     time_rounds,
     warn_if_busy,
 )
@@ -136,7 +136,7 @@ def test_rounds_go_on_until_there_are_enough_calls() -> None:
 
 
 def test_figures_of_known_times() -> None:
-    figures = summarise([[0.1, 0.1], [0.1, 0.1], [0.1, 0.5]], 32, 4096)
+    figures = summarise_calls([[0.1, 0.1], [0.1, 0.1], [0.1, 0.5]], 32, 4096)
     assert figures["items_per_s"] == pytest.approx(320.0)  # the disturbed round does not count
     assert figures["tokens_per_s"] == pytest.approx(40960.0)
     assert figures["iterations"] == 6
@@ -292,7 +292,7 @@ def test_an_exported_folder_is_read(onnx_file: Path) -> None:
     model = read_exported(onnx_file)
     assert (model.pad_id, model.max_tokens) == (1, 512)
     assert size_bytes(onnx_file) == onnx_file.stat().st_size
-    assert describe(onnx_file) == {"name": "model"}  # no encoder in it
+    assert describe_onnx(onnx_file) == {"name": "model"}  # no encoder in it
 
 
 def test_what_is_no_bert_is_refused(onnx_file: Path, tmp_path: Path) -> None:

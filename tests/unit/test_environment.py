@@ -93,7 +93,7 @@ def test_affinity_is_what_the_scheduler_allows() -> None:
 
 
 def test_description_names_cpu_cores_versions_and_revision() -> None:
-    found = environment.describe()
+    found = environment.describe_machine()
     assert found["cpu"]
     assert found["cores"] >= found["affinity"] >= 1
     assert found["memory_bytes"] > 1 << 20

@@ -88,7 +88,7 @@ def size_bytes(onnx: Path) -> int:
     )
 
 
-def describe(onnx: Path) -> dict[str, Any]:
+def describe_onnx(onnx: Path) -> dict[str, Any]:
     """Count layers, parameters and zeros: the `model` of a record, where no record tells them.
 
     Returns:

@@ -2,35 +2,45 @@
 
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from cython_kernels._kernels import Encoder, PackedLinear
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
-from cython_kernels._kernels import Encoder, PackedLinear
-from toolkit.engine.kernel_choice import PREFERRED, SMALL_TILES, choose, path_beside
-from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear, why_not_generate
-from toolkit.engine.plan import Plan, TailNode
+from toolkit.engine.kernel_choice import SMALL_TILES, check_kernel, choose, path_beside
+from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear
+from toolkit.engine.plan import Plan
+from toolkit.engine.profile import Timed, profile_rows
 from toolkit.engine.reader.graph import read_graph
-from toolkit.engine.roofline import call_of, describe, fma_peak
+from toolkit.engine.roofline import call_of, fma_peak
 from toolkit.engine.schedule import Schedule
-from toolkit.engine.tail import run_tail
-from toolkit.environment import affinity, decide_num_threads
+from toolkit.engine.tail import find_token_head, run_tail
+from toolkit.engine.threads import run_on_cores
+from toolkit.environment import decide_num_threads
 
+T = TypeVar("T")
 Array = NDArray[Any]
+Int32 = NDArray[np.int32]
 
 # Tiles of 16 tokens that a thread takes through the encoder together: many enough to read a
 # block of weights rarely, few enough that their activations stay in cache (docs/engine.md).
 GROUP_TILES = 32
 
 SMALL_CALLS = " (small calls)"
+
+
+class Tokens(NamedTuple):
+    """What the encoder takes, each (B, T): see `Engine.run` and `positions_of`."""
+
+    ids: Int32
+    mask: Int32
+    types: Int32
+    positions: Int32
 
 
 class Engine:
@@ -61,8 +71,8 @@ class Engine:
         self._padding_id = plan.embeddings.padding_id
         can_generate = check_kernel(kernel, isa)
         self._forms = "generated, table, dense" if can_generate else "table, dense"
-        choice = self._choice = choose(plan, isa, can_generate, kernel, num_threads, timings)
-        forms = {name: (small.form, large.form) for name, (small, large) in choice.forms.items()}
+        self._choices = choose(plan, isa, can_generate, kernel, num_threads, timings)
+        forms = self._choices.forms
         layers = self._layers = pack_layers(plan.layers, isa, forms, can_generate, num_threads)
         self._heads = {
             key: pack_linear(linear.weight, linear.bias, isa, forms[key])[0]
@@ -126,11 +136,8 @@ class Engine:
         Raises:
             ValueError: An input is missing, unknown, of another type, shape or range.
         """
-        ids, mask, types = self._check(inputs)
-        outputs: dict[str, NDArray[np.float32]] = self._call(
-            lambda: self._run(ids, mask, types, inputs)
-        )
-        return outputs
+        tokens = self._check(inputs)
+        return self._call(lambda: self._run(tokens, inputs))
 
     def profile(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
         """Time every fused operation of one batch.
@@ -141,45 +148,28 @@ class Engine:
             `note`, `operations`, `bytes` (moved at least) and `peak_share` (of the FMA peak of as
             many threads, measured once per process).
         """
-        ids, mask, types = self._check(inputs)
-        positions = positions_of(ids, self._padding_id)
-        schedule = Schedule(mask, self.num_threads, GROUP_TILES)
-        _, seconds, threads, is_large = self._call(
+        tokens = self._check(inputs)
+        first_only, last = self._plan.first_token_only, len(self._layers)
+        schedule = Schedule(tokens.mask, self.num_threads, GROUP_TILES)
+        _, *report = self._call(
             lambda: self._encoder.run(
-                ids, types, positions, schedule, self._plan.first_token_only, True
+                tokens.ids, tokens.types, tokens.positions, schedule, first_only, True
             )
         )
-        peak, last = self._call(lambda: fma_peak(self.isa, threads)), len(self._layers)
-        rows = []
-        for i, steps in enumerate(seconds):
-            first_only = self._plan.first_token_only and i in (0, last)
-            call = call_of(mask, self._encoder.hidden, first_only)
-            for step, spent in zip(_kernels.STEPS, steps, strict=True):
-                if spent == 0.0:
-                    continue
-                weight = self._layers[i - 1].get(step) if i else self._ends[step]
-                if isinstance(weight, tuple):
-                    weight = weight[is_large]
-                elif i:  # a norm
-                    weight = None
-                name = f"layer{i - 1}.{step}" if i else step
-                row = {"op": name, "time_ms": spent / threads * 1e3, "gflops": None}
-                row |= {"density": None, "kernel": self.isa, "note": ""}
-                row |= describe(step, weight, call, spent / threads, peak)
-                if i and weight is not None:
-                    row |= {
-                        "density": weight.density,
-                        "kernel": f"{weight.form}_{self.isa}",
-                        "note": self._why(name, weight, is_large),
-                    }
-                rows.append(row)
-        return rows
+        timed = Timed(*report)
+        peak = self._call(lambda: fma_peak(self.isa, timed.num_threads))
+        calls = [
+            call_of(tokens.mask, self._encoder.hidden, first_only and i in (0, last))
+            for i in range(last + 1)
+        ]
+        parts = [self._ends, *self._layers]
+        return profile_rows(timed, parts, calls, self.isa, peak, self._why)
 
     def explain(self) -> str:
-        """Describe, per layer, which kernel runs it, its density, its bytes, and why."""
+        """Describe, per layer, the form it runs in, its density, its bytes, and why."""
         lines = [
             f"isa {self.isa} ({self._forms}), {self.num_threads} threads: {self.threads_reason}",
-            f"kernels: {self._choice.origin}",
+            f"kernels: {self._choices.origin}",
             f"{'layer':28} {'rows':>6} {'cols':>6} {'density':>8} {'MiB':>7}  kernel",
         ]
         for name, weight in self.weights():
@@ -210,38 +200,7 @@ class Engine:
         """Bytes of all packed weights."""
         return sum(weight.nbytes for _, weight in self.weights())
 
-    def _why(self, name: str, weight: PackedLinear, is_large: bool) -> str:
-        return f"{1 - weight.density:.1%} zeros; {self._choice.forms[name][is_large].why}"
-
-    def _run(
-        self,
-        ids: NDArray[np.int32],
-        mask: NDArray[np.int32],
-        types: NDArray[np.int32],
-        inputs: Mapping[str, Array],
-    ) -> dict[str, NDArray[np.float32]]:
-        plan = self._plan
-        schedule = Schedule(mask, self.num_threads, GROUP_TILES)
-        positions = positions_of(ids, self._padding_id)
-        hidden = self._encoder.run(ids, types, positions, schedule, plan.first_token_only)
-        values = {**inputs, plan.hidden: hidden}
-        return run_tail(plan, values, self._linear)
-
-    def _linear(self, key: str, x: Array) -> NDArray[np.float32]:
-        return _kernels.linear(self._heads[key], x, self.num_threads)
-
-    def _call(self, work: Callable[[], Any]) -> Any:
-        """Run `work` with its threads granted, wherever this process came from."""
-        with self._lock, _CORES.taken(self.num_threads):
-            if _FORKED:
-                # libgomp's idle threads did not survive the fork, and the forking thread would
-                # wait for them for ever; a thread made after it starts a pool of its own
-                return _fresh_thread().submit(work).result()
-            return work()
-
-    def _check(
-        self, inputs: Mapping[str, Array]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    def _check(self, inputs: Mapping[str, Array]) -> Tokens:
         for name in inputs:
             if name not in self.inputs:
                 raise ValueError(f"unknown input {name!r}: expected {', '.join(self.inputs)}")
@@ -256,11 +215,31 @@ class Engine:
                 raise ValueError(
                     f"{name} must have the shape of input_ids, {ids.shape}; got {array.shape}"
                 )
-        return (
+        return Tokens(
             ids,
             arrays.get("attention_mask", np.ones_like(ids)),
             arrays.get("token_type_ids", np.zeros_like(ids)),
+            positions_of(ids, self._padding_id),
         )
+
+    def _call(self, work: Callable[[], T]) -> T:
+        """Run `work` on the engine's threads; its workspaces serve one call at a time."""
+        with self._lock:
+            return run_on_cores(self.num_threads, work)
+
+    def _run(self, tokens: Tokens, inputs: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
+        plan = self._plan
+        schedule = Schedule(tokens.mask, self.num_threads, GROUP_TILES)
+        hidden = self._encoder.run(
+            tokens.ids, tokens.types, tokens.positions, schedule, plan.first_token_only
+        )
+        return run_tail(plan, {**inputs, plan.hidden: hidden}, self._linear)
+
+    def _linear(self, key: str, x: Array) -> NDArray[np.float32]:
+        return _kernels.linear(self._heads[key], x, self.num_threads)
+
+    def _why(self, name: str, weight: PackedLinear, is_large: bool) -> str:
+        return f"{1 - weight.density:.1%} zeros; {self._choices.by_weight[name][is_large].why}"
 
 
 def find_isa(requested: str) -> str:
@@ -281,49 +260,17 @@ def find_isa(requested: str) -> str:
     return requested
 
 
-def check_kernel(kernel: str, isa: str) -> bool:
-    """Return whether code can be generated; warn where `auto` could use it and may not.
-
-    Raises:
-        ValueError: `kernel` is unknown, or cannot be had here.
-    """
-    forms = ("auto", *PREFERRED["large"])
-    if kernel not in forms:
-        raise ValueError(f"kernel must be one of {', '.join(forms)}; got {kernel!r}")
-    reason = why_not_generate(isa)
-    if kernel == "generated" and reason:
-        raise ValueError(f"kernel=generated is not possible here: {reason}; use auto or table")
-    if kernel == "auto" and "forbids" in reason:
-        warnings.warn(f"{reason}: sparse layers run more slowly, in the table form", stacklevel=4)
-    return not reason
-
-
-def find_token_head(plan: Plan) -> TailNode | None:
-    """Return the dense layer that alone reads the hidden states of all tokens, if it narrows them.
-
-    Question answering and token classification have one; the encoder applies it while a text's
-    hidden states are in cache, and they are never written out.
-    """
-    readers = [node for node in plan.tail if plan.hidden in node.inputs]
-    if plan.first_token_only or plan.hidden in plan.outputs or len(readers) != 1:
-        return None
-    weight = plan.linears.get(readers[0].name)
-    if weight is None or len(weight.bias) > weight.weight.shape[1]:
-        return None
-    return readers[0]
-
-
-def positions_of(ids: NDArray[np.int32], padding_id: int | None) -> NDArray[np.int32]:
+def positions_of(ids: Int32, padding_id: int | None) -> Int32:
     """Return the position-table row of every token (B, T), see `Embeddings.padding_id`."""
     if padding_id is None:
         row = np.arange(ids.shape[1], dtype=np.int32)
         return np.ascontiguousarray(np.broadcast_to(row, ids.shape))
     real = (ids != padding_id).astype(np.int32)
-    positions: NDArray[np.int32] = np.cumsum(real, 1, dtype=np.int32) * real + np.int32(padding_id)
+    positions: Int32 = np.cumsum(real, 1, dtype=np.int32) * real + np.int32(padding_id)
     return positions
 
 
-def _as_int32(name: str, array: Array) -> NDArray[np.int32]:
+def _as_int32(name: str, array: Array) -> Int32:
     array = np.asarray(array)
     if array.dtype not in (np.int32, np.int64) or array.ndim != 2:
         raise ValueError(
@@ -337,47 +284,3 @@ def _as_int32(name: str, array: Array) -> NDArray[np.int32]:
     ):
         raise ValueError(f"{name} must hold 32-bit numbers; got {array.min()}…{array.max()}")
     return np.ascontiguousarray(array, np.int32)
-
-
-class _Cores:
-    """Counts the threads that engine calls of this process run on: at most the CPUs it has.
-
-    Several engines and calling threads then queue instead of oversubscribing the CPUs.
-    """
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._busy = 0
-
-    @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        with self._condition:
-            # a call that wants more than there is runs when it is alone
-            self._condition.wait_for(lambda: self._busy == 0 or self._busy + count <= affinity())
-            self._busy += count
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._busy -= count
-                self._condition.notify_all()
-
-
-_CORES = _Cores()
-_FORKED = False
-_POOL: ThreadPoolExecutor | None = None
-
-
-def _fresh_thread() -> ThreadPoolExecutor:
-    global _POOL
-    if _POOL is None:
-        _POOL = ThreadPoolExecutor(1, "engine")
-    return _POOL
-
-
-def _after_fork() -> None:
-    global _CORES, _FORKED, _POOL
-    _CORES, _FORKED, _POOL = _Cores(), True, None
-
-
-os.register_at_fork(after_in_child=_after_fork)

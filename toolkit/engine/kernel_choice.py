@@ -8,6 +8,7 @@ NEVER loaded from disk, nor are packed weights: both are made anew from the mode
 import hashlib
 import json
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from cython_kernels._kernels import CodeMemory, PackedLinear, aligned, count_nonzeros, time_gemm
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
-from cython_kernels._kernels import CodeMemory, PackedLinear, aligned, count_nonzeros, time_gemm
-from toolkit.engine.packing import KBLOCK, check_qkv, density, pack_form, panel_rows
+from toolkit.engine.packing import (
+    KBLOCK,
+    check_qkv,
+    density,
+    pack_form,
+    panel_rows,
+    why_not_generate,
+)
 from toolkit.engine.plan import Linear, Plan
 from toolkit.environment import cpu_model
 from toolkit.errors import InputError
@@ -32,7 +40,7 @@ Array = NDArray[Any]
 # A call of at most this many tiles of 16 tokens is small: it reads every weight for few tokens, and
 # bytes count. Where table and generated code cross at 90 % zeros, with weights out of cache.
 SMALL_TILES = 8
-CLASSES = ("small", "large")
+CALL_SIZES = ("small", "large")
 TIMED_TILES = {"small": 4, "large": 32}
 
 # What is taken unless another is faster by more than TIE: the form that more often was.
@@ -49,19 +57,14 @@ DENSE_FROM, SPARSE_TO = 0.35, 0.98  # what lies outside is not worth timing
 
 SAMPLE = (KBLOCK, 2 * KBLOCK)  # rows and columns of a weight that are timed: a few blocks
 REPEATS = 6
-FAR_BYTES = (
-    16 << 20
-)  # a model of more bytes of nonzeros comes from memory, a smaller one from cache
-BYTES_PER_NONZERO = 12
-SWEEP = 1 << 20  # floats that push a weight out of the second-level cache
 
 MAX_FILE_BYTES = 1 << 20
 MAX_ENTRIES = 16
 
-Seconds = dict[str, dict[str, float]]  # class of call → form → seconds
+Seconds = dict[str, dict[str, float]]  # call size → form → seconds
 
 
-class Kind(NamedTuple):
+class WeightKind(NamedTuple):
     """What the speed of a weight depends on; `bucket` counts the `DENSITIES` up to its own."""
 
     rows: int
@@ -81,46 +84,73 @@ class Timing(NamedTuple):
     seconds: Seconds
 
 
-class Form(NamedTuple):
-    """What a weight runs in, and why."""
+class Choice(NamedTuple):
+    """The form that a weight runs in at one call size, and why."""
 
     form: str
     why: str
 
 
 @dataclass(frozen=True)
-class Choice:
-    """By name of a weight its form for small and for large calls; `origin`: where they are from."""
+class Choices:
+    """What was chosen for a model.
 
-    forms: dict[str, tuple[Form, Form]]
+    Attributes:
+        by_weight: By name of a weight its choices for small and for large calls.
+        origin: Where they come from.
+    """
+
+    by_weight: dict[str, tuple[Choice, Choice]]
     origin: str
+
+    @property
+    def forms(self) -> dict[str, tuple[str, str]]:
+        """By name of a weight its forms for small and for large calls."""
+        return {name: (small.form, large.form) for name, (small, large) in self.by_weight.items()}
+
+
+def check_kernel(kernel: str, isa: str) -> bool:
+    """Return whether code can be generated; warn where `auto` could use it and may not.
+
+    Raises:
+        ValueError: `kernel` is unknown, or cannot be had here.
+    """
+    forms = ("auto", *PREFERRED["large"])
+    if kernel not in forms:
+        raise ValueError(f"kernel must be one of {', '.join(forms)}; got {kernel!r}")
+    reason = why_not_generate(isa)
+    if kernel == "generated" and reason:
+        raise ValueError(f"kernel=generated is not possible here: {reason}; use auto or table")
+    if kernel == "auto" and "forbids" in reason:
+        warnings.warn(f"{reason}: sparse layers run more slowly, in the table form", stacklevel=4)
+    return not reason
 
 
 def choose(
     plan: Plan, isa: str, can_generate: bool, kernel: str, num_threads: int, path: Path | None
-) -> Choice:
+) -> Choices:
     """Choose the form of every weight.
 
     Args:
         plan: Weights of the model.
         isa: One of `available_isas()`.
         can_generate: Whether code can be generated.
-        kernel: `auto`, or the form that is asked for.
+        kernel: The option `engine.kernel`: `auto`, or the form that every weight shall have.
         num_threads: Threads that count the nonzeros; part of what a choice belongs to.
         path: Where timings are kept; None: nowhere.
     """
     if kernel != "auto":
-        pinned = Form(kernel, f"pinned by engine.kernel={kernel}")
-        return Choice(dict.fromkeys(weights_of(plan), (pinned, pinned)), pinned.why)
+        pinned = Choice(kernel, f"pinned by engine.kernel={kernel}")
+        return Choices(dict.fromkeys(weights_of(plan), (pinned, pinned)), pinned.why)
     weights = weights_of(plan)
     with ThreadPoolExecutor(num_threads, "counting") as pool:
         counts = list(pool.map(lambda weight: _count(weight[0]), weights.values()))
     kinds = {
-        name: kind_of(parts, is_residual, int(count.sum()))
+        name: kind_of_weight(parts, is_residual, int(count.sum()))
         for (name, (parts, is_residual)), count in zip(weights.items(), counts, strict=True)
     }
     open_kinds = {kind for kind in kinds.values() if len(candidates(kind, can_generate)) > 1}
-    timings: dict[Kind, Timing] = {}
+    timings: dict[WeightKind, Timing] = {}
     origin = "one candidate for every weight, nothing to measure"
     if open_kinds:
         key = key_of(isa, can_generate, num_threads, weights, counts)
@@ -131,14 +161,16 @@ def choose(
         else:
             samples = {kinds[name]: parts for name, (parts, _) in reversed(weights.items())}
             timings = {
-                kind: measure(kind, sample_of(samples[kind]), isa, can_generate)
+                kind: measure_forms(kind, sample_of(samples[kind]), isa, can_generate)
                 for kind in sorted(open_kinds)
             }
             origin = "measured now, " + (
                 write_timings(path, key, timings) if path else "not stored: no file was asked for"
             )
-    forms = {kind: forms_of(kind, can_generate, timings.get(kind)) for kind in set(kinds.values())}
-    return Choice({name: forms[kind] for name, kind in kinds.items()}, f"forms {origin}")
+    by_kind = {
+        kind: choose_forms(kind, can_generate, timings.get(kind)) for kind in set(kinds.values())
+    }
+    return Choices({name: by_kind[kind] for name, kind in kinds.items()}, f"forms {origin}")
 
 
 def weights_of(plan: Plan) -> dict[str, tuple[list[Linear], bool]]:
@@ -155,14 +187,14 @@ def weights_of(plan: Plan) -> dict[str, tuple[list[Linear], bool]]:
     return weights | {key: ([linear], False) for key, linear in plan.linears.items()}
 
 
-def kind_of(parts: Sequence[Linear], is_residual: bool, nonzeros: int) -> Kind:
-    """Classify a weight of `nonzeros` nonzeros."""
+def kind_of_weight(parts: Sequence[Linear], is_residual: bool, nonzeros: int) -> WeightKind:
+    """Tell the kind of a weight of `nonzeros` nonzeros; `parts` are packed as one."""
     rows, columns = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
     found = nonzeros / max(1, sum(part.weight.size for part in parts))
-    return Kind(rows, columns, bisect_right(DENSITIES, found), is_residual)
+    return WeightKind(rows, columns, bisect_right(DENSITIES, found), is_residual)
 
 
-def candidates(kind: Kind, can_generate: bool) -> list[str]:
+def candidates(kind: WeightKind, can_generate: bool) -> list[str]:
     """Return the forms worth timing, at least one."""
     low, high = (0.0, *DENSITIES)[kind.bucket], (*DENSITIES, 1.0)[kind.bucket]
     if high == DENSITIES[0]:
@@ -175,14 +207,16 @@ def candidates(kind: Kind, can_generate: bool) -> list[str]:
     return forms
 
 
-def forms_of(kind: Kind, can_generate: bool, timing: Timing | None) -> tuple[Form, Form]:
-    """Pick a kind's forms for small and for large calls, and say why."""
-    forms = []
-    for size in CLASSES:
+def choose_forms(
+    kind: WeightKind, can_generate: bool, timing: Timing | None
+) -> tuple[Choice, Choice]:
+    """Choose the forms of one kind of weight for small and for large calls, and say why."""
+    choices = []
+    for size in CALL_SIZES:
         if timing is None:
             form = candidates(kind, can_generate)[0]
             reason = "too few zeros to skip" if form == "dense" else "dense computes the zeros, too"
-            forms.append(Form(form, f"only candidate: {reason}"))
+            choices.append(Choice(form, f"only candidate: {reason}"))
             continue
         seconds = timing.seconds[size]
         form = pick(seconds, PREFERRED[size])
@@ -190,8 +224,9 @@ def forms_of(kind: Kind, can_generate: bool, timing: Timing | None) -> tuple[For
         ratios = ", ".join(f"{seconds[other] / seconds[form]:.2f}x {other}" for other in others)
         tokens = TIMED_TILES[size] * _kernels.TILE_TOKENS
         gflops = 2e-9 * timing.nonzeros * tokens / seconds[form]
-        forms.append(Form(form, f"{ratios} when measured ({gflops:.0f} GFLOP/s, {tokens} tokens)"))
-    return forms[0], forms[1]
+        why = f"{ratios} when measured ({gflops:.0f} GFLOP/s, {tokens} tokens)"
+        choices.append(Choice(form, why))
+    return choices[0], choices[1]
 
 
 def pick(seconds: Mapping[str, float], preferred: Sequence[str]) -> str:
@@ -209,13 +244,15 @@ def sample_of(parts: Sequence[Linear]) -> NDArray[np.float32]:
     return np.concatenate([part.weight[:rows, :columns] for part in parts])
 
 
-def measure(kind: Kind, sample: NDArray[np.float32], isa: str, can_generate: bool) -> Timing:
+def measure_forms(
+    kind: WeightKind, sample: NDArray[np.float32], isa: str, can_generate: bool
+) -> Timing:
     """Time the candidates of one kind on a sample (N, K) of such a weight, on one thread."""
     rows, columns = sample.shape
     forms, found = candidates(kind, can_generate), density(sample)
     bias = np.zeros(rows, np.float32)
     times: Seconds = {}
-    for size in CLASSES:
+    for size in CALL_SIZES:
         tiles = TIMED_TILES[size]
         x, y, init = (
             aligned(tiles * features * _kernels.TILE_TOKENS).reshape(tiles, features, -1)
@@ -265,8 +302,8 @@ def key_of(
 
 
 def read_timings(
-    path: Path, key: str, kinds: set[Kind], can_generate: bool
-) -> dict[Kind, Timing] | None:
+    path: Path, key: str, kinds: set[WeightKind], can_generate: bool
+) -> dict[WeightKind, Timing] | None:
     """Return the timings kept under `key`; None unless all are there, sound and unchanged."""
     entry = _entries(path).get(key)
     if entry is None:
@@ -277,7 +314,7 @@ def read_timings(
         return None
 
 
-def write_timings(path: Path, key: str, timings: Mapping[Kind, Timing]) -> str:
+def write_timings(path: Path, key: str, timings: Mapping[WeightKind, Timing]) -> str:
     """Add timings to the file, replacing what is damaged; return what became of it.
 
     The file is replaced at once. Of two processes that write at the same time one loses its entry,
@@ -328,7 +365,7 @@ def _timing(value: Mapping[str, Any], forms: Sequence[str]) -> Timing:
     Raises:
         ValueError, KeyError, TypeError: It is not what `write_timings` writes.
     """
-    seconds = {size: {form: value[size][form] for form in forms} for size in CLASSES}
+    seconds = {size: {form: value[size][form] for form in forms} for size in CALL_SIZES}
     numbers = [number for of_form in seconds.values() for number in of_form.values()]
     if type(value["nonzeros"]) is not int or value["nonzeros"] < 0:
         raise ValueError("nonzeros must be a count")

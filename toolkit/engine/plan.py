@@ -84,11 +84,12 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class TailNode:
-    """One node behind the encoder, run by the plain function of its operator (`tail.py`).
+class Node:
+    """One ONNX node; behind the encoder it is run by its operator's function (`operators.py`).
 
-    `operator` is the ONNX operator, or `Linear`: a MatMul or Gemm with constant weights, found in
-    `Plan.linears` under the node's name. An empty string in `inputs` is an optional input left out.
+    `operator` is the ONNX operator, or in `Plan.tail` also `Linear`: a MatMul or Gemm with constant
+    weights, found in `Plan.linears` under the node's name. An empty string in `inputs` is an
+    optional input left out.
     """
 
     name: str
@@ -96,6 +97,10 @@ class TailNode:
     inputs: list[str]
     outputs: list[str]
     attributes: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Name the node, as error messages do."""
+        return f"node {self.name!r} ({self.operator})"
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,6 @@ class Plan:
     layers: list[Layer]
     hidden: str
     first_token_only: bool
-    tail: list[TailNode]
+    tail: list[Node]
     constants: dict[str, NDArray[Any]]
     linears: dict[str, Linear] = field(default_factory=dict)

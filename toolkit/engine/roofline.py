@@ -106,25 +106,6 @@ def count(step: str, weight: Weight | None, call: Call) -> tuple[float, float]:
     return operations, float(FLOAT * moved + (weight.nbytes if weight is not None else 0))
 
 
-def describe(
-    step: str, weight: Weight | None, call: Call, seconds: float, peak: float
-) -> dict[str, float | None]:
-    """Return `gflops`, `operations`, `bytes` and `peak_share` of a step that took `seconds`.
-
-    Args:
-        peak: What the FMA units of all threads could do, GFLOP/s. Where nothing is computed, the
-            rate and its share are None.
-    """
-    operations, moved = count(step, weight, call)
-    rate = operations / seconds / 1e9 if operations else None
-    return {
-        "gflops": rate,
-        "operations": operations,
-        "bytes": moved,
-        "peak_share": None if rate is None else rate / peak,
-    }
-
-
 @cache
 def fma_peak(isa: str, num_threads: int) -> float:
     """Measure the FMA peak in GFLOP/s, once per process."""

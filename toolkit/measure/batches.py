@@ -13,8 +13,7 @@ from toolkit.artifact.exported import Exported
 from toolkit.config import BenchRoot, Lengths, TaskConfig
 from toolkit.errors import UsageError
 from toolkit.tasks import encode, load_examples
-from toolkit.tasks.features import Example, Feature, load_tokenizer
-from toolkit.tasks.features import collate as collate_features
+from toolkit.tasks.features import Example, Feature, collate, load_tokenizer
 
 TASK_TEXTS = 128  # real texts in one pass with lengths=task
 
@@ -44,7 +43,7 @@ def make_batches(config: BenchRoot, model: Exported) -> list[Batch]:
             f"batch_size must be at most {len(features)}, the texts that task={task.name} gives; "
             f"got {config.batch_size}"
         )
-    return collate(model, features[:whole], config.batch_size)
+    return collate_batches(model, features[:whole], config.batch_size)
 
 
 def feed(model: Exported, batch: Batch) -> Batch:
@@ -65,7 +64,7 @@ def random_batch(model: Exported, lengths: Sequence[int], seed: int) -> Batch:
         }
         for length in lengths
     ]
-    return collate_features(features, model.pad_id)
+    return collate(features, model.pad_id)
 
 
 def read_task(task: TaskConfig, model: Exported, seed: int) -> tuple[list[Example], list[Feature]]:
@@ -75,7 +74,7 @@ def read_task(task: TaskConfig, model: Exported, seed: int) -> tuple[list[Exampl
     return examples, encode(examples, tokenizer, task, training=False)
 
 
-def collate(model: Exported, features: Sequence[Feature], batch_size: int) -> list[Batch]:
+def collate_batches(model: Exported, features: Sequence[Feature], batch_size: int) -> list[Batch]:
     """Make batches of consecutive features, each padded to its longest."""
     starts = range(0, len(features), batch_size)
-    return [collate_features(features[i : i + batch_size], model.pad_id) for i in starts]
+    return [collate(features[i : i + batch_size], model.pad_id) for i in starts]

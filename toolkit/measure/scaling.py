@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from toolkit.engine import Engine
 from toolkit.engine.engine import find_isa
-from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Plan, TailNode
+from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Node, Plan
 
 HIDDEN, HEADS, INNER, VOCABULARY, POSITIONS = 768, 12, 3072, 30522, 512  # BERT-base
 BATCHES = [1, 2, 4, 8, 16, 32, 64]
@@ -67,7 +67,7 @@ def sweeps(threads: int, is_quick: bool) -> list[Sweep]:
     ]
 
 
-def measure(
+def measure_cases(
     cases: Sequence[Case], run: Callable[[Case], float], rounds: int
 ) -> dict[Case, list[float]]:
     """Measure every case once per round, in turn, after one round that does not count.
@@ -90,7 +90,7 @@ def measure(
     return found
 
 
-def summarise(sweep: Sweep, found: Mapping[Case, Sequence[float]]) -> dict[str, Any]:
+def summarise_sweep(sweep: Sweep, found: Mapping[Case, Sequence[float]]) -> dict[str, Any]:
     """Return one line as the JSON file keeps it: medians, and the best and worst round."""
     points = []
     for case in sweep.cases:
@@ -190,7 +190,7 @@ class Engines:
                 layers=[layer] * case.layers,
                 hidden="hidden",
                 first_token_only=False,
-                tail=[TailNode("head", "Linear", ["hidden"], ["logits"])],
+                tail=[Node("head", "Linear", ["hidden"], ["logits"])],
                 constants={},
                 linears={"head": Linear("head", self._head, np.zeros(2, np.float32))},
             )

@@ -12,7 +12,7 @@ from toolkit.artifact.exported import Exported, find_checkpoint
 from toolkit.config import BenchRoot
 from toolkit.engine.roofline import points
 from toolkit.errors import GateError, UsageError
-from toolkit.measure.batches import collate, feed, random_batch, read_task
+from toolkit.measure.batches import collate_batches, feed, random_batch, read_task
 from toolkit.measure.engines import ENGINES, interpreter_of, is_installed
 from toolkit.measure.worker import Worker, load_batches, save_batches
 from toolkit.tasks import evaluate, kind_of
@@ -108,7 +108,7 @@ def add_metrics(
     """
     examples, features = read_task(config.task, model, config.seed)
     order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
-    batches = collate(model, [features[i] for i in order], config.batch_size)
+    batches = collate_batches(model, [features[i] for i in order], config.batch_size)
     names = kind_of(config.task).OUTPUTS
     for entry in entries:
         outputs: list[NDArray[Any]] = [np.empty(0)] * len(features)

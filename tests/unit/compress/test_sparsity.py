@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from toolkit.compress.sparsity.callback import MASKS_FILE, SparsificationCallback
 from toolkit.compress.sparsity.magnitude import magnitude_mask, prune_once
 from toolkit.compress.sparsity.schedule import sparsity_at
-from toolkit.compress.sparsity.weights import describe, prunable_weights
+from toolkit.compress.sparsity.weights import describe_checkpoint, prunable_weights
 from toolkit.errors import InputError, UsageError
 
 
@@ -89,7 +89,7 @@ def test_prunable_weights(family: str) -> None:
 
 def test_prune_once_and_measure() -> None:
     model = prune_once(make_model("bert"), 0.75)
-    measured = describe("x", model)["sparsity"]
+    measured = describe_checkpoint("x", model)["sparsity"]
     assert measured["encoder"] == 0.75
     assert {tensor["sparsity"] for tensor in measured["tensors"]} == {0.75}
     zeros = sum(int((p == 0).sum()) for p in model.parameters())
@@ -116,7 +116,7 @@ class Watch(TrainerCallback):
             assert not weight[~mask].any()
             assert not kwargs["optimizer"].state[weight]["exp_avg"][~mask].any()
             assert not kwargs["optimizer"].state[weight]["exp_avg_sq"][~mask].any()
-        self.sparsities.append(describe("x", kwargs["model"])["sparsity"]["encoder"])
+        self.sparsities.append(describe_checkpoint("x", kwargs["model"])["sparsity"]["encoder"])
 
 
 def test_training_reaches_the_final_sparsity(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_pruning_may_end_with_training(tmp_path: Path) -> None:
     model = make_model("bert")
     callback = pruning(final_sparsity=0.9, end_epoch=1.0, block_shape=(1, 4))
     trainer_for(model, tmp_path, callbacks=[callback]).train()
-    measured = describe("x", model)["sparsity"]
+    measured = describe_checkpoint("x", model)["sparsity"]
     assert {t["sparsity"] for t in measured["tensors"]} == {
         round(0.9 * t["shape"][0] * t["shape"][1] / 4) * 4 / (t["shape"][0] * t["shape"][1])
         for t in measured["tensors"]

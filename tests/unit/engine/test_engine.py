@@ -1,12 +1,8 @@
 """The engine against the float64 oracle, on hand-made plans."""
 
 import functools
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,57 +12,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from support.plans import REASON, make_engine, make_inputs, make_plan, mask_of
+from support.plans import (
+    ISAS,
+    PLANS,
+    REASON,
+    Array,
+    Inputs,
+    assert_is_close,
+    make_engine,
+    make_inputs,
+    make_plan,
+    mask_of,
+)
+from support.scripts import run_script
 
 from cython_kernels import _kernels
-from toolkit.engine import engine as engine_module
-from toolkit.engine import packing, reference
+from toolkit.engine import reference
 from toolkit.engine.engine import Engine, find_isa
-from toolkit.engine.plan import LayerNorm, Linear, Plan
 from toolkit.engine.schedule import Schedule
+from toolkit.engine.plan import LayerNorm, Linear
 from toolkit.errors import InputError
-
-Array = NDArray[Any]
-Inputs = dict[str, Array]
-
-ISAS = _kernels.available_isas()
-
-PLANS: dict[str, dict[str, Any]] = {
-    "bert": {},
-    "bert_dense": {"sparsity": 0.0},
-    "bert_empty": {"sparsity": 1.0},
-    "odd_sizes": {"hidden": 35, "heads": 5, "inner": 61, "num_layers": 1},
-    "one_head": {"hidden": 16, "heads": 1, "inner": 16, "activation": "relu"},
-    "minilm": {"hidden": 384, "heads": 12, "inner": 1536, "num_layers": 1, "sparsity": 0.9},
-    "electra": {"embedding_size": 40, "activation": "gelu_tanh"},
-    "roberta": {"padding_id": 1, "num_types": 1, "inputs": ("input_ids", "attention_mask")},
-    "distilbert": {"num_types": 0, "inputs": ("input_ids", "attention_mask")},
-    "no_mask": {"inputs": ("input_ids",), "num_types": 0},
-    "classifier": {"first_token_only": True},
-}  # fmt: skip
-
-
-def assert_is_close(
-    outputs: Mapping[str, Array], expected: Mapping[str, Array], inputs: Inputs
-) -> None:
-    """Compare where there is a token. After a LayerNorm all values are near 1.
-
-    A product of some hundred terms errs by some hundred eps, 1e-5; so does each LayerNorm.
-    """
-    assert list(outputs) == list(expected)
-    mask = inputs.get("attention_mask", np.ones_like(inputs["input_ids"])) != 0
-    for name, value in outputs.items():
-        assert value.dtype == np.float32
-        assert value.shape == expected[name].shape
-        if value.ndim == 3:  # of every token
-            mask = mask.copy()
-            mask[:, 0] = True  # poolers read position 0 even where it is masked
-            if name == "hidden":
-                assert not value[~mask].any()
-            np.testing.assert_allclose(value[mask], expected[name][mask], rtol=0, atol=2e-5)
-        else:
-            np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-5)
 
 
 @functools.cache
@@ -158,39 +123,6 @@ def test_left_padding_changes_nothing_but_positions() -> None:
     np.testing.assert_array_equal(hidden[0][:, 1:], hidden[1][:, 1:])
 
 
-# ---- Threads ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many blocks and groups, so that threads have something to share."""
-    monkeypatch.setattr(packing, "KBLOCK", 32)
-    monkeypatch.setattr(packing, "PANEL_ROWS", 16)
-    monkeypatch.setattr(packing, "SPARSE_PANEL_ROWS", 32)
-    monkeypatch.setattr(engine_module, "GROUP_TILES", 3)
-
-
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize(
-    ("batch", "length", "teams"), [(1, 100, True), (24, 40, False), (5, 33, None)]
-)
-@pytest.mark.parametrize("name", ["bert", "electra", "classifier"])
-@pytest.mark.parametrize("isa", ISAS)
-def test_bits_do_not_depend_on_threads(
-    isa: str, name: str, batch: int, length: int, teams: bool | None
-) -> None:
-    plan = make_plan(**PLANS[name])
-    inputs = make_inputs(plan, mask_of("holes", batch, length, seed=batch))
-    alone = make_engine(1, isa, **PLANS[name]).run(inputs)
-    assert_is_close(alone, reference.run(plan, inputs), inputs)
-    for num_threads in (2, 3):
-        schedule = Schedule(inputs["attention_mask"].astype(np.int32), num_threads, 3)
-        assert teams is None or schedule.is_team == teams
-        together = make_engine(num_threads, isa, **PLANS[name]).run(inputs)
-        for output in alone:
-            np.testing.assert_array_equal(together[output], alone[output])
-
-
 @pytest.mark.parametrize("isa", ISAS)
 def test_bits_do_not_depend_on_the_rest_of_the_batch(isa: str) -> None:
     """Lanes do not mix, and all forms of a weight add the same products in the same order."""
@@ -259,87 +191,6 @@ def test_a_group_outside_the_batch_is_refused(
     ids = np.zeros((2, 5), np.int32)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         encoder.run(ids, ids, ids, SimpleNamespace(groups=[group], is_team=False), True)
-
-
-def test_many_threads_share_engines() -> None:
-    plans = [PLANS["bert"], PLANS["classifier"]]
-    engines = [make_engine(2, **sizes) for sizes in plans]
-    work = []
-    for i in range(24):
-        mask = mask_of("right", 1 + i % 5, 5 + 7 * (i % 4), seed=i)
-        work.append((engines[i % 2], make_inputs(make_plan(**plans[i % 2]), mask, seed=i)))
-    alone = [engine.run(inputs) for engine, inputs in work]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda item: item[0].run(item[1]), work * 3))
-    for one, other in zip(alone * 3, together, strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
-
-
-def run_script(script: str, **env: str) -> str:
-    """Run Python code that finds `support`; return what it prints."""
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *_python_path()])
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": path} | env,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def _python_path() -> list[str]:
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-
-
-SETUP = """
-import os
-from support.plans import make_engine, make_inputs, make_plan, mask_of
-engine, plan = make_engine(2), make_plan()
-few, many = (make_inputs(plan, mask_of("right", batch, 30, 1)) for batch in (1, 20))
-"""
-
-
-def test_a_forked_process_uses_the_engine() -> None:
-    """The parent's threads do not survive a fork; a child of a child works too."""
-    script = (
-        SETUP
-        + """
-import multiprocessing
-expected = engine.run(few)["hidden"], engine.run(many)["hidden"]
-
-def check(depth):
-    for inputs, hidden in zip((few, many), expected):
-        assert (engine.run(inputs)["hidden"] == hidden).all()
-    if depth:
-        child = multiprocessing.get_context("fork").Process(target=check, args=(depth - 1,))
-        child.start()
-        child.join(60)
-        assert child.exitcode == 0, child.exitcode
-
-check(2)
-check(0)
-print("same")
-"""
-    )
-    assert run_script(script) == "same\n"
-
-
-@pytest.mark.parametrize("limit", ["1", "2"])
-def test_fewer_threads_than_asked_for_change_no_bit(limit: str) -> None:
-    script = (
-        SETUP
-        + """
-import hashlib
-engine = make_engine(3)
-for inputs in (few, many):
-    print(hashlib.sha256(engine.run(inputs)["hidden"].tobytes()).hexdigest())
-"""
-    )
-    assert run_script(script, OMP_THREAD_LIMIT=limit) == run_script(script)
 
 
 # ---- What is refused -------------------------------------------------------------------------
@@ -526,29 +377,6 @@ def test_explain_names_every_weight_and_why() -> None:
     assert any(line.startswith("head") and f"dense_{ISAS[0]}" in line for line in lines)
     assert any("first" in line and "Gather: plain function" in line for line in lines)
     assert engine.packed_bytes == sum(weight.nbytes for _, weight in engine.weights())
-
-
-def test_profile_times_every_operation() -> None:
-    plan, engine = make_plan(), make_engine()
-    rows = engine.profile(make_inputs(plan, mask_of("full", 8, 64, seed=0)))
-    ops = {row["op"]: row for row in rows}
-    assert "embeddings" in ops
-    for i in range(len(plan.layers)):
-        for step in ("attention", "attention_norm", "output_norm"):
-            assert ops[f"layer{i}.{step}"]["density"] is None
-        for step in ("qkv", "attention_output", "intermediate", "output"):
-            row = ops[f"layer{i}.{step}"]
-            assert row["kernel"].endswith(f"_{ISAS[0]}")
-            assert "zeros" in row["note"]
-            # 2 per nonzero and token
-            work = 2e-9 * row["density"] * _size(plan, i, step) * 8 * 64
-            assert row["gflops"] == pytest.approx(work / (row["time_ms"] * 1e-3))
-    assert all(row["time_ms"] > 0 for row in rows)
-
-
-def _size(plan: Plan, i: int, step: str) -> int:
-    layer = plan.layers[i]
-    return 3 * layer.query.weight.size if step == "qkv" else int(getattr(layer, step).weight.size)
 
 
 @pytest.mark.skipif("avx512" not in ISAS, reason="only AVX-512 generates code")

@@ -17,7 +17,7 @@ from support.plans import make_plan
 from cython_kernels import _kernels
 from toolkit.engine import Engine, kernel_choice, packing
 from toolkit.engine import engine as engine_module
-from toolkit.engine.kernel_choice import CLASSES, DENSITIES, PREFERRED, TIE, Kind, Timing
+from toolkit.engine.kernel_choice import CALL_SIZES, DENSITIES, PREFERRED, TIE, Timing, WeightKind
 from toolkit.engine.plan import Plan
 
 ISAS = _kernels.available_isas()
@@ -27,22 +27,22 @@ FORMS = [form for form in PREFERRED["large"] if CAN_GENERATE or form != "generat
 
 
 class Clock:
-    """Stands in for `measure`: counts, and finds the dense form the fastest."""
+    """Stands in for `measure_forms`: counts, and finds the dense form the fastest."""
 
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, kind: Kind, _: object, __: str, can_generate: bool) -> Timing:
+    def __call__(self, kind: WeightKind, _: object, __: str, can_generate: bool) -> Timing:
         self.calls += 1
         forms = kernel_choice.candidates(kind, can_generate)
         seconds = {form: 1e-4 if form == "dense" else 2e-4 for form in forms}
-        return Timing(1000, {size: dict(seconds) for size in CLASSES})
+        return Timing(1000, {size: dict(seconds) for size in CALL_SIZES})
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(kernel_choice, "measure", clock)
+    monkeypatch.setattr(kernel_choice, "measure_forms", clock)
     return clock
 
 
@@ -62,7 +62,7 @@ def forms_in(engine: Engine) -> set[str]:
     seconds=st.dictionaries(
         st.sampled_from(PREFERRED["large"]), st.floats(1e-7, 1.0), min_size=1, max_size=3
     ),
-    size=st.sampled_from(CLASSES),
+    size=st.sampled_from(CALL_SIZES),
 )
 def test_the_fastest_is_picked_unless_a_preferred_one_is_as_fast(
     seconds: dict[str, float], size: str
@@ -79,7 +79,7 @@ def test_the_fastest_is_picked_unless_a_preferred_one_is_as_fast(
 @given(density=st.floats(0.0, 1.0), can_generate=st.booleans())
 def test_what_is_timed_follows_the_density(density: float, can_generate: bool) -> None:
     bucket = sum(bound <= density for bound in DENSITIES)
-    forms = kernel_choice.candidates(Kind(8, 8, bucket, False), can_generate)
+    forms = kernel_choice.candidates(WeightKind(8, 8, bucket, False), can_generate)
     assert forms
     assert len(set(forms)) == len(forms)
     assert ("dense" in forms) == (density >= kernel_choice.DENSE_FROM)
@@ -96,10 +96,10 @@ def test_measuring_times_every_candidate(isa: str, is_residual: bool) -> None:
     sample: NDArray[np.float32] = rng.standard_normal((70, 50)).astype(np.float32)
     sample[rng.random(sample.shape) < 0.5] = 0.0
     can_generate = not packing.why_not_generate(isa)
-    kind = Kind(70, 50, sum(bound <= 0.5 for bound in DENSITIES), is_residual)
-    timing = kernel_choice.measure(kind, sample, isa, can_generate)
+    kind = WeightKind(70, 50, sum(bound <= 0.5 for bound in DENSITIES), is_residual)
+    timing = kernel_choice.measure_forms(kind, sample, isa, can_generate)
     assert timing.nonzeros == np.count_nonzero(sample)
-    assert list(timing.seconds) == list(CLASSES)
+    assert list(timing.seconds) == list(CALL_SIZES)
     for seconds in timing.seconds.values():
         assert list(seconds) == kernel_choice.candidates(kind, can_generate)
         assert all(0.0 < number < 10.0 for number in seconds.values())
@@ -150,7 +150,7 @@ def test_a_pin_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         Engine(make_plan(), 1, REASON, ISAS[0], "csr")
     with pytest.raises(ValueError, match="no code is generated for generic; use auto or table"):
         Engine(make_plan(), 1, REASON, "generic", "generated")
-    monkeypatch.setattr(engine_module, "why_not_generate", lambda _: "this system forbids it")
+    monkeypatch.setattr(kernel_choice, "why_not_generate", lambda _: "this system forbids it")
     with pytest.raises(ValueError, match="not possible here: this system forbids it; use auto"):
         Engine(make_plan(), 1, REASON, ISAS[0], "generated")
     with pytest.warns(UserWarning, match="this system forbids it: sparse layers run more slowly"):

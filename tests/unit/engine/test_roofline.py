@@ -19,7 +19,6 @@ from toolkit.engine.roofline import (
     buffer_sizes,
     call_of,
     count,
-    describe,
     fma_peak,
     measure_peaks,
     points,
@@ -104,19 +103,6 @@ def test_an_empty_batch_counts_nothing() -> None:
         call = call_of(np.zeros(shape, np.int32), HIDDEN)
         assert call == Call(HIDDEN, 0, 0, 0)
         assert all(count(step, None, call) == (0, 0) for step in STEPS if "norm" in step)
-
-
-def test_rates() -> None:
-    call = Call(10, tokens=100, queries=100, pairs=0)
-    assert describe("output_norm", None, call, seconds=1e-6, peak=18.0) == {
-        "gflops": pytest.approx(9.0),
-        "operations": 9000.0,
-        "bytes": 8000.0,
-        "peak_share": pytest.approx(0.5),
-    }
-    nothing = describe("scatter", None, call, 1e-6, 18.0)
-    assert nothing["gflops"] is None
-    assert nothing["peak_share"] is None
 
 
 @pytest.mark.parametrize("first_only", [False, True])

@@ -32,7 +32,7 @@ def prunable_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return weights
 
 
-def describe(name: str, model: PreTrainedModel) -> dict[str, Any]:
+def describe_checkpoint(name: str, model: PreTrainedModel) -> dict[str, Any]:
     """Count layers, parameters and zeros: the `model` of a record."""
     weights = prunable_weights(model)
     parameters = list(model.parameters())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.engine.operators import OPERATORS
 from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear
 from toolkit.engine.reader.symbols import (
     GRID,
@@ -27,7 +28,6 @@ from toolkit.engine.reader.symbols import (
     owned,
     weight_of,
 )
-from toolkit.engine.tail import OPERATORS
 
 HIDDEN_SCORE = -1e4  # exp of it is 0 in float32: a mask this low hides a key
 ACTIVATION_ERROR = 1e-5  # the exact and the tanh GELU differ by 5e-4

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.engine.plan import TailNode
+from toolkit.engine.plan import Node
 from toolkit.engine.reader.symbols import (
     GRID,
     Affine,
@@ -26,7 +26,7 @@ from toolkit.engine.reader.symbols import (
 )
 
 
-def attention(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def attention(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     """ONNX's own Attention operator, opset 23, of (B, N, T, D) or of (B, T, N·D)."""
     query, key, value, mask, *rest = [*inputs, None]
     if any(x is not None for x in rest):
@@ -53,9 +53,7 @@ def attention(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Val
 JOINED: Groups = ("B", "T", "ND")
 
 
-def multi_head_attention(
-    node: TailNode, inputs: list[Any], probes: Sequence[Probe]
-) -> Value | None:
+def multi_head_attention(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     """ONNX Runtime's fused attention of (B, T, N·D); its inputs are what `unfuse.py` leaves."""
     query, key, value, padding, added = inputs
     num_heads = node.attributes["num_heads"]

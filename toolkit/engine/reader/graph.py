@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.engine.plan import Linear, Plan, TailNode
+from toolkit.engine.plan import Linear, Node, Plan
 from toolkit.engine.reader.interpret import interpret, make_probes
 from toolkit.engine.reader.onnx_file import Graph, read_onnx
 from toolkit.engine.reader.symbols import Hidden, Known, Opaque, Value, shapes_of, weight_of
 from toolkit.engine.reader.unfuse import DOMAIN, spell_out
-from toolkit.engine.tail import check_tail, describe
+from toolkit.engine.tail import check_tail
 from toolkit.errors import InputError
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -72,7 +72,7 @@ def _cut(
     graph: Graph,
     values: Mapping[str, Value],
     births: Mapping[int, str],
-    producers: Mapping[str, TailNode],
+    producers: Mapping[str, Node],
 ) -> tuple[str, set[str]]:
     """Walk back from every output to the hidden state it needs.
 
@@ -103,16 +103,15 @@ def _cut(
         raise InputError(f"{where}: expected an encoder layer of BERT's kind before it")
     for name, output in found.items():
         if name != last:
-            node = describe(producers[name])
             raise InputError(
-                f"output {output!r} needs a hidden state inside of the encoder ({node}); "
-                "expected outputs that are computed from the last one: export the model without "
-                "hidden_states and attentions"
+                f"output {output!r} needs a hidden state inside of the encoder "
+                f"({producers[name]}); expected outputs that are computed from the last one: "
+                "export the model without hidden_states and attentions"
             )
     return last, needed
 
 
-def _sources(node: TailNode, values: Mapping[str, Value]) -> list[str]:
+def _sources(node: Node, values: Mapping[str, Value]) -> list[str]:
     """What a node of the tail reads; asking the encoder's values for their shape is no reading."""
     if node.operator == "Shape" and _is_inside(values.get(node.inputs[0])):
         return []
@@ -125,10 +124,10 @@ def _is_inside(value: Value | None) -> bool:
 
 def _tail(
     graph: Graph, values: Mapping[str, Value], hidden: str, needed: set[str]
-) -> tuple[list[TailNode], dict[str, np.ndarray], dict[str, Linear]]:
+) -> tuple[list[Node], dict[str, np.ndarray], dict[str, Linear]]:
     nodes = [node for node in graph.nodes if needed.intersection(node.outputs)]
     uses = [name for node in nodes for name in node.inputs] + graph.outputs
-    tail: list[TailNode] = []
+    tail: list[Node] = []
     linears: dict[str, Linear] = {}
     for node in nodes:
         if node.operator == "Shape":
@@ -151,19 +150,19 @@ def _tail(
     return tail, constants, linears
 
 
-def _ask_hidden(node: TailNode, values: Mapping[str, Value], hidden: str) -> TailNode:
+def _ask_hidden(node: Node, values: Mapping[str, Value], hidden: str) -> Node:
     """Ask the last hidden state for a shape that every one before it has too."""
     value = values[node.inputs[0]]
     if not _is_inside(value):
         return node
     if shapes_of(value) != shapes_of(values[hidden]):
-        raise InputError(f"{describe(node)}: expected a value behind the encoder")
+        raise InputError(f"{node}: expected a value behind the encoder")
     return replace(node, inputs=[hidden])
 
 
 def _dense(
-    node: TailNode, values: Mapping[str, Value], linears: Mapping[str, Linear]
-) -> tuple[TailNode, Linear | None]:
+    node: Node, values: Mapping[str, Value], linears: Mapping[str, Linear]
+) -> tuple[Node, Linear | None]:
     """Turn a product with constant weights into a `Linear` node."""
     weights = values.get(node.inputs[1])
     attributes = node.attributes
@@ -171,15 +170,13 @@ def _dense(
         return node, None
     weight = weights.arrays[0]
     if weight.ndim != 2 or weight.dtype != np.float32:
-        raise InputError(f"{describe(node)}: expected float32 weights (k, n), got {weight.dtype}")
+        raise InputError(f"{node}: expected float32 weights (k, n), got {weight.dtype}")
     if attributes.get("transB", 0):
         weight = weight.T
     read = values.get(node.inputs[0])
     shapes = None if read is None else shapes_of(read)
     if shapes is not None and shapes[0][-1:] != weight.shape[:1]:
-        raise InputError(
-            f"{describe(node)}: expected weights (k, n) whose k is the operand's width"
-        )
+        raise InputError(f"{node}: expected weights (k, n) whose k is the operand's width")
     bias = np.zeros(weight.shape[1], np.float32)
     if len(node.inputs) > 2 and node.inputs[2]:
         added = values.get(node.inputs[2])
@@ -190,20 +187,20 @@ def _dense(
         except ValueError:
             bias = np.zeros(0, np.float32)
         if bias.reshape(-1).shape != (weight.shape[1],):
-            raise InputError(f"{describe(node)}: expected a bias of {weight.shape[1]} elements")
+            raise InputError(f"{node}: expected a bias of {weight.shape[1]} elements")
         bias = bias.reshape(-1)
     if attributes.get("alpha", 1.0) != 1.0:
         weight = weight * np.float32(attributes["alpha"])
     name = node.name if node.name not in linears else node.outputs[0]
     linear = Linear(name, weight_of(weight), bias)
-    return TailNode(name, "Linear", node.inputs[:1], node.outputs), linear
+    return Node(name, "Linear", node.inputs[:1], node.outputs), linear
 
 
 def _bias(
-    node: TailNode,
+    node: Node,
     values: Mapping[str, Value],
     linears: Mapping[str, Linear],
-    tail: Sequence[TailNode],
+    tail: Sequence[Node],
     uses: Sequence[str],
 ) -> np.ndarray | None:
     """Return the vector that an Add adds to the dense layer right before it, if it does that."""
@@ -221,7 +218,7 @@ def _bias(
 def _is_first_token_only(
     outputs: Sequence[str],
     hidden: str,
-    tail: Sequence[TailNode],
+    tail: Sequence[Node],
     constants: Mapping[str, np.ndarray],
 ) -> bool:
     """Tell whether every use of the hidden state takes token 0, and would of (B, 1, H) too."""
@@ -230,7 +227,7 @@ def _is_first_token_only(
     return all(_takes_first(node, constants) for node in tail if hidden in node.inputs)
 
 
-def _takes_first(node: TailNode, constants: Mapping[str, np.ndarray]) -> bool:
+def _takes_first(node: Node, constants: Mapping[str, np.ndarray]) -> bool:
     parameters = [
         constants[name].reshape(-1).tolist() if name in constants else None
         for name in node.inputs[1:]
@@ -242,7 +239,7 @@ def _takes_first(node: TailNode, constants: Mapping[str, np.ndarray]) -> bool:
     return False
 
 
-def _modernise(node: TailNode, opset: int) -> TailNode:
+def _modernise(node: Node, opset: int) -> Node:
     """Say what an older opset means by leaving it out."""
     if opset < 13 and node.operator in ("Softmax", "LogSoftmax"):
         return replace(node, attributes={"axis": 1, **node.attributes, "coerced": True})
@@ -255,12 +252,10 @@ def _check_order(graph: Graph) -> None:
     for node in graph.nodes:
         for name in node.inputs:
             if name not in known:
-                raise InputError(
-                    f"{describe(node)}: reads {name!r}, which nothing before it computes"
-                )
+                raise InputError(f"{node}: reads {name!r}, which nothing before it computes")
         for name in node.outputs:
             if name and name in known:
-                raise InputError(f"{describe(node)}: computes {name!r}, which exists already")
+                raise InputError(f"{node}: computes {name!r}, which exists already")
         known.update(node.outputs)
 
 

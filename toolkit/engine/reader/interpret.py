@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.engine.plan import TailNode
+from toolkit.engine.operators import OPERATORS
+from toolkit.engine.plan import Node
 from toolkit.engine.reader.onnx_file import Graph
 from toolkit.engine.reader.rules import (
     RULES,
@@ -32,7 +33,6 @@ from toolkit.engine.reader.symbols import (
     Value,
     float32,
 )
-from toolkit.engine.tail import OPERATORS, describe
 
 PROBE_SHAPES = ((2, 5), (3, 7))  # (B, T), all different
 LONGEST_PROBED = max(length for _, length in PROBE_SHAPES)
@@ -100,7 +100,7 @@ def interpret(graph: Graph, probes: Sequence[Probe]) -> dict[str, Value]:
     return values
 
 
-def _apply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> list[Value]:
+def _apply(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> list[Value]:
     """Run one node."""
     if node.operator in ("Identity", "Dropout") and inputs:
         return [inputs[0]]
@@ -116,19 +116,19 @@ def _apply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> list[V
         result = pointwise(node, inputs) if result is None else result
         return [_explained(node, inputs) if result is None else result]
     except MismatchError as error:
-        return [Opaque(f"{describe(node)}: expected {error}")]
+        return [Opaque(f"{node}: expected {error}")]
     except Exception as error:  # an attribute or shape that the operator cannot have
-        return [Opaque(f"{describe(node)}: cannot be understood: {error}")]
+        return [Opaque(f"{node}: cannot be understood: {error}")]
 
 
-def _explained(node: TailNode, inputs: list[Any]) -> Opaque:
+def _explained(node: Node, inputs: list[Any]) -> Opaque:
     """Say why a node breaks the pattern, if it reads what only an encoder's next step may read."""
     if node.operator not in OPERATORS and node.operator not in RULES:
-        return Opaque(f"{describe(node)}: expected an operator that the engine knows")
+        return Opaque(f"{node}: expected an operator that the engine knows")
     for value in inputs:
         if type(value) in NAMES:
-            return Opaque(f"{describe(node)}: expected what BERT does with {NAMES[type(value)]}")
-    return Opaque(None, describe(node))
+            return Opaque(f"{node}: expected what BERT does with {NAMES[type(value)]}")
+    return Opaque(None, str(node))
 
 
 NAMES: dict[type, str] = {
@@ -151,7 +151,7 @@ def _constant(where: str, array: np.ndarray) -> Known | Opaque:
     return Known((array,) * len(PROBE_SHAPES), True)
 
 
-def _lookup(node: TailNode, inputs: list[Any]) -> Lookups | None:
+def _lookup(node: Node, inputs: list[Any]) -> Lookups | None:
     """Gather rows of a constant table by numbers that depend on the input."""
     if node.operator != "Gather" or node.attributes.get("axis", 0) != 0:
         return None
@@ -165,7 +165,7 @@ def _lookup(node: TailNode, inputs: list[Any]) -> Lookups | None:
     return Lookups(((float32(table.arrays[0], "embedding table"), rows.arrays),), shapes)
 
 
-def _evaluate(node: TailNode, inputs: list[Any]) -> list[Value]:
+def _evaluate(node: Node, inputs: list[Any]) -> list[Value]:
     """Compute a node on every probe (once if all is constant)."""
     known = [value for value in inputs if value is not None]
     is_constant = all(value.is_constant for value in known)
@@ -191,7 +191,7 @@ def _evaluate(node: TailNode, inputs: list[Any]) -> list[Value]:
             raise MismatchError("a small result")
         runs.append(results)
     if node.operator == "Constant":
-        return [_constant(describe(node), runs[0][0])]
+        return [_constant(str(node), runs[0][0])]
     if is_constant:
         runs *= len(PROBE_SHAPES)
     return [Known(arrays, is_constant) for arrays in zip(*runs, strict=True)]

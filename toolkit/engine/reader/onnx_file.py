@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
-from toolkit.engine.plan import TailNode
+from toolkit.engine.plan import Node
 from toolkit.errors import InputError
 
 Array = NDArray[Any]
@@ -55,7 +55,7 @@ class Graph:
 
     inputs: list[str]
     outputs: list[str]
-    nodes: list[TailNode]
+    nodes: list[Node]
     constants: dict[str, Array]
     opset: int
 
@@ -264,7 +264,7 @@ def _check_dynamic(value: onnx.ValueInfoProto) -> None:
         )
 
 
-def _node(node: onnx.NodeProto, folder: Path) -> TailNode:
+def _node(node: onnx.NodeProto, folder: Path) -> Node:
     operator = node.op_type
     if node.domain not in ("", "ai.onnx"):
         operator = f"{node.domain}.{operator}"
@@ -275,7 +275,7 @@ def _node(node: onnx.NodeProto, folder: Path) -> TailNode:
         elif attribute.type in _ATTRIBUTES:
             attributes[attribute.name] = _ATTRIBUTES[attribute.type](attribute)
     name = node.name or (node.output[0] if node.output else operator)
-    return TailNode(name, operator, list(node.input), list(node.output), attributes)
+    return Node(name, operator, list(node.input), list(node.output), attributes)
 
 
 _ATTRIBUTES: dict[int, Callable[[Any], Any]] = {

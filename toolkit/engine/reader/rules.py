@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.engine.plan import TailNode
+from toolkit.engine.operators import OPERATORS
+from toolkit.engine.plan import Node
 from toolkit.engine.reader.assembly import (
     HIDDEN_SCORE,
     activation_of,
@@ -54,10 +55,9 @@ from toolkit.engine.reader.symbols import (
     vector,
 )
 from toolkit.engine.reader.unfuse import DOMAIN
-from toolkit.engine.tail import OPERATORS
 
 
-def _add(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _add(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     for a, b in (inputs, inputs[::-1]):
         match a, b:
             case Affine(bias=None), Known():
@@ -83,7 +83,7 @@ def _add(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | 
     return None
 
 
-def _multiply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _multiply(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     if inputs[0] is inputs[1] and isinstance(inputs[0], Norming):
         return _square(inputs[0])
     for a, b in (inputs, inputs[::-1]):
@@ -96,7 +96,7 @@ def _multiply(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Val
     return None
 
 
-def _divide(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _divide(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     a, b = inputs
     divisor = scalar(b)
     match a, b:
@@ -107,14 +107,14 @@ def _divide(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value
     return None
 
 
-def _subtract(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _subtract(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     x, mean = inputs
     if isinstance(mean, Norming) and mean.stage == "mean" and mean.source is x:
         return Norming(x, "centred")
     return None
 
 
-def _power(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _power(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     if isinstance(inputs[0], Norming) and scalar(inputs[1]) == 2.0:
         return _square(inputs[0])
     return None
@@ -124,14 +124,14 @@ def _square(x: Norming) -> Value | None:
     return replace(x, stage="square") if x.stage == "centred" else None
 
 
-def _square_root(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _square_root(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     x = inputs[0]
     if isinstance(x, Norming) and x.stage == "shifted":
         return replace(x, stage="deviation")
     return None
 
 
-def _reduce_mean(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _reduce_mean(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     x = inputs[0]
     axes = node.attributes.get("axes")
     if len(inputs) > 1 and isinstance(inputs[1], Known):
@@ -143,9 +143,7 @@ def _reduce_mean(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> 
     return Norming(x, "mean") if isinstance(x, (Lookups, Residual)) else None
 
 
-def _layer_normalization(
-    node: TailNode, inputs: list[Any], probes: Sequence[Probe]
-) -> Value | None:
+def _layer_normalization(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     x, gamma, beta = [*inputs, None][:3]
     if not isinstance(x, (Lookups, Residual)) or node.attributes.get("axis", -1) not in (-1, 2):
         return None
@@ -154,7 +152,7 @@ def _layer_normalization(
     return normalise(x, vector(gamma), shift, node.attributes.get("epsilon", 1e-5), probes)
 
 
-def _matmul(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _matmul(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     match inputs:
         case [Heads() as query, Heads() as key]:
             return score(query, key)
@@ -165,7 +163,7 @@ def _matmul(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value
     return None
 
 
-def _fused_matmul(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _fused_matmul(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     """alpha · a @ b, or alpha · a @ bᵀ with `transB`, as ONNX Runtime fuses it."""
     a, b = inputs
     alpha = node.attributes.get("alpha", 1.0)
@@ -196,17 +194,17 @@ def _affine(x: Symbol, weight: Array) -> Affine | None:
     return Affine(x, float32(weight, "weight"), None, shapes)
 
 
-def _softmax(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _softmax(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     if isinstance(inputs[0], Scores) and node.attributes.get("axis", -1) in (-1, 3):
         return Probabilities(inputs[0], is_nan_test=False)
     return None
 
 
-def _is_nan(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _is_nan(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     return replace(inputs[0], is_nan_test=True) if isinstance(inputs[0], Probabilities) else None
 
 
-def _where(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _where(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     condition, a, b = inputs
     match condition, a, b:
         case Probabilities(is_nan_test=True), Known(), Probabilities() if (
@@ -225,7 +223,7 @@ def _hides(fill: Known) -> bool:
     return number is not None and number <= HIDDEN_SCORE
 
 
-def _reshape(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _reshape(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     x, target = inputs
     before = shapes_of(x)
     if before is None or not isinstance(target, Known):
@@ -260,7 +258,7 @@ def _target_shape(shape: tuple[int, ...], wanted: list[int], allow_zero: int) ->
     return tuple(wanted)
 
 
-def _transpose(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _transpose(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     x, order = inputs[0], node.attributes.get("perm", ())
     if not isinstance(x, (Heads, Context)) or sorted(order) != list(range(len(x.groups))):
         return None
@@ -294,7 +292,7 @@ def _regroup(
     return candidates.pop() if len(candidates) == 1 else None
 
 
-def _cast(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _cast(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     """To float32, which every followed value already is."""
     if node.operator == "CastLike":
         x, like = inputs
@@ -305,7 +303,7 @@ def _cast(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value |
     return inputs[0] if node.attributes.get("to") == 1 else None
 
 
-def _shape(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
+def _shape(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
     shapes = shapes_of(inputs[0])
     if shapes is None:
         return None
@@ -314,7 +312,7 @@ def _shape(node: TailNode, inputs: list[Any], probes: Sequence[Probe]) -> Value 
     return Known(tuple(np.asarray(result) for result in results), False)
 
 
-RULES: dict[str, Callable[[TailNode, list[Any], Sequence[Probe]], Value | None]] = {
+RULES: dict[str, Callable[[Node, list[Any], Sequence[Probe]], Value | None]] = {
     "Add": _add,
     "Attention": attention,
     "Cast": _cast,
@@ -338,7 +336,7 @@ RULES: dict[str, Callable[[TailNode, list[Any], Sequence[Probe]], Value | None]]
 }
 
 
-def pointwise(node: TailNode, inputs: list[Any]) -> Pointwise | None:
+def pointwise(node: Node, inputs: list[Any]) -> Pointwise | None:
     """Apply an elementwise operator to functions of one dense layer's result and to scalars."""
     sources = {x if isinstance(x, Affine) else x.source for x in inputs if _is_function(x)}
     scalars = [scalar(x) for x in inputs if not _is_function(x) and x is not None]

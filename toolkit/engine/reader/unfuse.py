@@ -10,15 +10,14 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 from collections.abc import Callable
 from typing import Any
 
-from toolkit.engine.plan import TailNode
-from toolkit.engine.tail import describe
+from toolkit.engine.plan import Node
 from toolkit.errors import InputError
 
 DOMAIN = "com.microsoft."
 EPSILON = 1e-12  # of both normalisations, where the attribute is left out
 
 
-def spell_out(node: TailNode) -> list[TailNode]:
+def spell_out(node: Node) -> list[Node]:
     """Replace a fused node by the nodes that it stands for; any other stays as it is.
 
     Args:
@@ -38,10 +37,10 @@ def spell_out(node: TailNode) -> list[TailNode]:
     except InputError:
         raise
     except Exception as error:  # inputs or outputs are missing, an attribute is of a wrong type
-        raise InputError(f"{describe(node)}: cannot be understood: {error}") from error
+        raise InputError(f"{node}: cannot be understood: {error}") from error
 
 
-def _inputs(node: TailNode, understood: str, attributes: str = "") -> list[str]:
+def _inputs(node: Node, understood: str, attributes: str = "") -> list[str]:
     """Return the inputs that are understood ("" where left out); make sure there is nothing else.
 
     Args:
@@ -62,19 +61,17 @@ def _inputs(node: TailNode, understood: str, attributes: str = "") -> list[str]:
         if name not in attributes.split() and not (isinstance(value, (int, float)) and value == 0)
     ]
     if extra:
-        raise InputError(
-            f"{describe(node)}: expected it as encoders use it, without {', '.join(extra)}"
-        )
+        raise InputError(f"{node}: expected it as encoders use it, without {', '.join(extra)}")
     return inputs
 
 
 def _step(
-    node: TailNode, operator: str, inputs: list[str], outputs: list[str], **attributes: Any
-) -> TailNode:
-    return TailNode(node.name, operator, inputs, outputs, attributes)
+    node: Node, operator: str, inputs: list[str], outputs: list[str], **attributes: Any
+) -> Node:
+    return Node(node.name, operator, inputs, outputs, attributes)
 
 
-def _gelu(node: TailNode) -> list[TailNode]:
+def _gelu(node: Node) -> list[Node]:
     """GELU, exact or by tanh, of the sum of input and bias."""
     x, bias = _inputs(node, "x -" if node.operator == f"{DOMAIN}Gelu" else "x bias")
     kind = b"tanh" if node.operator == f"{DOMAIN}FastGelu" else b"none"
@@ -87,7 +84,7 @@ def _gelu(node: TailNode) -> list[TailNode]:
     ]
 
 
-def _skip_layer_normalization(node: TailNode) -> list[TailNode]:
+def _skip_layer_normalization(node: Node) -> list[Node]:
     """LayerNorm of input + skip + bias; the fourth output is that sum."""
     x, skip, gamma, beta, bias = _inputs(node, "x skip gamma beta bias", "epsilon")
     normed, mean, deviation, total = [*node.outputs, "", "", ""][:4]
@@ -99,12 +96,12 @@ def _skip_layer_normalization(node: TailNode) -> list[TailNode]:
     return [*steps, _layer_norm(node, [total, gamma, beta], [normed, mean, deviation])]
 
 
-def _layer_norm(node: TailNode, inputs: list[str], outputs: list[str]) -> TailNode:
+def _layer_norm(node: Node, inputs: list[str], outputs: list[str]) -> Node:
     epsilon = node.attributes.get("epsilon", EPSILON)
     return _step(node, "LayerNormalization", inputs, outputs, epsilon=epsilon)
 
 
-def _embed_layer_normalization(node: TailNode) -> list[TailNode]:
+def _embed_layer_normalization(node: Node) -> list[Node]:
     """LayerNorm of the sum of two or three tables' rows; the second output counts the mask's ones.
 
     Without a mask the count is left undefined here: nothing can use it.
@@ -145,7 +142,7 @@ def _embed_layer_normalization(node: TailNode) -> list[TailNode]:
     return steps
 
 
-def _attention(node: TailNode) -> list[TailNode]:
+def _attention(node: Node) -> list[Node]:
     """Dense layers for query, key and value from one packed weight, then their attention."""
     x, weight, bias, mask, _, added, _ = _inputs(
         node,
@@ -160,7 +157,7 @@ def _attention(node: TailNode) -> list[TailNode]:
     ]
     attributes = {n: a for n, a in node.attributes.items() if n != "qkv_hidden_sizes"}
     whole = _multi_head_attention(
-        TailNode(
+        Node(
             node.name,
             f"{DOMAIN}MultiHeadAttention",
             [*dense, bias, mask, added],
@@ -172,7 +169,7 @@ def _attention(node: TailNode) -> list[TailNode]:
     return [*steps, *whole]
 
 
-def _multi_head_attention(node: TailNode, sizes: list[int] | None = None) -> list[TailNode]:
+def _multi_head_attention(node: Node, sizes: list[int] | None = None) -> list[Node]:
     """Add the packed bias; the rest has a rule: query, key, value, mask, added to the scores."""
     query, key, value, bias, mask, added = _inputs(
         node,
@@ -192,33 +189,31 @@ def _multi_head_attention(node: TailNode, sizes: list[int] | None = None) -> lis
     return [*steps, _step(node, node.operator, inputs, node.outputs, **node.attributes)]
 
 
-def _names(node: TailNode, what: str) -> list[str]:
+def _names(node: Node, what: str) -> list[str]:
     return [f"{node.outputs[0]}/{part}/{what}" for part in ("query", "key", "value")]
 
 
-def _split(
-    node: TailNode, packed: str, parts: list[str], sizes: list[int] | None, axis: int
-) -> TailNode:
+def _split(node: Node, packed: str, parts: list[str], sizes: list[int] | None, axis: int) -> Node:
     if sizes is None:
         return _step(node, "Split", [packed], parts, axis=axis, num_outputs=3)
     if len(sizes) != 3:
-        raise InputError(f"{describe(node)}: expected three qkv_hidden_sizes, got {len(sizes)}")
+        raise InputError(f"{node}: expected three qkv_hidden_sizes, got {len(sizes)}")
     return _step(node, "Split", [packed], parts, axis=axis, split=sizes)
 
 
-def _fused_matmul(node: TailNode) -> list[TailNode]:
+def _fused_matmul(node: Node) -> list[Node]:
     _inputs(node, "a b", "alpha transB")
     return [node]
 
 
-def _fused_gemm(node: TailNode) -> list[TailNode]:
+def _fused_gemm(node: Node) -> list[Node]:
     """Gemm, then an activation."""
     inputs = _inputs(node, "a b c", "alpha beta transA transB activation")
     attributes = {name: a for name, a in node.attributes.items() if name != "activation"}
     activation = node.attributes["activation"].decode()
     if activation not in ("Relu", "Sigmoid", "Tanh"):
         raise InputError(
-            f"{describe(node)}: expected the activation Relu, Sigmoid or Tanh, got {activation!r}"
+            f"{node}: expected the activation Relu, Sigmoid or Tanh, got {activation!r}"
         )
     product = f"{node.outputs[0]}/product"
     return [
@@ -227,7 +222,7 @@ def _fused_gemm(node: TailNode) -> list[TailNode]:
     ]
 
 
-FUSED: dict[str, Callable[[TailNode], list[TailNode]]] = {
+FUSED: dict[str, Callable[[Node], list[Node]]] = {
     f"{DOMAIN}Attention": _attention,
     f"{DOMAIN}BiasGelu": _gelu,
     f"{DOMAIN}EmbedLayerNormalization": _embed_layer_normalization,

@@ -4,9 +4,8 @@ import random
 from pathlib import Path
 
 import pytest
+from support.fuzz_graph import check, damage
 from support.graphs import Case, Export
-
-from .fuzz_graph import check, damage
 
 
 def test_a_damaged_file_is_refused_or_runs(export_case: Export, tmp_path: Path) -> None:

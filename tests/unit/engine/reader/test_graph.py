@@ -2,19 +2,17 @@
 
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.edits import Edit, change, edited
 from support.graphs import Case, Export
+from support.reading import difference, refused, refused_or_equal
 
-from toolkit.engine import reference
-from toolkit.engine.plan import Plan
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import InputError
 
@@ -49,44 +47,6 @@ CASES = [
     Case("bert", "qa", "sdpa", opset=17, heads=1),
 ]
 SIMPLE = Case("bert", "seq", opset=14)
-
-Edit = Callable[[onnx.ModelProto], None]
-
-
-def sample(plan: Plan, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Make a batch with a complete text, one padded on the right and one with holes."""
-    rng = np.random.default_rng(seed)
-    mask = np.ones((batch, length), np.int64)
-    mask[1:2, (length + 1) // 2 :] = 0
-    mask[2:, 1::3] = 0
-    ids = rng.integers(5, 50, (batch, length))
-    ids[mask == 0] = plan.embeddings.padding_id or 0
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "token_type_ids": rng.integers(0, 2, (batch, length)),
-    }
-    return {name: inputs[name] for name in plan.inputs}
-
-
-def difference(path: Path, plan: Plan, batch: int, length: int) -> float:
-    """Return the largest difference between ONNX Runtime and the oracle at real tokens."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    inputs = sample(plan, batch, length)
-    found = reference.run(plan, inputs)
-    worst = 0.0
-    for output, theirs in zip(session.get_outputs(), session.run(None, inputs), strict=True):
-        ours = found[output.name]
-        assert ours.shape == theirs.shape
-        error = np.abs(ours - theirs) / np.maximum(np.abs(theirs), 1.0)
-        error[np.isnan(ours) & np.isnan(theirs)] = 0.0
-        if error.shape[:2] == (batch, length):
-            error = error[inputs["attention_mask"] != 0]
-        worst = max(worst, float(error.max()))
-    return worst
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -277,88 +237,6 @@ def test_a_changed_graph_is_refused_or_still_equal(
     refused_or_equal(onnx.load(export_case(case)), random.Random(str(case)), 100, tmp_path)
 
 
-def refused_or_equal(
-    original: onnx.ModelProto, rng: random.Random, count: int, folder: Path
-) -> None:
-    """Change a graph at random `count` times: each is refused, or computes what it says."""
-    outcomes = {"refused": 0, "equal": 0}
-    for number in range(count):
-        model = onnx.ModelProto()
-        model.CopyFrom(original)
-        mutate(model.graph, rng)
-        path = folder / f"{number}.onnx"
-        path.write_bytes(model.SerializeToString())
-        try:
-            plan = read_graph(path)
-        except InputError:
-            outcomes["refused"] += 1
-            continue
-        try:
-            with np.errstate(all="ignore"):
-                error = difference(path, plan, 3, 9)
-        except (InputError, onnxruntime_errors()):  # invalid ONNX, or shapes that never fit
-            continue
-        assert error < 1e-3, path
-        outcomes["equal"] += 1
-    assert outcomes["refused"] > 30
-    assert outcomes["equal"] > 5
-
-
-def onnxruntime_errors() -> type[Exception]:
-    return onnxruntime.capi.onnxruntime_pybind11_state.Fail.__mro__[1]
-
-
-def mutate(graph: onnx.GraphProto, rng: random.Random) -> None:
-    """Swap two inputs, reconnect one, change a number, an attribute or an operator, or skip."""
-    position = rng.randrange(len(graph.node))
-    node = graph.node[position]
-    kind = rng.choice(["swap", "rewire", "number", "attribute", "operator", "skip"])
-    if kind == "swap" and len(node.input) > 1:
-        i, j = rng.sample(range(len(node.input)), 2)
-        node.input[i], node.input[j] = node.input[j], node.input[i]
-    elif kind == "rewire" and node.input:
-        earlier = [name for other in graph.node[:position] for name in other.output]
-        earlier += [value.name for value in (*graph.initializer, *graph.input)]
-        node.input[rng.randrange(len(node.input))] = rng.choice(earlier)
-    elif kind == "number":
-        tensors = [t for t in graph.initializer if t.dims in ([], [1])]
-        tensors += [a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute]
-        if not tensors:  # a graph whose every step is fused
-            return
-        tensor = rng.choice(tensors)
-        array = numpy_helper.to_array(tensor).copy()
-        if array.size and array.dtype != bool:
-            array.flat[rng.randrange(array.size)] = rng.choice([0, 1, 2, 3, 5, 7])
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    elif kind == "attribute" and any(a.type == a.INT for a in node.attribute):
-        attribute = rng.choice([a for a in node.attribute if a.type == a.INT])
-        attribute.i = rng.choice([0, 1, 2, 3, -1])
-    elif kind == "operator":
-        for group in (["Add", "Sub", "Mul", "Div", "Max"], ["Erf", "Tanh", "Sqrt", "Sigmoid"]):
-            if node.op_type in group:
-                node.op_type = rng.choice(group)
-                break
-    elif kind == "skip" and node.input:
-        for other in graph.node:
-            for i, name in enumerate(other.input):
-                if name == node.output[0]:
-                    other.input[i] = node.input[0]
-
-
-def refused(path: Path, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        read_graph(path)
-    assert "\n" not in str(caught.value)
-
-
-def edited(path: Path, folder: Path, edit: Edit) -> Path:
-    model = onnx.load(path)
-    edit(model)
-    result = folder / "edited.onnx"
-    result.write_bytes(model.SerializeToString())
-    return result
-
-
 def external(path: Path, folder: Path) -> Path:
     """Save a graph with its weights in a second file."""
     result = folder / "external.onnx"
@@ -370,26 +248,6 @@ def external(path: Path, folder: Path) -> Path:
         size_threshold=0,
     )
     return result
-
-
-def change(
-    model: onnx.ModelProto,
-    kind: str,
-    operator: str | None = None,
-    domain: str | None = None,
-    axis: int | None = None,
-    data_type: int | None = None,
-) -> None:
-    """Change the first node of a kind, or the type of its first initializer."""
-    node = next(node for node in model.graph.node if node.op_type == kind)
-    if operator is not None:
-        node.op_type = operator
-    if domain is not None:
-        node.domain = domain
-    if axis is not None:
-        next(a for a in node.attribute if a.name == "axis").i = axis
-    if data_type is not None:
-        next(t for t in model.graph.initializer if t.name in node.input).data_type = data_type
 
 
 def scalar(model: onnx.ModelProto, old: float, new: float) -> None:

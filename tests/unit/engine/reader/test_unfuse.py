@@ -1,7 +1,6 @@
 """Fused operators as optimum and ONNX Runtime write them: equal to ONNX Runtime, or refused."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,17 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.edits import Edit, change, edited
 from support.graphs import Case, Export
+from support.reading import largest_error, refused, refused_or_equal, run_onnxruntime
 
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
-
-from .test_graph import change, edited, refused, refused_or_equal
 
 FILES = sorted((Path(__file__).parents[3] / "data" / "optimum").glob("*.onnx"))
 BERT = next(path for path in FILES if path.stem == "bert-text-classification-O2")
 DISTILBERT = next(path for path in FILES if path.stem == "distilbert-question-answering-O3")
 SHAPES = ((1, 1), (2, 8), (4, 17), (4, 40))
-
-Edit = Callable[[onnx.ModelProto], None]
 
 
 def padded(batch: int, length: int, side: str) -> np.ndarray:
@@ -40,9 +37,6 @@ def padded(batch: int, length: int, side: str) -> np.ndarray:
 
 def worst_difference(path: Path, oracle: Path, mask: np.ndarray) -> float:
     """Compare the engine on one file with ONNX Runtime on another, at real tokens."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(oracle, options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     padding = 1 if "roberta" in path.stem else 0
     inputs = {
@@ -50,15 +44,10 @@ def worst_difference(path: Path, oracle: Path, mask: np.ndarray) -> float:
         "attention_mask": mask,
         "token_type_ids": rng.integers(0, 2, mask.shape),
     }
-    inputs = {value.name: inputs[value.name] for value in session.get_inputs()}
-    found = Engine.load(path, num_threads=1).run(inputs)
-    worst = 0.0
-    for output, theirs in zip(session.get_outputs(), session.run(None, inputs), strict=True):
-        # what is pooled comes from the first token, which is computed even where it is padding
-        real = mask != 0 if theirs.shape[:2] == mask.shape else slice(None)
-        error = np.abs(found[output.name] - theirs) / np.maximum(np.abs(theirs), 1.0)
-        worst = max(worst, float(error[real].max()))
-    return worst
+    engine = Engine.load(path, num_threads=1)
+    found = engine.run({name: inputs[name] for name in engine.inputs})
+    # what is pooled comes from the first token, which is computed even where it is padding
+    return largest_error(found, run_onnxruntime(oracle, inputs), mask)
 
 
 def unsummed(model: onnx.ModelProto) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from cython_kernels._kernels import Encoder, PackedLinear
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
+from cython_kernels._kernels import Encoder, PackedLinear
 from toolkit.engine.kernel_choice import SMALL_TILES, check_kernel, choose, path_beside
 from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear
 from toolkit.engine.plan import Plan
@@ -151,12 +151,12 @@ class Engine:
         tokens = self._check(inputs)
         first_only, last = self._plan.first_token_only, len(self._layers)
         schedule = Schedule(tokens.mask, self.num_threads, GROUP_TILES)
-        _, *report = self._call(
+        _, seconds, num_threads, is_large = self._call(
             lambda: self._encoder.run(
                 tokens.ids, tokens.types, tokens.positions, schedule, first_only, True
             )
         )
-        timed = Timed(*report)
+        timed = Timed(seconds, num_threads, is_large)
         peak = self._call(lambda: fma_peak(self.isa, timed.num_threads))
         calls = [
             call_of(tokens.mask, self._encoder.hidden, first_only and i in (0, last))

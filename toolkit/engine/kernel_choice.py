@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from cython_kernels._kernels import CodeMemory, PackedLinear, aligned, count_nonzeros, time_gemm
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
+from cython_kernels._kernels import CodeMemory, PackedLinear, aligned, count_nonzeros, time_gemm
 from toolkit.engine.packing import (
     KBLOCK,
     check_qkv,

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cython_kernels._kernels import STEPS, PackedLinear
 from numpy.typing import NDArray
 
+from cython_kernels._kernels import STEPS, PackedLinear
 from toolkit.engine.roofline import Call, Weight, count
 
 
@@ -84,5 +84,5 @@ def _packed(part: Mapping[str, Any], step: str, is_large: bool) -> PackedLinear 
     """Return the weight that ran: layers hold one for small and one for large calls."""
     weight = part.get(step)
     if isinstance(weight, tuple):
-        return weight[is_large]
+        weight = weight[is_large]
     return weight if isinstance(weight, PackedLinear) else None  # a norm has no such weight

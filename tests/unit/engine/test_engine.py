@@ -26,11 +26,10 @@ from support.plans import (
 )
 from support.scripts import run_script
 
-from cython_kernels import _kernels
 from toolkit.engine import reference
 from toolkit.engine.engine import Engine, find_isa
-from toolkit.engine.schedule import Schedule
 from toolkit.engine.plan import LayerNorm, Linear
+from toolkit.engine.schedule import Schedule
 from toolkit.errors import InputError
 
 

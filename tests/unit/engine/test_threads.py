@@ -15,10 +15,9 @@ from support.plans import (
 )
 from support.scripts import run_script
 
-from cython_kernels import _kernels
-from toolkit.engine.schedule import Schedule
 from toolkit.engine import engine as engine_module
 from toolkit.engine import packing, reference
+from toolkit.engine.schedule import Schedule
 
 
 @pytest.fixture

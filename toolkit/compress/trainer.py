@@ -45,7 +45,7 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
             raise UsageError(f"trainer.{key} cannot be set: the toolkit decides it")
     defaults = {
         "dataloader_pin_memory": torch.cuda.is_available(),  # true without a GPU makes torch warn
-        "use_cpu": not torch.accelerator.is_available(),  # else a CPU that has bf16 refuses it
+        "use_cpu": not torch.accelerator.is_available(),  # unset, bf16 is refused on any CPU
     }
     try:
         return TrainingArguments(

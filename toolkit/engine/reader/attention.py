@@ -54,7 +54,7 @@ JOINED: Groups = ("B", "T", "ND")
 
 
 def multi_head_attention(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
-    """ONNX Runtime's fused attention of (B, T, N·D); its inputs are what `fused.py` leaves."""
+    """ONNX Runtime's fused attention of (B, T, N·D); its inputs are what `unfuse.py` leaves."""
     query, key, value, padding, added = inputs
     num_heads = node.attributes["num_heads"]
     scores, heads = _attend(

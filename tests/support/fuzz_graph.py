@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -72,15 +73,14 @@ def resized(content: bytes, rng: random.Random) -> bytes:
             elif attribute.ints:
                 attribute.ints[rng.randrange(len(attribute.ints))] = rng.choice(EXTREMES)
         elif kind == "retype":
-            value = rng.choice([1, 1.5, "text", [1, 2], [0.5], np.ones(2, np.float32)])
-            if isinstance(value, np.ndarray):
-                value = onnx.numpy_helper.from_array(value)
-            attribute.CopyFrom(onnx.helper.make_attribute(attribute.name, value))
+            tensor = onnx.numpy_helper.from_array(np.ones(2, np.float32))
+            values: list[Any] = [1, 1.5, "text", [1, 2], [0.5], tensor]
+            attribute.CopyFrom(onnx.helper.make_attribute(attribute.name, rng.choice(values)))
         elif kind == "reshape" and len(tensor.dims) == 2:
             rows, columns = tensor.dims
             factor = rng.choice([f for f in (1, 2, 3, 4, 8) if columns % f == 0])
             tensor.dims[:] = [rows * factor, columns // factor]
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def check(path: Path) -> str:

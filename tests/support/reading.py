@@ -30,7 +30,7 @@ Batch = dict[str, Array]
 INVALID = (Fail, InvalidArgument, InvalidGraph)
 
 
-def sample(plan: Plan, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+def sample(plan: Plan, batch: int, length: int, seed: int = 0) -> Batch:
     """Make a batch with a complete text, one padded on the right and one with holes."""
     rng = np.random.default_rng(seed)
     mask = np.ones((batch, length), np.int64)

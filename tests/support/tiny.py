@@ -51,7 +51,10 @@ def make_model(
     torch.manual_seed(seed)
     dropouts = {"dropout", "attention_dropout"} if family == "distilbert" else DROPOUTS
     values = FAMILIES[family] | dict.fromkeys(dropouts, dropout) | changes
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **values))
+    auto_model: Any = AutoModelForSequenceClassification
+    model = auto_model.from_config(AutoConfig.for_model(family, **values))
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def examples_of(count: int, length: int = 8) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What it means that two engines compute the same; ONNX Runtime, with which others are compared.
+"""How far the outputs of two engines differ, and ONNX Runtime, with which others are compared.
 
 B texts, T tokens. Runs in environments that have little but NumPy, so it imports nothing else.
 """

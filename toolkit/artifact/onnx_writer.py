@@ -1,4 +1,4 @@
-"""torch model in, ONNX file out."""
+"""Write a torch model as an ONNX file."""
 
 import logging
 import warnings
@@ -15,7 +15,7 @@ from toolkit.compress.model import input_names, longest_text_of
 
 OPSET = 18  # the oldest that torch's exporter writes correctly, so that most runtimes read it
 IR_VERSION = 8  # the file format that came with opset 18, for the same reason
-PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights in one file; protobuf ends at 2 GiB
+PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights in one file; a protobuf message ends at 2 GiB
 
 
 def write_onnx(model: PreTrainedModel, path: Path) -> list[str]:
@@ -58,7 +58,7 @@ def write_onnx(model: PreTrainedModel, path: Path) -> list[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what the libraries tell of their own doings: passes, deprecations, progress bars."""
+    """Silence the libraries' reports on export passes and deprecations, and their progress bars."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     try:

@@ -85,7 +85,7 @@ def check_parity(
     expected = [torch_outputs(batch) for batch in batches]
     try:
         asked = config.engine
-        # torch's threads are still about: whoever runs the model shall time it
+        # torch's threads still compete for the CPU, so timings taken here would be wrong
         engine = Engine.load(onnx, asked.num_threads, asked.isa, asked.kernel, keep_timings=False)
     except ValueError as error:  # no such ISA or kernel here
         raise UsageError(str(error)) from error

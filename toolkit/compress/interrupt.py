@@ -16,9 +16,9 @@ class StopOnSignal(TrainerCallback):
     """A callback, and the context in which it listens.
 
     The first signal lets the current step end, saves a checkpoint of the Trainer and ends training;
-    on leaving the context the signal takes its usual course. A second one takes it at once.
-    Several processes (DDP) would not agree on the step, so there signals are left alone and the
-    Trainer's own checkpoints remain.
+    on leaving the context the signal is raised again and does what it usually does. A second signal
+    does that at once. Several processes (DDP) would not agree on the step, so there signals are
+    left alone and the Trainer's own checkpoints remain.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,8 @@ class StopOnSignal(TrainerCallback):
         self.usual: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        is_main = threading.current_thread() is threading.main_thread()  # others may not listen
+        # Python lets no other thread handle signals.
+        is_main = threading.current_thread() is threading.main_thread()
         if is_main and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             self.usual = {number: signal.signal(number, self._receive) for number in SIGNALS}
 

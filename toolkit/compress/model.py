@@ -175,7 +175,7 @@ def input_names(model: PreTrainedModel) -> list[str]:
 
 
 def quiet_loading() -> None:
-    """Switch off transformers' bars and tables about weights; what matters becomes an error."""
+    """Switch off transformers' bars and tables about weights; missing ones become an error."""
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
 

@@ -17,12 +17,12 @@ from toolkit.errors import InputError, UsageError
 from toolkit.files import write_text
 from toolkit.record import plain
 
-# What `resume=true` may change: nothing of it touches the weights.
+# Options that `resume=true` may change, since the weights do not depend on them.
 NOT_COMPARED = (
     "bench", "engine", "export", "min_accuracy", "output_dir", "published", "resume", "then",
 )  # fmt: skip
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What Rust (safetensors) and C++ (torch.save) make of these.
+# How safetensors (Rust) and torch.save (C++) word these errors.
 FULL_DISK_TEXTS = ("No space left", "quota exceeded", "File too large", "failed writing file")
 
 
@@ -33,7 +33,7 @@ def is_finished(config: TrainRoot, output: Path) -> bool:
         UsageError: The directory holds a run, and `resume` is not set; or, with it, an unfinished
             run of another configuration.
     """
-    # Every process of DDP finds the same: none writes before all have met in TrainingArguments.
+    # All processes of DDP decide alike: none writes before all have met in TrainingArguments.
     is_done, state = (output / "record.json").is_file(), output / "trainer" / "config.json"
     if not config.resume and (is_done or state.is_file()):
         raise UsageError(
@@ -70,7 +70,7 @@ def prepare(config: TrainRoot, output: Path) -> str | None:
 
 
 def last_checkpoint(folder: Path, has_masks: bool) -> Path | None:
-    """Find the latest complete checkpoint of the Trainer; what it writes last is there."""
+    """Find the Trainer's latest complete checkpoint: one that has the files written last."""
     last_files = ["trainer_state.json"] + [MASKS_FILE] * has_masks
     complete = [
         path
@@ -100,7 +100,7 @@ def explain_full_disk(output: Path) -> Iterator[None]:
 
 
 def compared(config: TrainRoot) -> dict[str, str]:
-    """Flatten what makes the weights: dotted names and their values as text."""
+    """Flatten the options that the weights depend on: dotted names and values as text."""
     return dict(_flat(plain(asdict(config)), ""))
 
 

@@ -43,8 +43,8 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
         if key in ("output_dir", "seed", "remove_unused_columns"):
             raise UsageError(f"trainer.{key} cannot be set: the toolkit decides it")
     defaults = {
-        "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU torch warns
-        "use_cpu": not torch.accelerator.is_available(),  # or bf16 is refused on a CPU that has it
+        "dataloader_pin_memory": torch.cuda.is_available(),  # true without a GPU makes torch warn
+        "use_cpu": not torch.accelerator.is_available(),  # unset, bf16 is refused on any CPU
     }
     try:
         return TrainingArguments(

@@ -1,4 +1,4 @@
-"""A model that is described, not trained: what would it cost to run?"""
+"""Make a model from its description, untrained, to find out what it would cost to run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ def make_checkpoint(config: ExportRoot, folder: Path) -> Path:
     if task.name == "demo":
         task = replace(task, kind="question_answering")
     tokenizer = _find_tokenizer(config.model)
-    # The stand-in lends nothing but sizes, which the model's own configuration overrides.
+    # Only the stand-in's vocabulary size and padding id are used, and model.config overrides both.
     stand_in = load_tokenizer(replace(config.model, path=None))
     model = load_model(replace(config.model, weights=Weights.random), task, tokenizer or stand_in)
     model = drop_layers(model, kept_layers(len(encoder_layers(model)), config.depth))
@@ -41,5 +41,5 @@ def _find_tokenizer(model: ModelConfig) -> Any:
         return load_tokenizer(model)
     try:
         return AutoTokenizer.from_pretrained(model.path, local_files_only=True)
-    except Exception:  # not in the cache, in as many ways as the hub's client has errors
+    except Exception:  # it is not in the cache; the hub's client says so by errors of many types
         return None

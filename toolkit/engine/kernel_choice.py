@@ -1,8 +1,8 @@
 """Which form every weight runs in: timed on this machine, remembered beside the model.
 
 All forms of a weight give the same bits, so the choice changes speed only. What is remembered is a
-small JSON file of seconds: numbers that are checked and compared, nothing that is run. Code is
-NEVER loaded from disk, nor are packed weights: both are made anew from the model at each load.
+small JSON file of seconds: numbers that are checked and compared, nothing that is run. Neither
+code nor packed weights are ever loaded from disk: both are made from the model at each load.
 """
 
 import hashlib
@@ -37,13 +37,15 @@ from toolkit.files import write_text
 
 Array = NDArray[Any]
 
-# A call of at most this many tiles of 16 tokens is small: it reads every weight for few tokens, and
-# bytes count. Where table and generated code cross at 90 % zeros, with weights out of cache.
+# A call of at most this many tiles of 16 tokens is small: it reads every weight for few tokens, so
+# that the form with the fewest bytes tends to win. This is where the table form and generated code
+# take equally long at 90 % zeros, with weights out of cache.
 SMALL_TILES = 8
 CALL_SIZES = ("small", "large")
 TIMED_TILES = {"small": 4, "large": 32}
 
-# What is taken unless another is faster by more than TIE: the form that more often was.
+# The order in which forms are preferred where they differ by less than TIE: the first ones were
+# the fastest more often.
 PREFERRED = {"small": ("table", "generated", "dense"), "large": ("generated", "table", "dense")}
 TIE = 1.03
 
@@ -53,10 +55,12 @@ DENSITIES = (
     *(0.005, 0.015, 0.025, 0.04, 0.06, 0.085, 0.125, 0.175, 0.25, 0.35),
     *(0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.98),
 )
-DENSE_FROM, SPARSE_TO = 0.35, 0.98  # what lies outside is not worth timing
+# Below the one density `dense` is not timed, above the other `table` and `generated` are not: they
+# would lose.
+DENSE_FROM, SPARSE_TO = 0.35, 0.98
 
 SAMPLE = (KBLOCK, 2 * KBLOCK)  # rows and columns of a weight that are timed: a few blocks
-REPEATS = 6
+REPEATS = 6  # runs of each form, of which the fastest counts
 
 MAX_FILE_BYTES = 1 << 20
 MAX_ENTRIES = 16
@@ -258,7 +262,7 @@ def measure_forms(
             aligned(tiles * features * _kernels.TILE_TOKENS).reshape(tiles, features, -1)
             for features in (columns, rows, rows)
         )
-        x[...] = 1.0  # denormals or worse, as memory may hold, would be slow
+        x[...] = 1.0  # fresh memory may hold denormals, which are slow
         y[...] = init[...] = 0.0
         panels = [panel_rows(form, size == "large", found) for form in forms]
         memory = CodeMemory() if can_generate else None

@@ -23,7 +23,7 @@ SECONDS = 0.2  # per measured peak
 # The roofs: memory, and every cache a thread reads through. Level → its name.
 LEVELS = {1: "l1", 2: "l2", 3: "l3"}
 MEMORY = "memory"
-UNKNOWN_CACHES = {1: (32 << 10, 1), 2: (1 << 20, 1), 3: (32 << 20, 8)}  # as a server of today has
+UNKNOWN_CACHES = {1: (32 << 10, 1), 2: (1 << 20, 1), 3: (32 << 20, 8)}  # those of a common server
 
 
 class Weight(Protocol):
@@ -148,7 +148,8 @@ def buffer_sizes(caches: Mapping[int, tuple[int, int]], num_threads: int) -> dic
         if level not in caches:
             continue
         total, sharing = caches[level]
-        # hyper-threads of one core share even its first cache, but are not used before its sisters
+        # hyper-threads share their core's first two caches, too, but the system fills whole cores
+        # first
         last = total // (min(num_threads, sharing) if level == 3 else 1)
         size = last // 2
         if level == 3:

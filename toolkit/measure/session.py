@@ -1,4 +1,4 @@
-"""A model in several engines at once: load, compare, judge, profile. B texts, T tokens."""
+"""Steps of a benchmark over several engines: load, compare, score, profile. B texts, T tokens."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Time engines in interleaved rounds, and say what the times mean.
+"""Time engines in interleaved rounds, and compute speeds and ratios from the times.
 
 The rounds go A B C A B C, so a drift of the machine hits all engines alike; ratios are taken within
 a round. R: rounds.
@@ -18,7 +18,7 @@ from toolkit.record import now
 
 BUSY = 0.2  # share of the CPUs that others use, above which a measurement is doubtful
 BUSY_SECONDS = 0.3  # to find that out
-MIN_ROUNDS = 5  # fewer make no interval
+MIN_ROUNDS = 5  # fewer are too few for an interval
 MAX_ROUNDS = 20  # more only switch more often
 RESAMPLES = 2000  # the interval's ends then move by a few percent of its width
 
@@ -84,7 +84,7 @@ def summarise_calls(
 def warn_if_busy(stat: Path = Path("/proc/stat")) -> None:
     """Say so when other programs are using the CPUs right now.
 
-    Not by the load average: that still remembers the training which ended a moment ago.
+    The load average would not do: it still counts a training that has just ended.
 
     Args:
         stat: Times that all CPUs have spent since the start, by kind; absent except on Linux.

@@ -168,7 +168,7 @@ def answer_requests(actions: Mapping[str, Callable[..., dict[str, Any]]]) -> Non
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[1]):
-        return  # the parent died before it could be followed
+        return  # the parent died before prctl, so its death would not be noticed
     talk = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever an engine prints goes to the log, not into the conversation
     state: dict[str, Any] = {}

@@ -95,10 +95,10 @@ def test_weights_may_lie_at_any_byte() -> None:
 
     plan, inputs = make_plan(), make_inputs(make_plan(), mask_of("full", 2, 9, seed=0))
     names = ("query", "key", "value", "attention_output", "intermediate", "output")
-    layers = [
-        replace(layer, **{name: shifted(getattr(layer, name)) for name in names})
-        for layer in plan.layers
-    ]
+    layers = []
+    for layer in plan.layers:
+        changes: dict[str, Any] = {name: shifted(getattr(layer, name)) for name in names}
+        layers.append(replace(layer, **changes))
     heads = {key: shifted(linear) for key, linear in plan.linears.items()}
     engine = Engine(replace(plan, layers=layers, linears=heads), 1, REASON, ISAS[0])
     for name, value in make_engine(1).run(inputs).items():
@@ -307,10 +307,11 @@ def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, Any], sentence: str)
         if name == "heads":
             changes["num_heads"] = size
         elif name == "norm":
-            changes["output_norm"] = LayerNorm(*np.ones((2, size), np.float32), 1e-5)
+            ones = np.ones(size, np.float32)
+            changes["output_norm"] = LayerNorm(ones, ones, 1e-5)
         elif name in ("position", "token_type"):
-            table = np.zeros((130, size), np.float32)
-            plan = replace(plan, embeddings=replace(plan.embeddings, **{name: table}))
+            table: dict[str, Any] = {name: np.zeros((130, size), np.float32)}
+            plan = replace(plan, embeddings=replace(plan.embeddings, **table))
         else:
             changes[name] = Linear(name, np.zeros(size, np.float32), np.zeros(size[0], np.float32))
     plan.layers[0] = replace(plan.layers[0], **changes)

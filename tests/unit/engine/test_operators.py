@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
-from support.plans import ints, make_tail_plan, no_linear
+from support.plans import Array, ints, make_tail_plan, no_linear
 
 from toolkit.engine.operators import OPERATORS, erf
 from toolkit.engine.plan import Node
@@ -153,7 +153,8 @@ def test_every_operator_is_tested() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_erf_is_accurate(dtype: type) -> None:
-    x = np.concatenate([np.linspace(-8, 8, 100_001), np.logspace(-30, 0, 1000)]).astype(dtype)
+    points = np.concatenate([np.linspace(-8, 8, 100_001), np.logspace(-30, 0, 1000)])
+    x: Array = points.astype(dtype)
     exact = np.array([math.erf(v) for v in x.astype(np.float64)])
     assert erf(x).dtype == dtype
     assert np.abs(erf(x) - exact).max() < (2e-7 if dtype is np.float32 else 1e-9)

@@ -40,9 +40,15 @@ def test_attention_equals_torch(num_heads: int) -> None:
     mask = np.ones((3, 7), np.int64)
     mask[1, 4:] = 0
     mask[2, ::2] = 0
-    heads = [torch.from_numpy(x).view(3, 7, num_heads, -1).transpose(1, 2) for x in (q, k, v)]
+    query, key, value = (
+        torch.from_numpy(x).view(3, 7, num_heads, -1).transpose(1, 2) for x in (q, k, v)
+    )
     expected = torch.nn.functional.scaled_dot_product_attention(
-        *heads, attn_mask=torch.from_numpy(mask != 0)[:, None, None, :], scale=0.3
+        query,
+        key,
+        value,
+        attn_mask=torch.from_numpy(mask != 0)[:, None, None, :],
+        scale=0.3,
     )
     found = reference.attention(q, k, v, mask, num_heads, 0.3)
     np.testing.assert_allclose(found, expected.transpose(1, 2).reshape(3, 7, 8), atol=1e-14)

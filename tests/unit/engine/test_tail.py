@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.plans import ints, make_tail_plan, no_linear
+from support.plans import Array, ints, make_tail_plan, no_linear
 
 from toolkit.engine.plan import Linear, Node
 from toolkit.engine.tail import check_tail, run_tail
@@ -18,7 +18,7 @@ def test_dense_layers_go_to_the_engine() -> None:
     plan = make_tail_plan([Node("head", "Linear", ["hidden"], ["y"])], ["y"], linears=linears)
     asked = []
 
-    def linear(key: str, x: np.ndarray) -> np.ndarray:
+    def linear(key: str, x: Array) -> Array:
         asked.append((key, x.shape, x.flags.c_contiguous))
         return x @ linears[key].weight.T + linears[key].bias
 
@@ -47,7 +47,7 @@ def test_outputs_share_no_memory() -> None:
 
 def test_nan_and_infinity_pass_silently() -> None:
     tail = [Node("l", "Log", ["hidden"], ["l"]), Node("d", "Div", ["l", "zero"], ["y"])]
-    plan = make_tail_plan(tail, ["y"], {"zero": np.float32(0.0)})
+    plan = make_tail_plan(tail, ["y"], {"zero": np.array(0.0, np.float32)})
     found = run_tail(plan, {"hidden": np.array([-1.0, 0.0, 2.0], np.float32)}, no_linear)["y"]
     np.testing.assert_array_equal(found, np.array([np.nan, -np.inf, np.inf], np.float32))
 
@@ -82,7 +82,7 @@ def test_an_unknown_tail_is_refused(node: Node, message: str) -> None:
         (Node("n", "Squeeze", ["hidden", "c"], ["y"]), ints(7)),
     ],
 )
-def test_shapes_that_do_not_fit_name_the_node(node: Node, constant: np.ndarray) -> None:
+def test_shapes_that_do_not_fit_name_the_node(node: Node, constant: Array) -> None:
     plan = make_tail_plan([node], ["y"], {"c": constant})
     with pytest.raises(InputError, match=rf"node 'n' \({node.operator}\): cannot be computed"):
         run_tail(plan, {"hidden": X}, no_linear)

@@ -62,7 +62,7 @@ def _all_but_smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
     if count == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     limit = torch.kthvalue(scores, count).values
-    keep = ~(scores < limit)  # a NaN stays, to be seen
+    keep = ~(scores < limit)  # a NaN is kept, so that it shows
     equal = torch.nonzero(scores == limit).flatten()
     keep[equal[: count - int((scores < limit).sum())]] = False
     return keep

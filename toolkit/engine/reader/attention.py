@@ -98,8 +98,8 @@ def _attend(parts: Sequence[Any], scale: float | None) -> tuple[Scores, Heads]:
 def _padding_mask(padding: Any, fill: float, probes: Sequence[Probe]) -> tuple[Array, ...]:
     """Hide keys by a mask (B, T) or (B, T, T), or by the length (B,) of each text.
 
-    The optimiser replaces the mask by its sum: it takes all padding to be on the right. Counted
-    like that, the mask itself is meant, which says the same there and keeps its meaning elsewhere.
+    The optimiser replaces the mask by its sum, which is the same only where all padding is on the
+    right. Here such a sum is replaced by the mask again, which holds wherever the padding is.
     """
     if not isinstance(padding, Known):
         raise MismatchError("a padding mask that depends on the inputs only")

@@ -43,7 +43,7 @@ def read_graph(path: Path) -> Plan:
     try:
         plan = _plan(graph, values)
         check_tail(plan)
-    except (InputError, TypeError, ValueError) as error:  # the latter: a head's odd attributes
+    except (InputError, TypeError, ValueError) as error:  # the last two: odd attributes of a head
         raise InputError(f"{path} cannot be run: {_first_reason(values) or error}") from error
     return plan
 
@@ -112,7 +112,7 @@ def _cut(
 
 
 def _sources(node: Node, values: Mapping[str, Value]) -> list[str]:
-    """What a node of the tail reads; asking the encoder's values for their shape is no reading."""
+    """What a node of the tail reads; a shape of the encoder's is taken from the hidden state."""
     if node.operator == "Shape" and _is_inside(values.get(node.inputs[0])):
         return []
     return node.inputs
@@ -221,7 +221,7 @@ def _is_first_token_only(
     tail: Sequence[Node],
     constants: Mapping[str, np.ndarray],
 ) -> bool:
-    """Tell whether every use of the hidden state takes token 0, and would of (B, 1, H) too."""
+    """Tell whether every use of the hidden state takes token 0, from (B, 1, H) as well."""
     if hidden in outputs:
         return False
     return all(_takes_first(node, constants) for node in tail if hidden in node.inputs)
@@ -240,14 +240,14 @@ def _takes_first(node: Node, constants: Mapping[str, np.ndarray]) -> bool:
 
 
 def _modernise(node: Node, opset: int) -> Node:
-    """Say what an older opset means by leaving it out."""
+    """Write out what an older opset leaves implicit."""
     if opset < 13 and node.operator in ("Softmax", "LogSoftmax"):
         return replace(node, attributes={"axis": 1, **node.attributes, "coerced": True})
     return node
 
 
 def _check_order(graph: Graph) -> None:
-    """ONNX wants every value computed once, before it is read: walking back then ends."""
+    """Refuse what computes a value twice or after it is read: walking back might not end."""
     known = {*graph.inputs, *graph.constants, ""}
     for node in graph.nodes:
         for name in node.inputs:

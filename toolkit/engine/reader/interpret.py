@@ -1,8 +1,8 @@
 """Recognise a BERT encoder by running its graph on symbols instead of numbers.
 
 Exporters spell the same encoder in dozens of ways, so no sequence of nodes is compared: each node
-makes a value of the values it reads. Two probe batches of different sizes are run along, so that a
-size which the graph has fixed shows.
+makes a value of the values it reads. Two probe batches of different sizes are run along, so that
+a size which the graph has fixed is noticed.
 """
 
 import math
@@ -42,8 +42,8 @@ MAX_KNOWN = 2**20  # elements of a value computed at load; position buffers have
 def make_probes(graph: Graph) -> list[Probe]:
     """Make small batches that tell the roles of values apart.
 
-    Among the ids is every integer constant of the graph, so that one which compares them with a
-    padding id meets it, at several places. Masks have holes; the first text is complete.
+    Among the ids is every integer constant of the graph, at several places: one of them may be the
+    padding id with which the graph compares the ids. Masks have holes; the first text is complete.
     """
     arrays = [*graph.constants.values()]
     arrays += [a for node in graph.nodes for a in node.attributes.values() if hasattr(a, "dtype")]
@@ -60,7 +60,7 @@ def make_probes(graph: Graph) -> list[Probe]:
         batch = max(batch, -(-2 * len(ids) // length))  # every id at least twice
         text, token = np.indices((batch, length))
         row = np.arange(batch * length).reshape(batch, length)
-        # The multiplier keeps ids from ascending like positions; odd places hold ordinary ids.
+        # The multiplier keeps ids from ascending like positions; every 11th is an ordinary id.
         picked = (
             np.array(ids)[row * 7 % len(ids)] if len(ids) % 7 else np.array(ids)[row % len(ids)]
         )
@@ -143,7 +143,7 @@ NAMES: dict[type, str] = {
 
 
 def _constant(where: str, array: np.ndarray) -> Known | Opaque:
-    """A constant; of long index buffers the probes see the start only, so it must go on alike."""
+    """A constant; probes read only the start of a long index buffer, so its rest must be alike."""
     if array.dtype in (np.bool_, np.int32, np.int64) and array.size > LONGEST_PROBED:
         steps = np.diff(array.reshape(-1).astype(np.int64))
         if (steps != steps[0]).any():

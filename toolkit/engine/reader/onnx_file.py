@@ -1,7 +1,7 @@
-"""Read an ONNX file into plain nodes and arrays, trusting nothing that it says about itself.
+"""Read an ONNX file into plain nodes and arrays; sizes that it states are checked first.
 
-Large tensors are views of the mapped file: protobuf would hold every byte three times (file,
-message, copy). For that the file's outer levels are walked here and only the rest is given to
+Large tensors are views of the mapped file, since protobuf would hold every byte three times (file,
+message, copy). Therefore the file's outer levels are walked here and only the rest is given to
 protobuf.
 """
 
@@ -27,7 +27,7 @@ OLDEST_OPSET = 11
 
 # Field numbers of onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
-SMALL = 1024  # bytes up to which a tensor may as well go through protobuf
+SMALL = 1024  # bytes up to which a tensor goes through protobuf
 
 DTYPES: dict[int, Any] = {
     TensorProto.FLOAT: np.float32,

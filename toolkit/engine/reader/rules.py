@@ -1,7 +1,7 @@
 """One rule per operator: the piece of an encoder that it makes of the pieces it reads.
 
-A rule returns None where its operator means nothing to an encoder, and raises `MismatchError` where
-it nearly does.
+A rule returns None where its node is no part of an encoder, and raises `MismatchError` where it is
+one but for a detail.
 """
 
 import math

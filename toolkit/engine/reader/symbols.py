@@ -1,8 +1,8 @@
 """What the values of a BERT graph can mean.
 
 Every value either is `Known` - ids, masks, positions, shapes: computed for real on two small probe
-batches - or stands for a piece of an encoder. What fits nowhere is `Opaque`: heads are made of it,
-and encoders that are not BERT's.
+batches - or stands for a piece of an encoder. What fits nowhere is `Opaque`: the values of heads,
+and of encoders that are not BERT's.
 
 Shapes: B texts, T tokens, H hidden, N heads, D head size, E embedding size.
 """
@@ -166,7 +166,7 @@ Value = Known | Symbol | Opaque
 
 
 class MismatchError(Exception):
-    """A node that is nearly right: says what was expected."""
+    """A node is part of an encoder but for a detail: says what was expected."""
 
 
 def shapes_of(value: Value) -> Shapes | None:

@@ -1,13 +1,15 @@
 """Fused operators as optimum and ONNX Runtime write them: equal to ONNX Runtime, or refused."""
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]  # ships no types
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from support.edits import Edit, change, edited
 from support.graphs import Case, Export
@@ -22,7 +24,7 @@ DISTILBERT = next(path for path in FILES if path.stem == "distilbert-question-an
 SHAPES = ((1, 1), (2, 8), (4, 17), (4, 40))
 
 
-def padded(batch: int, length: int, side: str) -> np.ndarray:
+def padded(batch: int, length: int, side: str) -> NDArray[np.int64]:
     """A complete text, then texts padded on one side, and for `left` one with holes."""
     mask = np.ones((batch, length), np.int64)
     for row, kept in ((1, (length + 1) // 2), (2, 1), (3, length - 1)):
@@ -35,7 +37,7 @@ def padded(batch: int, length: int, side: str) -> np.ndarray:
     return mask
 
 
-def worst_difference(path: Path, oracle: Path, mask: np.ndarray) -> float:
+def worst_difference(path: Path, oracle: Path, mask: NDArray[np.int64]) -> float:
     """Compare the engine on one file with ONNX Runtime on another, at real tokens."""
     rng = np.random.default_rng(0)
     padding = 1 if "roberta" in path.stem else 0
@@ -103,8 +105,12 @@ def test_what_onnx_runtimes_optimiser_writes(
 
 
 def optimise(source: Path, path: Path, options: dict[str, Any]) -> None:
-    from onnxruntime.transformers.fusion_options import FusionOptions
-    from onnxruntime.transformers.optimizer import optimize_model
+    from onnxruntime.transformers.fusion_options import (  # type: ignore[import-untyped]  # as above
+        FusionOptions,
+    )
+    from onnxruntime.transformers.optimizer import (  # type: ignore[import-untyped]  # as above
+        optimize_model,
+    )
 
     fusion = FusionOptions("bert")
     for name, value in options.items():
@@ -150,8 +156,8 @@ def test_attention_of_joined_heads(export_case: Export, tmp_path: Path) -> None:
         for side in ("right", "left"):
             assert worst_difference(path, source, padded(batch, length, side)) < 1e-5
             assert worst_difference(path, path, padded(batch, length, side)) < 1e-5
-    for heads in ((4, 2), (0, 4), (3, 3), (-4, -4), (2**62, 2**62)):
-        odd = edited(source, tmp_path, lambda model, heads=heads: join_heads(model, *heads))
+    for a, b in ((4, 2), (0, 4), (3, 3), (-4, -4), (2**62, 2**62)):
+        odd = edited(source, tmp_path, partial(join_heads, query_heads=a, key_heads=b))
         refused(odd, r"\(Attention\): expected (as many heads|query, key and value \(B, T, H\))")
     cached = edited(source, tmp_path, lambda model: add_input(model, "Attention", 6))
     refused(cached, r"\(Attention\): expected attention without a cache")

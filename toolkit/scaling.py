@@ -17,7 +17,7 @@ from pathlib import Path
 from toolkit.engine.engine import find_isa
 from toolkit.environment import affinity, describe
 from toolkit.files import write_bytes, write_text
-from toolkit.measure.scaling import CLIFF, Engines, cliffs, measure, summarise, sweeps
+from toolkit.measure.scaling import CLIFF, Engines, cliffs, measure_cases, summarise_sweep, sweeps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         shown = [sweep for sweep in planned if sweep.panel == panel]
         cases = list(dict.fromkeys(case for sweep in shown for case in sweep.cases))
-        found = measure(cases, engines.run, max(1, options.rounds))
-        lines += [summarise(sweep, found) for sweep in shown]
+        found = measure_cases(cases, engines.run, max(1, options.rounds))
+        lines += [summarise_sweep(sweep, found) for sweep in shown]
         engines.forget()
         print(f"{panel}: {time.perf_counter() - start:.0f} s", flush=True)
     problems = cliffs(lines)

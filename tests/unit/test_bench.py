@@ -29,7 +29,7 @@ from toolkit.measure.batches import feed, make_batches
 from toolkit.measure.timing import (
     MIN_ROUNDS,
     speed_ratio,
-    summarise,
+    summarise_calls,
     time_rounds,
     warn_if_busy,
 )
@@ -136,7 +136,7 @@ def test_rounds_go_on_until_there_are_enough_calls() -> None:
 
 
 def test_figures_of_known_times() -> None:
-    figures = summarise([[0.1, 0.1], [0.1, 0.1], [0.1, 0.5]], 32, 4096)
+    figures = summarise_calls([[0.1, 0.1], [0.1, 0.1], [0.1, 0.5]], 32, 4096)
     assert figures["items_per_s"] == pytest.approx(320.0)  # the disturbed round does not count
     assert figures["tokens_per_s"] == pytest.approx(40960.0)
     assert figures["iterations"] == 6

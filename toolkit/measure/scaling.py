@@ -67,7 +67,7 @@ def sweeps(threads: int, is_quick: bool) -> list[Sweep]:
     ]
 
 
-def measure(
+def measure_cases(
     cases: Sequence[Case], run: Callable[[Case], float], rounds: int
 ) -> dict[Case, list[float]]:
     """Measure every case once per round, in turn, after one round that does not count.
@@ -90,7 +90,7 @@ def measure(
     return found
 
 
-def summarise(sweep: Sweep, found: Mapping[Case, Sequence[float]]) -> dict[str, Any]:
+def summarise_sweep(sweep: Sweep, found: Mapping[Case, Sequence[float]]) -> dict[str, Any]:
     """Return one line as the JSON file keeps it: medians, and the best and worst round."""
     points = []
     for case in sweep.cases:

@@ -53,7 +53,7 @@ def time_rounds(
     return rounds, peaks
 
 
-def summarise(
+def summarise_calls(
     rounds: Sequence[Sequence[float]], items_per_call: float, tokens_per_call: float
 ) -> dict[str, Any]:
     """Turn the times of one engine's calls into the figures of a `speed` entry.
@@ -142,7 +142,7 @@ def speed_entry(
         "batch_size": config.batch_size,
         "seq_len": config.seq_len,
         "lengths": config.lengths.value,
-        **summarise(rounds[engine], config.batch_size, tokens / len(batches)),
+        **summarise_calls(rounds[engine], config.batch_size, tokens / len(batches)),
         "ratio_to": {
             "engine": reference,
             **speed_ratio(rounds[engine], rounds[reference], config.seed),

@@ -15,9 +15,9 @@ from toolkit.measure.scaling import (
     Sweep,
     cliffs,
     make_layer,
-    measure,
+    measure_cases,
     prune,
-    summarise,
+    summarise_sweep,
     sweeps,
 )
 
@@ -45,14 +45,14 @@ def test_rounds_take_turns_and_the_first_does_not_count() -> None:
         log.append(case.batch)
         return seconds[case] if len(log) > 2 else 99.0
 
-    found = measure(list(seconds), run, rounds=2)
+    found = measure_cases(list(seconds), run, rounds=2)
     assert log == [1, 2, 1, 1, 2, 1, 1, 2]  # 0.02 s is not long enough for one call
     assert found == {Case(batch=1): [20.0, 20.0], Case(batch=2): [1000.0, 1000.0]}
 
 
 def test_a_line_keeps_median_and_band() -> None:
     case = Case(batch=2, length=50)
-    line = summarise(Sweep("p", "l", "batch", [case]), {case: [3.0, 1.0, 4.0]})
+    line = summarise_sweep(Sweep("p", "l", "batch", [case]), {case: [3.0, 1.0, 4.0]})
     assert line["points"] == [
         {"x": 2, "ms": 3.0, "low_ms": 1.0, "high_ms": 4.0, "us_per_token": pytest.approx(30.0)}
     ]

@@ -24,7 +24,7 @@ def draw(lines: Sequence[Mapping[str, Any]], title: str) -> bytes:
     shows time that is proportional to batch, length or depth, through the last point.
 
     Args:
-        lines: As `toolkit.measure.scaling.summarise` returns them.
+        lines: As `toolkit.measure.scaling.summarise_sweep` returns them.
         title: The machine.
     """
     panels = list(dict.fromkeys(line["panel"] for line in lines))

@@ -22,9 +22,8 @@ from toolkit.present.results import (
     mark_pareto_front,
     merge_runs,
     panel_of,
-    parse_select,
-    select,
 )
+from toolkit.present.select import answer, parse_select, select
 from toolkit.present.tables import markdown_table, text_table
 from toolkit.record import read_record
 
@@ -72,7 +71,7 @@ def report(config: ReportRoot) -> list[Row]:
     conditions = parse_select(config.select, rows) if config.select else []
     chosen = select(conditions, rows) if conditions else None
     if chosen is not None:
-        notes.insert(0, f"The fastest run with {config.select}: {_describe(chosen)}.")
+        notes.insert(0, f"The fastest run with {config.select}: {answer(chosen)}.")
     folder = Path(config.output_dir)
     write(folder, rows, panels, notes)
     print(text_table(*_cells(rows)))
@@ -179,12 +178,4 @@ def _title(row: Row) -> str:
     return (
         f"{row['group']}: {row['batch_size']} {texts} {row['seq_len']} tokens, "
         f"{row['num_threads']} threads, {row['cpu']}"
-    )
-
-
-def _describe(row: Row) -> str:
-    score = "" if row["score"] is None else f", {row['metric']} {row['score']:.2f}"
-    return (
-        f"{row['run']} through {row['engine']}{score}, {row['items_per_s']:.1f} items/s, "
-        f"p99 {row['latency_p99_ms']:.2f} ms ({row['folder']})"
     )

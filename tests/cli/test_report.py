@@ -68,7 +68,7 @@ def test_report_and_its_exit_codes(toolkit: Toolkit, tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).stat().st_size > 0
     for args, code, sentence in (
         (["runs", "select=accuracy>=99"], 3, "none of 3 measurements meets"),
-        (["runs", "select=acuracy>=9"], 2, "nearest: accuracy"),
+        (["runs", "select=acuracy>=9"], 2, "did you mean 'accuracy'"),
         (["nowhere"], 1, "expected records below nowhere"),
     ):
         run = toolkit("report", *args, "output_dir=out")

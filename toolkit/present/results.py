@@ -127,6 +127,28 @@ def panel_of(row: Row) -> tuple[Any, ...]:
     return (row["group"], *(row[name] for name in SETTING))
 
 
+def title_of(row: Row) -> str:
+    """Say under which conditions the rows of a panel were measured."""
+    texts = "texts of at most" if row["lengths"] == "task" else "texts of"
+    return (
+        f"{row['group']}: {row['batch_size']} {texts} {row['seq_len']} tokens, "
+        f"{row['num_threads']} threads, {row['cpu']}"
+    )
+
+
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """Say which runs are listed but not plotted, and why."""
+    notes = []
+    for column, reason in (
+        ("items_per_s", "speed was not measured (`toolkit bench onnx=DIR` does)"),
+        ("score", "accuracy was not measured"),
+    ):
+        runs = dict.fromkeys(row["run"] for row in rows if row[column] is None)
+        if runs:
+            notes.append(f"Listed but not plotted, because {reason}: {', '.join(runs)}.")
+    return notes
+
+
 def labelled(rows: Sequence[Row]) -> list[Row]:
     """Choose the rows of a panel that carry a label: each run once, at its fastest engine.
 

@@ -43,6 +43,7 @@ def test_the_report_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert "dense baseline, demo 12 layers dense through onnxruntime" in told
     assert "![quality against speed](pareto.png)" in text
     assert text.count("\n| demo") == 6
+    assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert printed.err == ""
 
 

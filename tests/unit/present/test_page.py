@@ -250,6 +250,25 @@ def test_axes_can_be_chosen(opened: Browser) -> None:
     assert texts(opened, ".xtitle, .ytitle") == ["encoder_sparsity", "speedup"]  # zero has no log
 
 
+def test_a_dragged_zoom_outlives_a_click(opened: Browser) -> None:
+    before = opened.evaluate("byId('chart').layout.xaxis.range")
+    for kind, x in (("mousePressed", 300), ("mouseMoved", 500), ("mouseReleased", 500)):
+        opened.call(
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=x,
+            y=300,
+            button="left",
+            buttons=1,
+            clickCount=1,
+        )
+    zoomed = opened.evaluate("byId('chart').layout.xaxis.range")
+    assert before[0] < zoomed[0] < zoomed[1] < before[1]
+    opened.click("tbody td")
+    assert texts(opened, "tr.on") != []
+    assert opened.evaluate("byId('chart').layout.xaxis.range") == zoomed
+
+
 def test_another_setting_is_another_chart(opened: Browser) -> None:
     titles = texts(opened, "#panel option")
     assert [title.split(",")[0] for title in titles] == [

@@ -46,7 +46,7 @@ setup(
     include_package_data=False,  # the wheel holds what is named here; C sources are for the sdist
     package_data={
         "toolkit": ["py.typed", "*.json"],
-        "toolkit.present": ["*.html"],
+        "toolkit.present": ["*.html", "*.js"],
         "toolkit.conf": ["**/*.yaml", "*.yaml"],
         "cython_kernels": ["py.typed", "*.pyi"],
     },

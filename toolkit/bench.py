@@ -11,7 +11,7 @@ from toolkit.artifact.exported import Exported, describe_onnx, find_checkpoint, 
 from toolkit.config import BenchRoot
 from toolkit.environment import decide_num_threads
 from toolkit.errors import UsageError
-from toolkit.files import size_of, write_bytes
+from toolkit.files import size_of
 from toolkit.measure.baseline import check_comparable, compare
 from toolkit.measure.batches import feed, make_batches
 from toolkit.measure.engines import ENGINES, check_engines, is_installed
@@ -70,10 +70,11 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         record = fill_record(config, record, model, facts, entries)
     write_record(Path(config.output_dir) / "record.json", record)
     if config.roofline:
-        from toolkit.present.figures.roofline import draw_entry
+        from toolkit.present.figures import save_png
+        from toolkit.present.figures.roofline import draw_roofline
 
-        picture = draw_entry(record, entries[engines.index("sparse")])
-        write_bytes(Path(config.output_dir) / "roofline.png", picture)
+        picture = draw_roofline(record, entries[engines.index("sparse")])
+        save_png(Path(config.output_dir) / "roofline.png", picture)
     print_results(config, record, entries)
     if baseline is not None:
         compare(config, baseline, entries[0])

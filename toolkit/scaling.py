@@ -16,15 +16,8 @@ from pathlib import Path
 
 from toolkit.engine.engine import find_isa
 from toolkit.environment import affinity, describe_machine
-from toolkit.files import write_bytes, write_text
-from toolkit.measure.scaling import (
-    CLIFF,
-    Engines,
-    cliffs,
-    measure_cases,
-    summarise_sweep,
-    sweeps,
-)
+from toolkit.files import write_text
+from toolkit.measure.scaling import CLIFF, Engines, cliffs, measure_cases, summarise_sweep, sweeps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few points of a small model")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of every point")
     options = parser.parse_args(arguments)
-    from toolkit.present.figures.scaling import draw  # here: matplotlib takes a second to import
+    # here: matplotlib takes a second to import
+    from toolkit.present.figures import save_png
+    from toolkit.present.figures.scaling import draw_scaling
 
     engines, lines, machine = Engines(), [], describe_machine()
     planned = sweeps(affinity(), options.quick)
@@ -54,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"BERT-base shape, {usual.layers} layers, {usual.zeros:.0%} zeros where nothing else is "
         f"said; {machine['cpu']}, {find_isa('auto')}, {usual.threads} threads"
     )
-    write_bytes(options.out_folder / "scaling.png", draw(lines, title))
+    save_png(options.out_folder / "scaling.png", draw_scaling(lines, title))
     print("\n".join(problems or [f"no cliffs: no neighbours differ by {CLIFF} or more"]))
 
 

@@ -5,38 +5,53 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]  # ships no types
+
+from toolkit.present.chart import Panel
 from toolkit.present.results import Row
+from toolkit.present.tables import COLUMNS, cells
 
 TEMPLATE = Path(__file__).with_name("page.html")
+SCRIPT = Path(__file__).with_name("page.js")
 
 
-def page(rows: Sequence[Row], notes: Sequence[str]) -> str:
+def page(rows: Sequence[Row], panels: Sequence[Panel], notes: Sequence[str]) -> str:
     """Put the results into the page.
 
-    Its policy forbids the network, and any script or style but its own: names of models and folders
-    come from files that others may have written.
+    Its policy forbids the network, and any script but its own and plotly's: names of models and
+    folders come from files that others may have written. Styles are free, because plotly adds some
+    that differ from version to version; there is nothing that they could load.
 
     Args:
-        rows: As in `results.csv`, with `panel`: the title under which a row is plotted, or None.
+        rows: As in `results.csv`.
+        panels: What `make_panels` says of them.
         notes: Sentences above the chart.
     """
-    text = TEMPLATE.read_text(encoding="utf-8")
-    script = _between(text, "<script>", "</script>")
-    style = _between(text, "<style>", "</style>")
+    library, script = get_plotlyjs(), SCRIPT.read_text(encoding="utf-8")
     policy = (
-        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; "
+        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     )
-    # "</script>" in a name would end the element, "<!--" change how it is read
-    data = json.dumps({"rows": list(rows), "notes": list(notes)}, allow_nan=False)
-    values = {"@POLICY@": policy, "@DATA@": data.replace("<", "\\u003c")}
+    shown = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
+    data = {
+        "rows": list(rows),
+        "columns": [(name, COLUMNS[name][0]) for name in shown],
+        "cells": cells(rows, shown),
+        "panels": [asdict(panel) for panel in panels],
+        "notes": list(notes),
+    }
+    values = {
+        "@POLICY@": policy,
+        "@LIBRARY@": library,
+        # "</script>" in a name would end the element, "<!--" change how it is read
+        "@DATA@": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        "@SCRIPT@": script,
+    }
+    text = TEMPLATE.read_text(encoding="utf-8")
     return re.sub("|".join(values), lambda match: values[match[0]], text)
-
-
-def _between(text: str, start: str, end: str) -> str:
-    return text.split(start, 1)[1].split(end, 1)[0]
 
 
 def _hash(source: str) -> str:

@@ -1,35 +1,21 @@
-"""What records say together: runs, rows, ratios, the Pareto front, and the answer to a wish.
+"""What records say together: runs, rows, ratios, the Pareto front.
 
 A run is all records of one model (train, export, bench); a row is a run in one measurement: engine
 × batch size × length. Rows compare within a group (same task) and a panel (same setting, too).
 """
 
-import operator
-import re
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import UsageError
 from toolkit.measure.engines import ENGINES
 from toolkit.record import root_id, speed_key
 
 Row = dict[str, Any]
-Condition = tuple[str, str, float | str]
 
 DENSE = 0.01  # below this fraction of zeros a model counts as dense: training leaves some by chance
 SETTING = ("batch_size", "seq_len", "lengths", "num_threads", "cpu")
 SIZES = ("checkpoint", "onnx", "packed")
-OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "!=": operator.ne,
-    "==": operator.eq,
-    "=": operator.eq,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 
 
 def merge_runs(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -128,46 +114,6 @@ def mark_pareto_front(rows: Sequence[Row]) -> None:
         best = max(best, row["score"])
 
 
-def parse_select(text: str, rows: Sequence[Row]) -> list[Condition]:
-    """Read conditions such as `f1>=87,latency_p99_ms<=10,engine=sparse`.
-
-    Returns:
-        (column, operator, value) of each; the value is a number where it reads like one.
-
-    Raises:
-        UsageError: It is something else, or there is no such column.
-    """
-    conditions: list[Condition] = []
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*(>=|<=|!=|==|=|>|<)\s*([^\s<>=!].*?)\s*", part)
-        if match is None:
-            raise UsageError(
-                "select must be conditions such as f1>=87,latency_p99_ms<=10; "
-                f"{part.strip()!r} is none"
-            )
-        column, sign, value = match.groups()
-        if column not in columns:
-            near = get_close_matches(column, columns, cutoff=0.4) or columns
-            raise UsageError(
-                f"select names {column!r}, which is no column of the results; nearest: "
-                + ", ".join(near)
-            )
-        conditions.append((column, sign, _number(value)))
-    return conditions
-
-
-def select(conditions: Sequence[Condition], rows: Sequence[Row]) -> Row | None:
-    """Return the fastest row that meets all conditions; a row without a value meets none of it."""
-    qualified = [
-        row
-        for row in rows
-        if row["items_per_s"] is not None
-        and all(_holds(row.get(column), sign, value) for column, sign, value in conditions)
-    ]
-    return max(qualified, key=lambda row: row["items_per_s"], default=None)
-
-
 def groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
     """Gather the rows with equal keys, in the order of their first."""
     found: dict[Any, list[Row]] = {}
@@ -179,6 +125,28 @@ def groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[list[Row]]:
 def panel_of(row: Row) -> tuple[Any, ...]:
     """Name what rows must share to be compared: task, setting, machine."""
     return (row["group"], *(row[name] for name in SETTING))
+
+
+def title_of(row: Row) -> str:
+    """Say under which conditions the rows of a panel were measured."""
+    texts = "texts of at most" if row["lengths"] == "task" else "texts of"
+    return (
+        f"{row['group']}: {row['batch_size']} {texts} {row['seq_len']} tokens, "
+        f"{row['num_threads']} threads, {row['cpu']}"
+    )
+
+
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """Say which runs are listed but not plotted, and why."""
+    notes = []
+    for column, reason in (
+        ("items_per_s", "speed was not measured (`toolkit bench onnx=DIR` does)"),
+        ("score", "accuracy was not measured"),
+    ):
+        runs = dict.fromkeys(row["run"] for row in rows if row[column] is None)
+        if runs:
+            notes.append(f"Listed but not plotted, because {reason}: {', '.join(runs)}.")
+    return notes
 
 
 def labelled(rows: Sequence[Row]) -> list[Row]:
@@ -251,18 +219,3 @@ def _label(model: dict[str, Any]) -> str:
     if "sparsity" in model:
         parts.append(zeros_label({"encoder_sparsity": model["sparsity"]["encoder"]}))
     return " ".join(parts)
-
-
-def _holds(found: Any, sign: str, value: float | str) -> bool:
-    if found is None:
-        return False
-    if isinstance(value, str) or isinstance(found, str):
-        found, value = str(found), str(value)
-    return OPERATORS[sign](found, value)
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text

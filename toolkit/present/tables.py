@@ -1,6 +1,60 @@
-"""Rows as text: for the terminal, and as Markdown."""
+"""Rows as text: for the terminal, as Markdown, and in the page's table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from toolkit.present.results import Row
+
+# column → (heading, format) where a report shows it; results.csv has every column
+COLUMNS = {
+    "run": ("run", "{}"),
+    "teacher": ("teacher", "{}"),
+    "encoder_sparsity": ("zeros", "{:.1%}"),
+    "metric": ("metric", "{}"),
+    "score": ("score %", "{:.2f}"),
+    "recovery": ("recovery", "{:.1%}"),
+    "engine": ("engine", "{}"),
+    "batch_size": ("batch", "{}"),
+    "seq_len": ("length", "{}"),
+    "lengths": ("lengths", "{}"),
+    "num_threads": ("threads", "{}"),
+    "items_per_s": ("items/s", "{:.1f}"),
+    "tokens_per_s": ("tokens/s", "{:.0f}"),
+    "latency_p50_ms": ("p50 ms", "{:.2f}"),
+    "latency_p90_ms": ("p90 ms", "{:.2f}"),
+    "latency_p99_ms": ("p99 ms", "{:.2f}"),
+    "speedup": ("speedup", "{:.2f}"),
+    "speedup_same_engine": ("same engine", "{:.2f}"),
+    "load_s": ("load s", "{:.2f}"),
+    "peak_rss_mb": ("peak MB", "{:.0f}"),
+    "onnx_mb": ("file MB", "{:.1f}"),
+    "folder": ("folder", "{}"),
+}
+PAGE_ONLY = {
+    "teacher", "metric", "lengths", "num_threads", "tokens_per_s", "latency_p90_ms", "load_s",
+    "peak_rss_mb", "folder",
+}  # fmt: skip
+
+
+def cells(rows: Iterable[Row], columns: Iterable[str]) -> list[list[str]]:
+    """Format some columns of the rows; what is unknown is empty."""
+    return [
+        ["" if row[name] is None else COLUMNS[name][1].format(row[name]) for name in columns]
+        for row in rows
+    ]
+
+
+def printed_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells of what tells something; a star marks the Pareto front."""
+    values = {name: {row[name] for row in rows} - {None} for name in COLUMNS}
+    names = [
+        name
+        for name in COLUMNS
+        if name not in PAGE_ONLY and len(values[name]) > (name in ("batch_size", "seq_len"))
+    ]
+    body = cells(rows, names)
+    for line, row in zip(body, rows, strict=True):
+        line[0] += " *" if row["pareto"] else ""
+    return [COLUMNS[name][0] for name in names], body
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,5 @@
 """The roofline: counts against brute force, buffers for each cache, and where the points go."""
 
-import struct
 from dataclasses import replace
 from typing import Any
 
@@ -183,84 +182,3 @@ def test_peaks_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = measure_peaks("generic", 1)
     assert set(peaks["read_gb_per_s"]) == {"l1", "l2", "l3", "memory"} == set(peaks["read_bytes"])
     assert all(rate > 0 for rate in (peaks["fma_gflops"], *peaks["read_gb_per_s"].values()))
-
-
-# ---- the figure
-
-
-def mark(op: str, kernel: str, intensity: float, gflops: float) -> dict[str, Any]:
-    return {
-        "op": op,
-        "kernel": kernel,
-        "intensity": intensity,
-        "gflops": gflops,
-        "peak_share": gflops / 200,
-    }
-
-
-ROOFLINE: dict[str, Any] = {
-    "fma_gflops": 200.0,
-    "read_gb_per_s": {"l1": 400.0, "l2": 200.0, "l3": 100.0, "memory": 20.0},
-    "points": [
-        mark("qkv", "generated_avx512", 27.0, 190.0),
-        mark("output", "table_avx512", 24.0, 185.0),
-        mark("attention", "avx512", 32.0, 180.0),
-        mark("attention_output", "generated_avx512", 12.0, 150.0),
-        mark("output_norm", "avx512", 1.1, 90.0),
-        mark("attention_norm", "avx512", 1.1, 89.0),
-    ],
-}
-
-
-def test_roofs_rise_to_the_peak() -> None:
-    from toolkit.present.figures.roofline import roof
-
-    assert roof(200.0, 20.0, (1.0, 100.0)) == ([1.0, 10.0, 100.0], [20.0, 200.0, 200.0])
-    assert roof(200.0, 400.0, (1.0, 100.0)) == ([1.0, 100.0], [200.0, 200.0])
-
-
-def test_the_axes_hold_every_point_and_corner() -> None:
-    from toolkit.present.figures.roofline import limits
-
-    x, y = limits(ROOFLINE)
-    corners = [1.0, 2.0, 10.0]
-    for intensity in [point["intensity"] for point in ROOFLINE["points"]] + corners:
-        assert x[0] < intensity < x[1]
-    for gflops in [*(point["gflops"] for point in ROOFLINE["points"]), 200.0]:
-        assert y[0] < gflops < y[1]
-
-
-def test_labels_do_not_cover_each_other() -> None:
-    from toolkit.present.figures.roofline import GAP, label_places
-
-    marks = ROOFLINE["points"]
-    places = label_places(marks)
-    for a in range(len(marks)):
-        assert places[a][1] <= marks[a]["gflops"] * 1.0001
-        for b in range(a):
-            if places[a][0] == places[b][0]:
-                heights = sorted((places[a][1], places[b][1]))
-                assert heights[1] / heights[0] >= GAP * 0.9999
-    by_op = {point["op"]: place for point, place in zip(marks, places, strict=True)}
-    assert by_op["qkv"][0] == by_op["output"][0] > 32.0  # one column, right of its points
-    assert by_op["attention_output"][2]  # no room to the right
-    assert by_op["attention_output"][0] < 12.0
-    assert not by_op["output_norm"][2]
-
-
-def test_the_figure_is_800_pixels_wide_whatever_it_shows() -> None:
-    from toolkit.present.figures.roofline import draw
-
-    few = {"fma_gflops": 5.0, "read_gb_per_s": {"memory": 3.0}, "points": ROOFLINE["points"][:1]}
-    for shown in (ROOFLINE, few):
-        picture = draw(shown, "a $model$, 2 layers", "CPU <&>")
-        assert picture.startswith(b"\x89PNG")
-        assert struct.unpack(">II", picture[16:24]) == (800, 560)
-
-
-def test_the_form_gives_the_colour() -> None:
-    from toolkit.present.figures.roofline import COLOURS, form_of
-
-    forms = [form_of(point) for point in ROOFLINE["points"]]
-    assert forms == ["generated", "table", "avx512", "generated", "avx512", "avx512"]
-    assert set(COLOURS) == set(_kernels.FORMS)

@@ -1,17 +1,16 @@
 """`roofline.png`: what the machine allows, and where each fused operation of the engine stands."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-# Okabe and Ito 2008, https://jfly.uni-koeln.de/color: told apart with any colour vision
-COLOURS = {"generated": "#0072B2", "table": "#D55E00", "dense": "#009E73"}
-OTHER = "#7F7F7F"  # operations that are not one weight of a layer
+from toolkit.present.chart import COLOURS
+
+FORMS = dict(zip(("generated", "table", "dense"), COLOURS, strict=False))
+OTHER = COLOURS[-1]  # operations that are not one weight of a layer
 ROOFS = {"l2": ("L2", ":"), "l3": ("L3", "--"), "memory": ("memory", "-.")}
 SIZE = (8.0, 5.6)  # inches: 800 pixels wide
 DPI = 100
@@ -22,8 +21,8 @@ LABEL_POINTS = 9.0  # font size
 CLUSTER, ROOM, APART, GAP = 1.6, 5.0, 1.3, 1.2
 
 
-def draw_entry(record: Mapping[str, Any], entry: Mapping[str, Any]) -> bytes:
-    """Draw one entry of a record's `speed` that has a `roofline`; return a PNG."""
+def draw_roofline(record: Mapping[str, Any], entry: Mapping[str, Any]) -> Figure:
+    """Draw the roofs and the points of an entry of a record's `speed` that has a `roofline`."""
     model = record["model"]
     zeros = model.get("sparsity", {}).get("encoder")
     most = "at most " if entry["lengths"] == "task" else ""
@@ -34,20 +33,9 @@ def draw_entry(record: Mapping[str, Any], entry: Mapping[str, Any]) -> bytes:
         f"{entry['batch_size']} × {most}{entry['seq_len']} tokens",
     ]
     machine = f"{record['environment']['cpu']}, {entry['isa']}, {entry['num_threads']} threads"
-    return draw(entry["roofline"], ", ".join(facts), machine)
-
-
-def draw(roofline: Mapping[str, Any], title: str, machine: str) -> bytes:
-    """Draw the roofs and the points; return a PNG of 800 pixels width.
-
-    Args:
-        roofline: `fma_gflops`, `read_gb_per_s` and `points`, as in the record.
-        title: What was measured.
-        machine: Where.
-    """
+    roofline = entry["roofline"]
     peak, bandwidths, marks = (roofline[n] for n in ("fma_gflops", "read_gb_per_s", "points"))
     figure = Figure(SIZE, DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log")
     x_limits, y_limits = limits(roofline)
@@ -62,20 +50,18 @@ def draw(roofline: Mapping[str, Any], title: str, machine: str) -> bytes:
         chosen = [mark for mark in marks if form_of(mark) == form]
         axes.plot(
             [mark["intensity"] for mark in chosen], [mark["gflops"] for mark in chosen],
-            linestyle="none", marker="o", markersize=7, color=COLOURS.get(form, OTHER),
-            label=f"{form} kernel" if form in COLOURS else "other operations",
+            linestyle="none", marker="o", markersize=7, color=FORMS.get(form, OTHER),
+            label=f"{form} kernel" if form in FORMS else "other operations",
         )  # fmt: skip
     _label(axes, marks)
-    axes.set_title(f"{title}\n{machine}", fontsize=10, parse_math=False)
+    axes.set_title(f"{', '.join(facts)}\n{machine}", fontsize=10, parse_math=False)
     axes.set_xlabel("operations per byte of weights and activations")
     axes.set_ylabel("useful GFLOP/s, all threads")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(color="0.92", which="both", zorder=0)
     axes.legend(loc="lower right", fontsize=8.5, framealpha=1.0)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return figure
 
 
 def roof(

@@ -1,36 +1,34 @@
 """`scaling.png`: a panel for everything that `toolkit.measure.scaling` varies."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-COLOURS = ("#0072B2", "#D55E00")  # Okabe and Ito 2008, as in toolkit/present/figures/pareto.py
+from toolkit.present.chart import COLOURS
+
 COLUMNS = 3
 PANEL = (3.8, 3.3)  # inches
 DPI = 110
 MAX_TICKS = 8
 
 
-def draw(lines: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """Draw milliseconds per call, one panel per `panel` of the lines; return a PNG.
+def draw_scaling(lines: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Draw milliseconds per call, one panel per `panel` of the lines.
 
     The line is the median, the band reaches from the best round to the worst, and a dotted line
     shows time that is proportional to batch, length or depth, through the last point.
 
     Args:
-        lines: As `toolkit.measure.scaling.summarise` returns them.
+        lines: As `toolkit.measure.scaling.summarise_sweep` returns them.
         title: The machine.
     """
     panels = list(dict.fromkeys(line["panel"] for line in lines))
     rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure((PANEL[0] * COLUMNS, PANEL[1] * rows), DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10, parse_math=False)
     for axes, panel in zip(
         figure.subplots(rows, COLUMNS, squeeze=False).flat, panels, strict=False
@@ -38,9 +36,7 @@ def draw(lines: Sequence[Mapping[str, Any]], title: str) -> bytes:
         _draw_panel(axes, panel, [line for line in lines if line["panel"] == panel])
     for axes in figure.axes[len(panels) :]:
         axes.remove()
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return figure
 
 
 def _draw_panel(axes: Axes, panel: str, lines: Sequence[Mapping[str, Any]]) -> None:

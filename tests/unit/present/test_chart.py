@@ -1,0 +1,86 @@
+"""What is drawn, before anything draws it."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.records import record, rows_of, speed, sweep
+
+from toolkit.measure.engines import ENGINES
+from toolkit.present.chart import (
+    COLOURS,
+    FRAME,
+    LABEL_POINTS,
+    NEAR,
+    UNKNOWN,
+    make_panels,
+    place_labels,
+)
+
+
+def test_curves_go_from_deep_to_shallow_and_from_dense_to_sparse() -> None:
+    rows = rows_of(sweep()[::-1])
+    (panel,) = make_panels(rows)
+    assert [curve.name for curve in panel.curves] == [
+        "12 layers, sparse",
+        "12 layers, onnxruntime",
+        "6 layers, sparse",
+    ]
+    for curve in panel.curves:
+        zeros = [rows[i]["encoder_sparsity"] for i in curve.rows]
+        assert zeros == sorted(zeros)
+        assert {f"{rows[i]['layers']} layers, {rows[i]['engine']}" for i in curve.rows} == {
+            curve.name
+        }
+    assert [curve.colour for curve in panel.curves] == [COLOURS[0], COLOURS[0], COLOURS[1]]
+    speeds = [rows[i]["items_per_s"] for i in panel.front]
+    assert speeds == [11.0, 60.0, 110.0]
+    assert panel.baseline is not None
+    assert rows[panel.baseline]["items_per_s"] == 10.0
+    texts = {rows[label.row]["items_per_s"]: label.text for label in panel.labels}
+    assert texts == {11.0: "dense", 10.0: "dense", 60.0: "90 %", 110.0: "90 %", 50.0: "50 %"}
+    assert panel.is_log
+    assert panel.metric == "accuracy"
+
+
+def test_a_depth_has_one_colour_in_all_panels_and_an_engine_one_style() -> None:
+    engines = [*ENGINES, "newcomer"]
+    both = tuple(speed(name, 9.0 + i) for i, name in enumerate(engines))
+    longer = tuple(entry | {"seq_len": 384} for entry in both)
+    rows = rows_of(
+        [record(accuracy=9.0, speeds=both), record(layers=3, accuracy=8.0, speeds=both + longer)]
+    )
+    short, long = make_panels(rows)
+    assert {curve.colour for curve in long.curves} == {COLOURS[1]}
+    styles = [(curve.marker, curve.dash) for curve in long.curves]
+    assert styles == [(ENGINES[name].marker, ENGINES[name].dash) for name in ENGINES] + [UNKNOWN]
+    assert styles == [(curve.marker, curve.dash) for curve in short.curves[: len(engines)]]
+    assert len(set(styles)) == len(styles)
+    assert not short.is_log
+
+
+def test_what_has_no_score_is_in_no_panel() -> None:
+    rows = rows_of([record(speeds=(speed("sparse", 3.0),)), record(zeros=0.5, accuracy=3.0)])
+    assert make_panels(rows) == []
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    st.lists(
+        st.tuples(st.integers(20, 480), st.integers(20, 250)), min_size=1, max_size=8, unique=True
+    )
+)
+def test_labels_stay_within_the_frame_and_near_their_points(places: list[tuple[int, int]]) -> None:
+    points = np.array(places, float)
+    found = place_labels(["90 %"] * len(places), points, points, [points])
+    for (x, y), (dx, dy, is_far) in zip(places, found, strict=True):
+        assert 0 < x + dx < FRAME[0]
+        assert 0 < y + dy < FRAME[1]
+        width, height = 4 * LABEL_POINTS * 0.3, LABEL_POINTS * 0.625
+        gap = np.hypot(max(abs(dx) - width, 0), max(abs(dy) - height, 0))
+        assert is_far == (gap > NEAR + 4)
+
+
+def test_a_lonely_label_stands_beside_its_point() -> None:
+    centre = np.array([[250.0, 100.0]])
+    ((dx, dy, is_far),) = place_labels(["dense"], centre, centre, [centre])
+    assert (dx > 9, dy, is_far) == (True, 0.0, False)

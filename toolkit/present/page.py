@@ -23,7 +23,8 @@ def page(rows: Sequence[Row], panels: Sequence[Panel], notes: Sequence[str]) -> 
 
     Its policy forbids the network, and any script but its own and plotly's: names of models and
     folders come from files that others may have written. Styles are free, because plotly adds some
-    that differ from version to version; there is nothing that they could load.
+    that differ from version to version, and plotly 6 tries an image of its own; neither can load
+    anything from elsewhere.
 
     Args:
         rows: As in `results.csv`.
@@ -33,7 +34,7 @@ def page(rows: Sequence[Row], panels: Sequence[Panel], notes: Sequence[str]) -> 
     library, script = get_plotlyjs(), SCRIPT.read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; "
-        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+        "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     )
     shown = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
     data = {

@@ -42,14 +42,14 @@ def attend(q: Float32, k: Float32, v: Float32, isa: str, junk: float = 7.0) -> F
 
 def oracle(q: Float32, k: Float32, v: Float32) -> NDArray[np.float64]:
     mask = np.ones((1, len(k)))
-    batches = [
+    query, key, value = [
         np.concatenate([x, np.zeros((max(len(q), len(k)) - len(x), x.shape[1]))])[None]
         for x in (q, k, v)
     ]
-    padded = np.zeros((1, batches[0].shape[1]))
+    padded = np.zeros((1, query.shape[1]))
     padded[:, : len(k)] = mask
     # the kernel's weights are powers of two
-    return reference.attention(*batches, padded, num_heads=1, scale=math.log(2.0))[0, : len(q)]
+    return reference.attention(query, key, value, padded, 1, math.log(2.0))[0, : len(q)]
 
 
 def bound(q: Float32, k: Float32, v: Float32) -> NDArray[np.float64]:

@@ -97,7 +97,7 @@ def bound(weight: Float32, x: Float32, start: Float32) -> NDArray[np.float64]:
 @with_forms
 @given(weight=weights(), sizes=blocks, count=st.integers(1, 70), seed=st.integers(0, 99))
 def test_linear_is_close_to_the_oracle(
-    isa: str, form: str, weight: Float32, sizes: dict[str, int], count: int, seed: int
+    isa: str, form: str, weight: Float32, sizes: dict[str, Any], count: int, seed: int
 ) -> None:
     x, bias = tokens(count, weight.shape[1], seed), tokens(1, len(weight), seed + 1)[0]
     packed = pack(weight, form, isa, bias=bias, **sizes)
@@ -123,7 +123,7 @@ def test_linear_is_close_to_the_oracle_at_berts_sizes(
 @with_forms
 @given(weight=weights(), sizes=blocks, tiles=st.integers(1, 5))
 def test_gemm_fills_its_rows_and_nothing_else(
-    isa: str, form: str, start: str, weight: Float32, sizes: dict[str, int], tiles: int
+    isa: str, form: str, start: str, weight: Float32, sizes: dict[str, Any], tiles: int
 ) -> None:
     rows, k = weight.shape
     bias = tokens(1, rows, 5)[0]
@@ -145,7 +145,7 @@ def test_gemm_fills_its_rows_and_nothing_else(
 
 @with_forms
 @given(weight=weights(), sizes=blocks)
-def test_unpack_inverts_pack(isa: str, form: str, weight: Float32, sizes: dict[str, int]) -> None:
+def test_unpack_inverts_pack(isa: str, form: str, weight: Float32, sizes: dict[str, Any]) -> None:
     for given_weight in (weight, np.asfortranarray(weight), np.repeat(weight, 2, axis=1)[:, ::2]):
         packed = pack(given_weight, form, isa, **sizes)
         assert packed.density == np.count_nonzero(weight) / weight.size
@@ -156,7 +156,7 @@ def test_unpack_inverts_pack(isa: str, form: str, weight: Float32, sizes: dict[s
 @pytest.mark.parametrize("isa", _kernels.available_isas())
 @given(weight=weights(), sizes=blocks, count=st.integers(1, 40))
 def test_all_forms_give_the_same_bits(
-    isa: str, weight: Float32, sizes: dict[str, int], count: int
+    isa: str, weight: Float32, sizes: dict[str, Any], count: int
 ) -> None:
     """They add the same products in the same order, so the choice of a form changes no result."""
     x, bias = tokens(count, weight.shape[1], 10), tokens(1, len(weight), 11)[0]
@@ -180,7 +180,7 @@ def test_linear_does_not_depend_on_threads(
 @with_forms
 @given(weight=weights(), sizes=blocks, seed=st.integers(0, 99))
 def test_scaling_and_permuting_are_exact(
-    isa: str, form: str, weight: Float32, sizes: dict[str, int], seed: int
+    isa: str, form: str, weight: Float32, sizes: dict[str, Any], seed: int
 ) -> None:
     x, bias = tokens(20, weight.shape[1], 13), tokens(1, len(weight), 14)[0]
     y = linear(pack(weight, form, isa, bias=bias, **sizes), x)
@@ -199,7 +199,7 @@ def test_scaling_and_permuting_are_exact(
 @with_forms
 @given(weight=weights(), sizes=blocks, seed=st.integers(0, 99))
 def test_what_is_not_finite_stays_in_its_lane(
-    isa: str, form: str, poison: float, weight: Float32, sizes: dict[str, int], seed: int
+    isa: str, form: str, poison: float, weight: Float32, sizes: dict[str, Any], seed: int
 ) -> None:
     """It reaches every row with a nonzero weight for it. A row may besides read it times zero."""
     rng = np.random.default_rng(seed)

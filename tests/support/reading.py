@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime  # type: ignore[import-untyped]  # ships no types
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import (  # type: ignore[import-untyped]
+from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
     InvalidArgument,
     InvalidGraph,

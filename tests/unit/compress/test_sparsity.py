@@ -238,7 +238,8 @@ def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
             learning_rate=0.5,
             max_grad_norm=0.0,
         ).train()
-        return model.state_dict()
+        weights: dict[str, torch.Tensor] = model.state_dict()
+        return weights
 
     small, large = run(8, 2), run(16, 1)
     for name in large:

@@ -187,7 +187,7 @@ def test_a_head_of_another_width_is_refused(export_case: Export, tmp_path: Path)
 
 
 def test_a_quantised_graph_is_refused(export_case: Export, tmp_path: Path) -> None:
-    from onnxruntime.quantization import (  # type: ignore[import-untyped]  # ships no types
+    from onnxruntime.quantization import (
         quantize_dynamic,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime  # type: ignore[import-untyped]  # ships no types
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -105,10 +105,10 @@ def test_what_onnx_runtimes_optimiser_writes(
 
 
 def optimise(source: Path, path: Path, options: dict[str, Any]) -> None:
-    from onnxruntime.transformers.fusion_options import (  # type: ignore[import-untyped]  # as above
+    from onnxruntime.transformers.fusion_options import (
         FusionOptions,
     )
-    from onnxruntime.transformers.optimizer import (  # type: ignore[import-untyped]  # as above
+    from onnxruntime.transformers.optimizer import (
         optimize_model,
     )
 

@@ -186,6 +186,7 @@ def _metrics(run: dict[str, Any], entry: dict[str, Any]) -> Row:
         **metrics,
         "metric": metric,
         "score": metrics.get(metric),
+        "published": (run["config"].get("published") or {}).get(metric),
     }
 
 

@@ -63,8 +63,10 @@ def select(conditions: Sequence[Condition], rows: Sequence[Row]) -> Row | None:
 def answer(row: Row) -> str:
     """Say what was found."""
     score = "" if row["score"] is None else f", {row['metric']} {row['score']:.2f}"
+    speedup = row.get("speedup")
+    times = "" if speedup is None else f", {speedup:.1f} times the baseline's speed"
     return (
-        f"{row['run']} through {row['engine']}{score}, {row['items_per_s']:.1f} items/s, "
+        f"{row['run']} through {row['engine']}{score}, {row['items_per_s']:.1f} items/s{times}, "
         f"p99 {row['latency_p99_ms']:.2f} ms ({row['folder']})"
     )
 

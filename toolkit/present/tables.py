@@ -11,6 +11,7 @@ COLUMNS = {
     "encoder_sparsity": ("zeros", "{:.1%}"),
     "metric": ("metric", "{}"),
     "score": ("score %", "{:.2f}"),
+    "published": ("published %", "{:.2f}"),
     "recovery": ("recovery", "{:.1%}"),
     "engine": ("engine", "{}"),
     "batch_size": ("batch", "{}"),

@@ -1,6 +1,7 @@
 """Threads: they change no bit, share engines, and start anew in a forked process."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from support.plans import (
 from support.scripts import run_script
 
 from toolkit.engine import engine as engine_module
-from toolkit.engine import packing, reference
+from toolkit.engine import packing, reference, threads
 from toolkit.engine.schedule import Schedule
 
 
@@ -63,6 +64,28 @@ def test_many_threads_share_engines() -> None:
     for one, other in zip(alone * 3, together, strict=True):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_calls_queue_for_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "affinity", lambda: 2)
+    is_running, may_end = Event(), Event()
+    ended: list[str] = []
+
+    def hold() -> None:
+        is_running.set()
+        may_end.wait(60)
+        ended.append("first")
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(threads.run_on_cores, 2, hold)
+        is_running.wait(60)
+        second = pool.submit(threads.run_on_cores, 1, lambda: ended.append("second"))
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
+        may_end.set()
+        second.result(60)
+    assert ended == ["first", "second"]
+    assert threads.run_on_cores(3, lambda: "alone") == "alone"  # more than there is
 
 
 SETUP = """

@@ -114,12 +114,14 @@ def run_job(verb: str, root: type, config: Any, wants_traceback: bool) -> None:
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from toolkit.errors import GateError, UsageError
     from toolkit.overrides import convert
 
     job = HydraConfig.get().job
     is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    OmegaConf.update(config, "output_dir", HydraConfig.get().runtime.output_dir, force_add=True)
     try:
         checked = convert(verb, root, config)
         getattr(importlib.import_module(f"toolkit.{verb}"), verb)(checked)

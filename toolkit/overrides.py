@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,39 +32,41 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
 
     - `report`: positional paths become `paths=[…]`, and `select=` takes its `>=` literally.
     - `train`: any argument of TrainingArguments may be given, so `trainer.KEY=` also adds keys.
-    - `output_dir=DIR` moves the run directory, below which a sweep numbers its jobs; an export
-      without it is written beside its checkpoint.
-
-    Raises:
-        UsageError: Several processes train together and no `output_dir` is given.
     """
     if verb == "report":
         args = _gather_paths(args)
-        args = [
+        return [
             f"select={_quote(arg[7:])}" if re.match("select=[^'\"]*[<>=]", arg) else arg
             for arg in args
         ]
     if verb == "train":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _has_key("output_dir", args):
-            raise UsageError(
-                "several processes (torchrun, accelerate) need output_dir=DIR: "
-                "the default is named after the time, which may differ between them"
-            )
-        args = [f"++{arg}" if arg.startswith("trainer.") else arg for arg in args]
-    rewritten: list[str] = []
-    for arg in args:
-        key, has_value, value = arg.partition("=")
-        if key == "output_dir" and has_value:
-            rewritten += [f"hydra.run.dir={value}", f"hydra.sweep.dir={value}"]
-            continue
-        rewritten.append(arg)
-        if verb == "export" and key == "checkpoint" and not _has_key("output_dir", args):
-            checkpoint = Path(value.strip("'\""))
-            if checkpoint.is_dir():
-                rewritten.append(
-                    f"hydra.run.dir={_quote(str(checkpoint.resolve().parent / 'export'))}"
-                )
-    return rewritten
+        return [f"++{arg}" if arg.startswith("trainer.") else arg for arg in args]
+    return list(args)
+
+
+def default_dir(moment: str, *, _root_: DictConfig) -> str:
+    """Name the folder of a run that was not given any (the resolver of `conf/run.yaml`).
+
+    An export lies beside its checkpoint; everything else is named after the moment.
+
+    Raises:
+        UsageError: Several processes train together, and would find different moments.
+    """
+    hydra = _root_.get("hydra") or HydraConfig.get()  # `--cfg job` shows the rest alone
+    if "trainer" in _root_ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "several processes (torchrun, accelerate) need output_dir=DIR: "
+            "the default is named after the time, which may differ between them"
+        )
+    if hydra.mode is RunMode.MULTIRUN:
+        return f"multirun/{moment}"
+    checkpoint = OmegaConf.select(_root_, "checkpoint", default=None)
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        return str(Path(checkpoint).resolve().parent / "export")
+    return f"outputs/{hydra.job.name}/{moment}"
+
+
+OmegaConf.register_new_resolver("default_dir", default_dir, replace=True)
 
 
 def schema_keys(root: type, prefix: str = "") -> list[str]:
@@ -101,6 +105,11 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
         args: Its command line, to find what the error leaves unnamed.
         error: What Hydra or OmegaConf raised.
     """
+    reason: BaseException | None = error
+    while reason and not isinstance(reason, UsageError):  # OmegaConf wraps what a resolver says
+        reason = reason.__cause__ or reason.__context__
+    if reason:
+        return str(reason)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"'{option}' is no option of {group}; {nearest(option, error.options)}"
@@ -160,7 +169,3 @@ def _gather_paths(args: Sequence[str]) -> list[str]:
 def _quote(text: str) -> str:
     """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
     return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
-
-
-def _has_key(key: str, args: Sequence[str]) -> bool:
-    return any(arg.startswith(f"{key}=") for arg in args)

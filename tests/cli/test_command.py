@@ -79,6 +79,8 @@ def test_several_processes_need_one_folder(toolkit: Any) -> None:
     run = toolkit("train", WORLD_SIZE="2", RANK="0")
     assert run.returncode == 2
     assert "need output_dir=DIR" in run.stderr
+    shown = toolkit("train", "output_dir=x", "--cfg", "job", "--resolve", WORLD_SIZE="2", RANK="0")
+    assert shown.returncode == 0, shown.stderr
 
 
 def test_the_traceback_is_there_when_asked_for(toolkit: Any) -> None:
@@ -131,15 +133,6 @@ def test_shell_completion(toolkit: Any, line: str, words: set[str]) -> None:
 
 def test_shell_completion_installs_for_this_command(toolkit: Any) -> None:
     assert toolkit("-sc", "install=bash").stdout.rstrip().endswith("toolkit")
-
-
-def test_the_run_directory_holds_configuration_and_log(toolkit: Any, tmp_path: Path) -> None:
-    toolkit("report", "missing", "output_dir=here")
-    saved = yaml.safe_load((tmp_path / "here/.hydra/config.yaml").read_text())
-    assert saved["paths"] == ["missing"]
-    assert not (tmp_path / "outputs").exists()
-    toolkit("report", "missing")
-    assert len(list(tmp_path.glob("outputs/report/*/*/.hydra/config.yaml"))) == 1
 
 
 @pytest.fixture

@@ -8,15 +8,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from toolkit.overrides import nearest, rewrite
 
 
-def test_output_dir_moves_the_run_and_the_sweep() -> None:
-    assert rewrite("train", ["output_dir=a/b", "-m", "seed=1,2"]) == [
-        "hydra.run.dir=a/b",
-        "hydra.sweep.dir=a/b",
-        "-m",
-        "seed=1,2",
-    ]
-
-
 def test_trainer_arguments_are_added_or_replaced_only_where_there_is_a_trainer() -> None:
     assert rewrite("train", ["trainer.x=1", "trainer=smoke", "~trainer.y"]) == [
         "++trainer.x=1",
@@ -24,20 +15,6 @@ def test_trainer_arguments_are_added_or_replaced_only_where_there_is_a_trainer()
         "~trainer.y",
     ]
     assert rewrite("bench", ["trainer.x=1"]) == ["trainer.x=1"]
-
-
-def test_an_export_lies_beside_its_checkpoint(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "it's a run" / "checkpoint"
-    checkpoint.mkdir(parents=True)
-    beside = OverridesParser.create().parse_override(
-        rewrite("export", [f'checkpoint="{checkpoint}"'])[1]
-    )
-    assert beside.key_or_group == "hydra.run.dir"
-    assert str(beside.value()) == str(tmp_path / "it's a run" / "export")
-    given = rewrite("export", [f"checkpoint={checkpoint}", "output_dir=x"])
-    assert given[1:] == ["hydra.run.dir=x", "hydra.sweep.dir=x"]
-    missing = [f"checkpoint={tmp_path}/none"]
-    assert rewrite("export", missing) == missing
 
 
 @pytest.mark.parametrize(

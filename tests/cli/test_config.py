@@ -13,8 +13,9 @@ from support.configs import ROOTS, compose
 
 import toolkit.config
 from toolkit.cli import COMMANDS
+from toolkit.config import schema_keys
 from toolkit.errors import UsageError
-from toolkit.overrides import convert, explain, schema_keys
+from toolkit.overrides import convert, explain
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
@@ -160,6 +161,20 @@ def test_recipes_are_the_published_ones(layers: int) -> None:
         ("train", ["then=[train]"], "expected one of [export, bench]"),
         ("train", ["depth=6"], "takes the name of one of its options; got depth=6"),
         ("train", ["depth=full,layers3"], "add -m to run once for each"),
+        ("train", ["seed=range(1,3)"], "seed takes one value, got range(1,3): add -m"),
+        (
+            "train",
+            ["model.path=a,b"],
+            "write model.path=[a,b] for a list, \"model.path='a,b'\" for",
+        ),
+        ("train", ["model=null"], "takes the name of one of its options; got model=null"),
+        ("train", ["model=[demo]"], "takes the name of one of its options; got model=[demo]"),
+        ("train", ["~model"], "takes the name of one of its options; got ~model"),
+        ("train", ["model={paht: x}"], "train has no key 'model.paht'; did you mean 'model.path'"),
+        ("train", ["task.splits.tets=x"], "task.splits has no key 'tets' here; write +task.splits"),
+        ("train", ["seed=null"], "seed: field 'seed' is not Optional"),
+        ("train", ["model.path=${x}"], "model.path: Interpolation key 'x' not found"),
+        ("train", ["model.path=a=b"], "in quotes if it holds blanks, brackets or ="),
         ("train", ["foo"], "cannot read 'foo': expected key=value"),
         ("train", ["model=local"], "train needs model.path: give model.path=VALUE"),
         ("train", ["teacher=dense"], "teacher=dense needs teacher.path=DIR"),

@@ -1,7 +1,12 @@
-"""The three ways a command ends badly; `cli.py` turns each into one sentence and its exit code."""
+"""How a command ends badly: in one of three ways of its own, or by a bug."""
 
 import difflib
+import re
+import shlex
+import traceback
 from collections.abc import Collection
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -16,6 +21,35 @@ class GateError(Exception):
     """A result below its gate (parity, accuracy floor, speed regression): exit code 3."""
 
 
+def verdict(error: Exception, job: str = "") -> tuple[int, str]:
+    """Return the exit code of an error, and the line that says it.
+
+    What is neither one of the three, nor the machine's refusal, nor a missing package is a bug.
+
+    Args:
+        error: It.
+        job: Which one of a sweep it ended, with a colon; empty outside of a sweep.
+    """
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (UsageError, GateError)):
+        return 2 if isinstance(error, UsageError) else 3, f"error: {job}{sentence}"
+    if isinstance(error, (InputError, OSError, MemoryError)):
+        return 1, f"error: {job}{sentence}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if package not in ("toolkit", "cython_kernels"):
+            return (
+                1,
+                f"error: {job}this needs {package}, which is not installed: {_remedy(package)}",
+            )
+    kind = type(error).__name__
+    said = "" if sentence == kind else f" {sentence}"
+    return 1, (
+        f"internal error: {job}{kind}{said} at {_place(error)}: this is a bug of the toolkit; "
+        "HYDRA_FULL_ERROR=1 shows the traceback"
+    )
+
+
 def nearest(word: str, valid: Collection[str]) -> str:
     """Say which of the valid names come closest, or all of them if none is close."""
     last = word.rpartition(".")[2]
@@ -28,3 +62,26 @@ def nearest(word: str, valid: Collection[str]) -> str:
         if close:
             return f"did you mean {' or '.join(repr(name) for name in close[:3])}?"
     return f"valid are {', '.join(sorted(name for name in valid if '.' not in name))}"
+
+
+def _remedy(package: str) -> str:
+    """Say how to install a package; one attempt suffices where a slim deployment lacks several."""
+    missing = {}
+    for line in requires("toolkit") or []:
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        try:
+            version(name)
+        except PackageNotFoundError:
+            if ";" not in line:  # not of an extra
+                missing[name] = line
+    return "pip install " + shlex.join(missing.values() if package in missing else [package])
+
+
+def _place(error: Exception) -> str:
+    """Name the innermost line of the toolkit's that was running."""
+    package = Path(__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
+    if not ours:
+        return "an unknown place"
+    return f"{Path(ours[-1].filename).relative_to(package.parent)}:{ours[-1].lineno}"

@@ -11,7 +11,7 @@ from toolkit.cli import COMMANDS
 from toolkit.config import TaskConfig
 from toolkit.overrides import convert, rewrite
 
-ROOTS = {verb: getattr(toolkit.config, name) for verb, name in COMMANDS.items()}
+ROOTS = {verb: getattr(toolkit.config, f"{verb.capitalize()}Root") for verb in COMMANDS}
 
 
 def compose(verb: str, *overrides: str) -> Any:

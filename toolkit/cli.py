@@ -1,14 +1,14 @@
 """The `toolkit` command: verb → Hydra → typed configuration → the verb's function."""
 
 import importlib
+import logging
 import os
 import signal
 import sys
-import traceback
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from toolkit.errors import UsageError, nearest, verdict
+from toolkit.errors import UsageError, fail, nearest
 
 HELP = """\
 usage: toolkit VERB [key=value …] [group=option …] [flags]
@@ -40,11 +40,11 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        code = run(sys.argv[1:])
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        code = 128 + signal.SIGINT
-    except Exception as error:
+        try:
+            code = run(sys.argv[1:])
+        finally:
+            print(end="", flush=True)  # here, and not when Python ends, may it fail
+    except (Exception, KeyboardInterrupt) as error:
         code = fail(error, wants_traceback)
     sys.exit(code)
 
@@ -94,6 +94,7 @@ def run_verb(verb: str, args: list[str]) -> int:
 
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
+    logging.raiseExceptions = False  # a log that nobody reads is no reason for tracebacks
 
     def job(config: Any) -> None:
         run_job(verb, root, config, wants_traceback)
@@ -142,15 +143,6 @@ def complete(args: list[str]) -> int:
         return run_verb(verb, args)
     print(" ".join([*COMMANDS, "info"]))
     return 0
-
-
-def fail(error: Exception, wants_traceback: bool, job: str = "") -> int:
-    """Say on stderr what went wrong and return the exit code."""
-    if wants_traceback:
-        traceback.print_exception(error)
-    code, line = verdict(error, job)
-    print(line, file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

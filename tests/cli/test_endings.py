@@ -2,11 +2,13 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import COMMAND
 
 from toolkit.config import ReportRoot
 from toolkit.record import new_record, write_record
@@ -109,3 +111,55 @@ def test_only_what_is_no_fault_of_the_toolkits_is_told_without_a_place(
     run = broken(patch, "report", "good", cwd=tmp_path)
     assert run.returncode == 1
     assert re.fullmatch(line + "\n", run.stderr), run.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["info"],
+        ["--help"],
+        ["--version"],
+        ["-sc", "query=bash"],
+        ["report", "--help"],
+        ["report", "good", "--cfg", "job"],
+        ["report", "good", "--info", "all"],
+        ["report", "good"],
+        ["report", "-m", "paths=[good],[good]"],
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.usefixtures("run_folder")
+def test_a_closed_pipe_ends_it_quietly(tmp_path: Path, args: list[str], unbuffered: str) -> None:
+    with subprocess.Popen(
+        [COMMAND, *args],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert said == ""
+    # Hydra's --info goes through a log, which may go on without its reader
+    assert process.returncode in (128 + signal.SIGPIPE, 0 if "--info" in args else None)
+
+
+def test_an_error_that_nobody_reads_keeps_its_code(tmp_path: Path) -> None:
+    for args, code in ((["tran"], 2), (["report", "none"], 1)):
+        read, write = os.pipe()
+        os.close(read)
+        run = subprocess.run(
+            [COMMAND, *args], cwd=tmp_path, stdout=write, stderr=write, check=False
+        )
+        os.close(write)
+        assert run.returncode == code
+
+
+def test_a_full_disk_behind_a_redirection_is_told() -> None:
+    run = subprocess.run(
+        f"{COMMAND} info > /dev/full", shell=True, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (1, "error: [Errno 28] No space left on device\n")

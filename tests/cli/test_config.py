@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from support.configs import ROOTS, compose
 
 import toolkit.config
@@ -73,9 +73,28 @@ def test_every_option_composes_and_converts(option: str) -> None:
         package = "@_global_" if verb == group == "bench" else ""
         config = compose(verb, f"{group}{package}={name}", *needed)
         assert type(config) is ROOTS[verb]
-        part = getattr(config, group, None)
+        part: Any = getattr(config, group, None)
         if hasattr(part, "name"):
-            assert getattr(part.name, "value", part.name) == name
+            assert part.name == name
+
+
+@pytest.mark.parametrize("group", sorted({*GROUPS} - {"trainer", "recipe"}))
+def test_one_option_of_a_group_holds_all_fields_and_the_others_build_on_it(group: str) -> None:
+    """So a new field is a line in config.py and a line in one YAML file."""
+    files: dict[str, Any] = {
+        file.stem: OmegaConf.to_container(OmegaConf.load(file))
+        for file in CONF.glob(f"{group}/*.yaml")
+    }
+    schema = getattr(toolkit.config, f"{group.capitalize()}Config")
+    fields = {field.name for field in dataclasses.fields(schema)}
+    bases = [name for name, values in files.items() if "defaults" not in values]
+    assert len(bases) == 1
+    assert files[bases[0]].keys() == fields
+    for name, values in files.items():
+        assert values.keys() - {"defaults"} <= fields
+        while name != bases[0]:  # each step leads to an option of this group, and none in a circle
+            name, own = files[name]["defaults"]
+            assert own == "_self_"
 
 
 @pytest.mark.parametrize("verb", ["train", "export", "bench"])

@@ -1,11 +1,10 @@
 """Where a run writes: results, `.hydra/` and log in one folder, however it was named."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from conftest import Run
+from omegaconf import OmegaConf
 
 from toolkit.config import ReportRoot
 from toolkit.record import new_record, write_record
@@ -27,7 +26,7 @@ def records(tmp_path: Path) -> None:
     }
     for path, values in files.items():
         (tmp_path / "mine" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "mine" / path).write_text("# @package _global_\n" + yaml.safe_dump(values))
+        (tmp_path / "mine" / path).write_text("# @package _global_\n" + OmegaConf.to_yaml(values))
 
 
 WAYS = [
@@ -120,7 +119,7 @@ def test_hydras_flags_show_it_and_make_no_folder(
 
 def assert_complete(folder: Path) -> None:
     """Results, configuration and log are there, and the results know where."""
-    config: Any = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
-    assert config["paths"] in (["one"], ["two"])
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    assert config.paths in (["one"], ["two"])
     names = {path.name for path in folder.iterdir()}
     assert {".hydra", "report.log", "report.html", "report.md"} <= names

@@ -45,8 +45,8 @@ def closure(wanted: list[Requirement]) -> set[str]:
 def make_environment(folder: Path, wheel: Path) -> Path:
     """Make an environment with nothing but the wheel in it; return its site-packages."""
     venv.create(folder, symlinks=True)
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
     return next(folder.glob("lib/python*/site-packages"))
 
 

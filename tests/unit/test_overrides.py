@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from toolkit.overrides import nearest, rewrite
+from toolkit.errors import nearest
+from toolkit.overrides import rewrite
 
 
 def test_trainer_arguments_are_added_or_replaced_only_where_there_is_a_trainer() -> None:
@@ -36,7 +37,9 @@ def test_positional_paths_of_report_survive_hydras_grammar(
     else:
         override = OverridesParser.create().parse_override(rewritten[-1])
         assert override.key_or_group == "paths"
-        assert [str(path) for path in override.value()] == paths
+        given = override.value()
+        assert isinstance(given, list)
+        assert [str(path) for path in given] == paths
 
 
 def test_a_folder_named_like_an_override_is_a_path(

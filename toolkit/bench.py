@@ -1,7 +1,6 @@
 """`toolkit bench`: measure engines side by side, after proving that they compute the same."""
 
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from toolkit.measure.what_if import find_model
 from toolkit.measure.worker import save_batches
 from toolkit.present.bench_table import print_results
 from toolkit.record import new_record, read_record, root_id, speed_key, write_record
+from toolkit.tasks import check_names
 
 
 def bench(config: BenchRoot) -> dict[str, Any]:
@@ -35,8 +35,7 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         GateError: The engines disagree, or speed fell too far below `baseline`; in the latter case
             the record has been written.
     """
-    engines = list(dict.fromkeys([config.engine.name, *config.against]))
-    check_options(config, engines)
+    engines = check_options(config)
     baseline = read_record(config.baseline) if config.baseline else None
     record = new_record("bench", config)
     num_threads, _ = decide_num_threads(config.engine.num_threads)
@@ -81,13 +80,15 @@ def bench(config: BenchRoot) -> dict[str, Any]:
     return record
 
 
-def check_options(config: BenchRoot, engines: Sequence[str]) -> None:
-    """Refuse what cannot be measured here, before anything is.
+def check_options(config: BenchRoot) -> list[str]:
+    """Refuse what cannot be measured here, before anything is; return the engines.
 
     Raises:
-        UsageError: An engine is unknown, a package is missing, or options contradict each other.
+        UsageError: A name is unknown, a package is missing, or options contradict each other.
     """
+    engines = list(dict.fromkeys([config.engine.name, *config.against]))
     check_engines(engines)
+    check_names(config.task)
     if config.onnx is None and not is_installed("torch"):
         raise UsageError(
             "measuring a model by its description builds it with torch, which is not installed: "
@@ -101,6 +102,7 @@ def check_options(config: BenchRoot, engines: Sequence[str]) -> None:
             "roofline=true draws with matplotlib, which is not installed: pip install matplotlib, "
             "or use profile=true for the numbers"
         )
+    return engines
 
 
 def model_facts(config: BenchRoot, model: Exported) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The `toolkit` command: verb → Hydra → typed configuration → the verb's function."""
 
 import importlib
+import logging
 import os
 import signal
 import sys
-import traceback
 from importlib.metadata import version
 from typing import Any, NoReturn
+
+from toolkit.errors import UsageError, fail, nearest
 
 HELP = """\
 usage: toolkit VERB [key=value …] [group=option …] [flags]
@@ -26,13 +28,7 @@ verbs:
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 below a gate
 """
 
-# verb: its root in toolkit.config
-COMMANDS = {
-    "train": "TrainRoot",
-    "export": "ExportRoot",
-    "bench": "BenchRoot",
-    "report": "ReportRoot",
-}
+COMMANDS = ("train", "export", "bench", "report")  # each a module, and a root in toolkit.config
 
 
 class JobError(Exception):
@@ -42,15 +38,23 @@ class JobError(Exception):
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        sys.exit(run(sys.argv[1:]))
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        try:
+            code = run(sys.argv[1:])
+        finally:
+            print(end="", flush=True)  # here, and not when Python ends, may it fail
+    except (Exception, KeyboardInterrupt) as error:
+        code = fail(error, wants_traceback)
+    sys.exit(code)
 
 
 def run(args: list[str]) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line and return its exit code.
+
+    Raises:
+        UsageError: It is wrong.
+    """
     verb, rest = (args[0], args[1:]) if args else ("", [])
     if verb in ("--help", "-h"):
         print(HELP, end="")
@@ -65,43 +69,43 @@ def run(args: list[str]) -> int:
     elif verb in COMMANDS:
         return run_verb(verb, rest)
     else:
-        from toolkit.errors import nearest
-
         fault = f"'{verb}' is no verb of toolkit" if verb else "a verb is missing"
-        return fail(2, f"{fault}; {nearest(verb, [*COMMANDS, 'info'])}")
+        raise UsageError(f"{fault}; {nearest(verb, [*COMMANDS, 'info'])}")
     return 0
 
 
 def run_verb(verb: str, args: list[str]) -> int:
-    """Let Hydra compose the configuration and run the verb with it, once or as a sweep."""
+    """Let Hydra compose the configuration and run the verb with it, once or as a sweep.
+
+    Raises:
+        UsageError: The configuration is wrong.
+    """
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]  # ships no types
 
     import toolkit.config
     from toolkit.overrides import explain, rewrite
 
-    root = getattr(toolkit.config, COMMANDS[verb])
+    root = getattr(toolkit.config, f"{verb.capitalize()}Root")
     ConfigStore.instance().store(name=f"{verb}_schema", node=root)
 
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
+    logging.raiseExceptions = False  # a log that nobody reads is no reason for tracebacks
 
     def job(config: Any) -> None:
         run_job(verb, root, config, wants_traceback)
 
+    sys.argv[1:] = rewrite(verb, args)
     try:
-        sys.argv[1:] = rewrite(verb, args)
         hydra.main("pkg://toolkit.conf", verb, version_base="1.3")(job)()
     except JobError as error:
         return int(error.args[0])
-    except Exception as error:
-        if wants_traceback:
-            traceback.print_exc()
-        # A file that cannot be written is no fault of the configuration; one not found among the
-        # options is, though Hydra derives that error from OSError too.
-        is_usage = isinstance(error, HydraException) or not isinstance(error, OSError)
-        return fail(2 if is_usage else 1, explain(verb, root, args, error))
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UsageError(explain(verb, root, args, error)) from error
     return 0
 
 
@@ -114,26 +118,20 @@ def run_job(verb: str, root: type, config: Any, wants_traceback: bool) -> None:
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
-    from toolkit.errors import GateError, UsageError
     from toolkit.overrides import convert
 
-    job = HydraConfig.get().job
-    is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    hydra = HydraConfig.get()
+    OmegaConf.update(config, "output_dir", hydra.runtime.output_dir, force_add=True)
     try:
         checked = convert(verb, root, config)
         getattr(importlib.import_module(f"toolkit.{verb}"), verb)(checked)
     except Exception as error:
-        if wants_traceback:
-            traceback.print_exc()
-        code = {UsageError: 2, GateError: 3}.get(type(error), 1)
-        sentence = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ModuleNotFoundError):  # the slim deployment has no torch
-            sentence = (
-                f"{verb} needs {error.name}, which is not installed: pip install {error.name}"
-            )
-        fail(code, f"job {job.num} ({job.override_dirname}): {sentence}" if is_sweep else sentence)
-        raise JobError(code) if is_sweep else SystemExit(code) from None
+        if hydra.mode is RunMode.MULTIRUN:
+            job = f"job {hydra.job.num} ({hydra.job.override_dirname}): "
+            raise JobError(fail(error, wants_traceback, job)) from None
+        raise SystemExit(fail(error, wants_traceback)) from None
 
 
 def complete(args: list[str]) -> int:
@@ -145,12 +143,6 @@ def complete(args: list[str]) -> int:
         return run_verb(verb, args)
     print(" ".join([*COMMANDS, "info"]))
     return 0
-
-
-def fail(code: int, sentence: str) -> int:
-    """Say on stderr what went wrong and return the exit code."""
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ and checks names and types, `__post_init__` checks ranges, and a root is turned 
 objects once, in `cli.py`. Nothing below it sees an OmegaConf container.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 Root = TypeVar("Root")
 
@@ -406,6 +406,16 @@ class ReportRoot:
     paths: list[str]
     select: str | None
     output_dir: str
+
+
+def schema_keys(root: type, prefix: str = "") -> list[str]:
+    """List the dotted names of all fields below a root dataclass."""
+    keys = []
+    for name, annotation in get_type_hints(root).items():
+        keys.append(prefix + name)
+        if is_dataclass(annotation) and isinstance(annotation, type):
+            keys += schema_keys(annotation, f"{prefix}{name}.")
+    return keys
 
 
 def narrow(config: Any, root: type[Root], **changes: Any) -> Root:

@@ -1,7 +1,16 @@
-"""The three ways a command ends badly; `cli.py` turns each into one sentence and its exit code."""
+"""How a command ends badly: in one of three ways of its own, or by a bug."""
 
 import difflib
+import os
+import re
+import shlex
+import signal
+import sys
+import traceback
 from collections.abc import Collection
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -16,6 +25,56 @@ class GateError(Exception):
     """A result below its gate (parity, accuracy floor, speed regression): exit code 3."""
 
 
+CODES = {(InputError, OSError, MemoryError): 1, (UsageError,): 2, (GateError,): 3}
+
+
+def fail(error: BaseException, wants_traceback: bool, job: str = "") -> int:
+    """Say on stderr what went wrong.
+
+    Args:
+        error: What ended the command.
+        wants_traceback: Show where, too.
+        job: Which job of a sweep it ended, with a colon; empty outside of a sweep.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: Nobody reads any more (`toolkit info | head`): the end is quiet, as of `cat`.
+    """
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    code, kind, sentence = verdict(error)
+    with suppress(BrokenPipeError):
+        if wants_traceback:
+            traceback.print_exception(error)
+        print(f"{kind}: {job}{sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+def verdict(error: BaseException) -> tuple[int, str, str]:
+    """Return the exit code of an error, its kind, and the sentence that says it.
+
+    What is none of ours, no refusal of the machine's and no missing package is a bug.
+    """
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "error", "interrupted"
+    for kinds, code in CODES.items():
+        if isinstance(error, kinds):
+            return code, "error", sentence
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if package not in ("toolkit", "cython_kernels"):
+            remedy = _remedy(package)
+            return 1, "error", f"this needs {package}, which is not installed: {remedy}"
+    name = type(error).__name__
+    said = name if sentence == name else f"{name} {sentence}"
+    hint = "this is a bug of the toolkit; HYDRA_FULL_ERROR=1 shows the traceback"
+    return 1, "internal error", f"{said} at {_place(error)}: {hint}"
+
+
 def nearest(word: str, valid: Collection[str]) -> str:
     """Say which of the valid names come closest, or all of them if none is close."""
     last = word.rpartition(".")[2]
@@ -28,3 +87,26 @@ def nearest(word: str, valid: Collection[str]) -> str:
         if close:
             return f"did you mean {' or '.join(repr(name) for name in close[:3])}?"
     return f"valid are {', '.join(sorted(name for name in valid if '.' not in name))}"
+
+
+def _remedy(package: str) -> str:
+    """Say how to install a package; one attempt suffices where a slim deployment lacks several."""
+    missing = {}
+    for line in requires("toolkit") or []:
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        try:
+            version(name)
+        except PackageNotFoundError:
+            if ";" not in line:  # not of an extra
+                missing[name] = line
+    return "pip install " + shlex.join(missing.values() if package in missing else [package])
+
+
+def _place(error: BaseException) -> str:
+    """Name the innermost line of the toolkit's that was running."""
+    package = Path(__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
+    if not ours:
+        return "an unknown place"
+    return f"{Path(ours[-1].filename).relative_to(package.parent)}:{ours[-1].lineno}"

@@ -20,6 +20,7 @@ from toolkit.errors import UsageError
 from toolkit.files import added_to, size_of
 from toolkit.measure.worker import answer_requests
 from toolkit.record import new_record, read_record, root_id, write_record
+from toolkit.tasks import check_names
 
 HALF = 0.5  # a layer of this sparsity should not run dense, and is worth a warning if it does
 COPIED_FILES = (
@@ -39,11 +40,13 @@ def export(config: ExportRoot) -> Path:
         The export folder: `output_dir`, else `export` beside the checkpoint.
 
     Raises:
+        UsageError: Neither checkpoint nor folder is named, or the task has no such kind or metric.
         InputError: The checkpoint is missing, damaged or of another architecture, or the disk is
             full.
         GateError: An engine's outputs differ from torch's by more than `export.atol`, or zeros
             were lost. No file is left then.
     """
+    check_names(config.task)
     if config.checkpoint is None and config.output_dir is None:
         raise UsageError("export needs checkpoint=DIR, or output_dir=DIR for untrained weights")
     folder = Path(config.output_dir or Path(str(config.checkpoint)).resolve().parent / "export")

@@ -3,19 +3,23 @@
 Every name that is wrong is answered with the nearest valid ones, in one sentence.
 """
 
-import dataclasses
 import os
 import re
-import typing
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from toolkit.config import from_plain, schema_keys
 from toolkit.errors import UsageError, nearest
 
 # Hydra's flags that take the next argument as their value.
@@ -30,49 +34,38 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
 
     - `report`: positional paths become `paths=[…]`, and `select=` takes its `>=` literally.
     - `train`: any argument of TrainingArguments may be given, so `trainer.KEY=` also adds keys.
-    - `output_dir=DIR` moves the run directory, below which a sweep numbers its jobs; an export
-      without it is written beside its checkpoint.
-
-    Raises:
-        UsageError: Several processes train together and no `output_dir` is given.
     """
     if verb == "report":
-        args = _gather_paths(args)
-        args = [
-            f"select={_quote(arg[7:])}" if re.match("select=[^'\"]*[<>=]", arg) else arg
-            for arg in args
+        is_condition = re.compile("select=[^'\"]*[<>=]").match
+        return [
+            f"select={_quote(arg[7:])}" if is_condition(arg) else arg for arg in _gather_paths(args)
         ]
-    if verb == "train":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _has_key("output_dir", args):
-            raise UsageError(
-                "several processes (torchrun, accelerate) need output_dir=DIR: "
-                "the default is named after the time, which may differ between them"
-            )
-        args = [f"++{arg}" if arg.startswith("trainer.") else arg for arg in args]
-    rewritten: list[str] = []
-    for arg in args:
-        key, has_value, value = arg.partition("=")
-        if key == "output_dir" and has_value:
-            rewritten += [f"hydra.run.dir={value}", f"hydra.sweep.dir={value}"]
-            continue
-        rewritten.append(arg)
-        if verb == "export" and key == "checkpoint" and not _has_key("output_dir", args):
-            checkpoint = Path(value.strip("'\""))
-            if checkpoint.is_dir():
-                rewritten.append(
-                    f"hydra.run.dir={_quote(str(checkpoint.resolve().parent / 'export'))}"
-                )
-    return rewritten
+    return [f"++{arg}" if verb == "train" and arg.startswith("trainer.") else arg for arg in args]
 
 
-def schema_keys(root: type, prefix: str = "") -> list[str]:
-    """List the dotted names of all fields below a root dataclass."""
-    keys = []
-    for name, annotation in typing.get_type_hints(root).items():
-        keys.append(prefix + name)
-        if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-            keys += schema_keys(annotation, f"{prefix}{name}.")
-    return keys
+def default_dir(moment: str, *, _root_: DictConfig) -> str:
+    """Name the folder of a run that was given no `output_dir`; `conf/run.yaml` resolves it.
+
+    An export lies beside its checkpoint; everything else is named after the moment.
+
+    Raises:
+        UsageError: Several processes train together: the moment may differ between them.
+    """
+    if "trainer" in _root_ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "several processes (torchrun, accelerate) need output_dir=DIR: "
+            "the default is named after the time, which may differ between them"
+        )
+    hydra = _root_.get("hydra") or HydraConfig.get()  # `--cfg job` shows the rest alone
+    if hydra.mode is RunMode.MULTIRUN:
+        return f"multirun/{moment}"
+    checkpoint = OmegaConf.select(_root_, "checkpoint", default=None)
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        return str(Path(checkpoint).resolve().parent / "export")
+    return f"outputs/{hydra.job.name}/{moment}"
+
+
+OmegaConf.register_new_resolver("default_dir", default_dir, replace=True)
 
 
 def convert(verb: str, root: type, config: DictConfig) -> Any:
@@ -81,65 +74,70 @@ def convert(verb: str, root: type, config: DictConfig) -> Any:
     Raises:
         UsageError: A key is no field, a value is missing, of a wrong type or out of its range.
     """
-    try:
-        typed = OmegaConf.structured(root)
-        # Merged again as plain values, because `+key=value` had opened the schema.
-        plain = OmegaConf.to_container(config, resolve=False)
-        return OmegaConf.to_object(OmegaConf.merge(typed, plain))
+    try:  # as plain values, because `+key=value` had opened the schema
+        values: Any = OmegaConf.to_container(config, resolve=False)
+        return from_plain(root, values)
     except MissingMandatoryValue as error:
-        raise UsageError(f"{verb} needs {error.full_key}: give {error.full_key}=VALUE") from None
+        raise UsageError(f"{verb} needs {error.full_key}: give {error.full_key}=VALUE") from error
     except (ValueError, OmegaConfBaseException) as error:  # ValueError: a range in config.py
-        raise UsageError(explain(verb, root, (), error)) from None
+        raise UsageError(explain(verb, root, (), error)) from error
 
 
 def explain(verb: str, root: type, args: Sequence[str], error: BaseException) -> str:
-    """Turn an error of Hydra's into one sentence that names what is nearest to the wrong name.
+    """Turn what Hydra raised into one sentence that names what is nearest to the wrong name.
 
     Args:
         verb: The command.
         root: Its root dataclass.
         args: Its command line, to find what the error leaves unnamed.
-        error: What Hydra or OmegaConf raised.
+        error: An error of Hydra's or OmegaConf's.
     """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"'{option}' is no option of {group}; {nearest(option, error.options)}"
-    if isinstance(error, OverrideParseException):
-        return (
-            f"cannot read {error.override!r}: expected key=value, the value "
-            "in quotes if it holds blanks or brackets (\"key='a b'\")"
-        )
-    text = _sentence(error)
-    if listed := re.search(r"Ambiguous value for argument '(.+?)=(.+?)';", text):
-        return (
-            f"{listed[1]} takes one value, got {listed[2]}: add -m to run once for each, "
-            f"or write {listed[1]}=[{listed[2]}] if a list is meant"
-        )
-    if text.startswith("Config group override must be a string"):
-        numbers = [arg for arg in args if re.fullmatch(r"\w+=(\d\S*|null|true|false)", arg, re.I)]
-        return f"a group takes the name of one of its options; got {' or '.join(numbers)}"
-    unknown = re.search(r"Could not override '([^']+)'|group '([^']+)' does not exist", text)
-    key = next(filter(None, unknown.groups())) if unknown else getattr(error, "full_key", None)
     keys = schema_keys(root) + ["recipe"] * (verb == "train")  # the one group that is no field
-    if key and key.partition("@")[0] not in keys:
-        if key.startswith("model.config."):  # open, because each architecture has keys of its own
-            return f"model.config has no key '{key[13:]}' here; write +{key}=VALUE to add it"
-        return f"{verb} has no key '{key}'; {nearest(key, keys)}"
-    return text
-
-
-def _sentence(error: BaseException) -> str:
-    """Join an error's message and its cause's, without the lines that only name Python types."""
-    lines = []
+    reason: BaseException | None = error
+    while reason and not isinstance(reason, UsageError):  # OmegaConf wraps what a resolver says
+        reason = reason.__cause__ or reason.__context__
+    if reason:
+        return str(reason)
     for part in (error, error.__cause__):
-        lines += str(part or "").strip().splitlines()
-    kept = [
-        line.strip().rstrip(".")
-        for line in lines
-        if not re.match(r"\s*(object_type|reference_type|full_key|provider|Config search)\b", line)
-    ]
-    text = "; ".join(dict.fromkeys(line for line in kept if line)) or type(error).__name__
-    return re.sub(r"^Error merging override (.*?); ", r"\1: ", text)
+        if isinstance(part, MissingConfigException) and part.missing_cfg_file and part.options:
+            group, _, option = part.missing_cfg_file.rpartition("/")
+            return f"'{option}' is no option of {group}; {nearest(option, part.options)}"
+        if isinstance(part, OverrideParseException):
+            quoted = "the value in quotes if it holds blanks, brackets or = (\"key='a b'\")"
+            return f"cannot read {part.override!r}: expected key=value, {quoted}"
+        if isinstance(part, OmegaConfBaseException) and (key := part.full_key):
+            if not isinstance(part, (ConfigKeyError, ConfigAttributeError)):
+                given = "" if part.value is None else f"={part.value}"
+                return f"{key}{given}: {str(part).splitlines()[0]}"
+            if part.object_type is dict:  # open, because what it configures has keys of its own
+                parent, _, last = key.rpartition(".")
+                return f"{parent} has no key '{last}' here; write +{key}=VALUE to add it"
+            asked = [each.key_or_group for each in _parse(args)]
+            key = next((whole for whole in asked if whole.startswith(key)), key)
+            return f"{verb} has no key '{key}'; {nearest(key, keys)}"
+    for override in _parse(args):
+        key, given = override.key_or_group, str(override.input_line).partition("=")[2]
+        if override.is_sweep_override() and not {"-m", "--multirun"} & set(args):
+            return (
+                f"{key} takes one value, got {given}: add -m to run once for each, or write "
+                f"{key}=[{given}] for a list, \"{key}='{given}'\" for a text"
+            )
+        if (files("toolkit.conf") / key).is_dir() and type(override.value()) not in (str, dict):
+            return f"a group takes the name of one of its options; got {override.input_line}"
+        if key not in keys and not key.startswith("hydra"):
+            return f"{verb} has no key '{key}'; {nearest(key, keys)}"
+    # Hydra's own words, without its list of folders
+    lines = (str(error) or type(error).__name__).partition("Config search path")[0].splitlines()
+    return "; ".join(line.strip().rstrip(".") for line in lines if line.strip())
+
+
+def _parse(args: Sequence[str]) -> list[Override]:
+    """Read what among the arguments is an override."""
+    parser, found = OverridesParser.create(), []
+    for arg in args:
+        with suppress(HydraException):
+            found.append(parser.parse_override(arg))
+    return found
 
 
 def _gather_paths(args: Sequence[str]) -> list[str]:
@@ -160,7 +158,3 @@ def _gather_paths(args: Sequence[str]) -> list[str]:
 def _quote(text: str) -> str:
     """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
     return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
-
-
-def _has_key(key: str, args: Sequence[str]) -> bool:
-    return any(arg.startswith(f"{key}=") for arg in args)

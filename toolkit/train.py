@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback, set_seed
 
+from toolkit.bench import check_options
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
@@ -18,10 +19,10 @@ from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.teacher import DistillationTrainer, load_teacher
 from toolkit.compress.trainer import load_data, make_trainer, predict, training_arguments
 from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
-from toolkit.errors import GateError
+from toolkit.errors import GateError, UsageError
 from toolkit.files import size_of
 from toolkit.record import new_record, read_record, write_record
-from toolkit.tasks import main_metric
+from toolkit.tasks import check_names, main_metric
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
 
@@ -35,6 +36,11 @@ def train(config: TrainRoot) -> None:
         GateError: The main metric is below `min_accuracy`; everything has been saved.
     """
     output = Path(config.output_dir)
+    check_names(config.task)
+    if Verb.bench in config.then:
+        check_options(bench_of(config, output))
+        if Verb.export not in config.then and not (output / "export").exists():
+            raise UsageError("then=[bench] measures an export: write then=[export,bench]")
     if is_finished(config, output):
         if is_first_process():
             finish(config, output)
@@ -107,11 +113,16 @@ def finish(config: TrainRoot, output: Path) -> None:
     if Verb.bench in config.then and not read_record(output)["speed"]:
         from toolkit.bench import bench
 
-        onnx, folder = str(output / "export"), str(output)
-        bench(narrow(config, BenchRoot, **vars(config.bench), onnx=onnx, output_dir=folder))
+        bench(bench_of(config, output))
     metric = main_metric(config.task)
     if config.min_accuracy is not None and metrics[metric] < config.min_accuracy:
         raise GateError(
             f"{metric} is {metrics[metric]:.2f} %, below min_accuracy={config.min_accuracy:g} %; "
             f"the run is saved in {output}"
         )
+
+
+def bench_of(config: TrainRoot, output: Path) -> BenchRoot:
+    """Make the configuration of `then=[…,bench]`: the fresh export, into the same record."""
+    onnx, folder = str(output / "export"), str(output)
+    return narrow(config, BenchRoot, **vars(config.bench), onnx=onnx, output_dir=folder)

@@ -59,7 +59,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A what-if model of 3 layers, 80 % zeros, that classifies: an export folder."""
     folder = tmp_path_factory.mktemp("exported")
     command = [
-        *(COMMAND, "export", TINY, "depth=layers3", "sparsity=prune80", "engine.num_threads=1"),
+        *(
+            str(COMMAND),
+            "export",
+            TINY,
+            "depth=layers3",
+            "sparsity=prune80",
+            "engine.num_threads=1",
+        ),
         *("task.name=sst2", f"task.data_dir={folder}", f"output_dir={folder}"),
     ]
     (folder / "dev.tsv").write_text("sentence\tlabel\na b\t1\n")

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+from conftest import COMMAND, Run
+from omegaconf import OmegaConf
 
 from toolkit.config import ReportRoot
 from toolkit.record import new_record, write_record
@@ -18,7 +18,7 @@ from toolkit.record import new_record, write_record
 VERBS = ["train", "export", "bench", "report"]
 
 
-def test_help_and_version_say_what_there_is(toolkit: Any) -> None:
+def test_help_and_version_say_what_there_is(toolkit: Run) -> None:
     out = toolkit("--help").stdout
     for verb in (*VERBS, "info"):
         assert f"\n  {verb} " in out
@@ -41,7 +41,7 @@ def test_start_up_imports_no_framework(args: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_info_decides_threads_and_says_why(toolkit: Any) -> None:
+def test_info_decides_threads_and_says_why(toolkit: Run) -> None:
     out = toolkit("info").stdout
     assert "because the" in out
     assert "generic" in out
@@ -64,7 +64,7 @@ def test_info_decides_threads_and_says_why(toolkit: Any) -> None:
         (["bench", "onnx=missing.onnx"], 1, "missing.onnx"),
     ],
 )
-def test_exit_codes_and_one_sentence(toolkit: Any, args: list[str], code: int, says: str) -> None:
+def test_exit_codes_and_one_sentence(toolkit: Run, args: list[str], code: int, says: str) -> None:
     run = toolkit(*args)
     assert run.returncode == code, run.stderr
     assert says in run.stderr
@@ -75,24 +75,28 @@ def test_exit_codes_and_one_sentence(toolkit: Any, args: list[str], code: int, s
         assert lines[-1].startswith("error: ")
 
 
-def test_several_processes_need_one_folder(toolkit: Any) -> None:
+def test_several_processes_need_one_folder(toolkit: Run) -> None:
     run = toolkit("train", WORLD_SIZE="2", RANK="0")
     assert run.returncode == 2
     assert "need output_dir=DIR" in run.stderr
+    shown = toolkit("train", "output_dir=x", "--cfg", "job", "--resolve", WORLD_SIZE="2", RANK="0")
+    assert shown.returncode == 0, shown.stderr
 
 
-def test_the_traceback_is_there_when_asked_for(toolkit: Any) -> None:
+def test_the_traceback_is_there_when_asked_for(toolkit: Run) -> None:
     run = toolkit("export", "checkpoint=missing", HYDRA_FULL_ERROR="1")
     assert run.returncode == 1
     assert "Traceback" in run.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_hydras_flags_work_after_every_verb(toolkit: Any, verb: str) -> None:
+def test_hydras_flags_work_after_every_verb(toolkit: Run, verb: str) -> None:
     paths = ["a"] if verb == "report" else []
     shown = toolkit(verb, *paths, "--cfg", "job", "--resolve")
     assert shown.returncode == 0, shown.stderr
-    assert yaml.safe_load(shown.stdout)["output_dir"].startswith(f"outputs/{verb}/")
+    assert OmegaConf.select(OmegaConf.create(shown.stdout), "output_dir").startswith(
+        f"outputs/{verb}/"
+    )
     help_ = toolkit(verb, "--help")
     assert help_.stdout.startswith(f"usage: toolkit {verb}")
     defaults = toolkit(verb, "--info", "defaults")
@@ -101,7 +105,7 @@ def test_hydras_flags_work_after_every_verb(toolkit: Any, verb: str) -> None:
     assert packaged.returncode == 0
 
 
-def test_a_users_own_options_join_by_searchpath(toolkit: Any, tmp_path: Path) -> None:
+def test_a_users_own_options_join_by_searchpath(toolkit: Run, tmp_path: Path) -> None:
     folder = tmp_path / "mine" / "sparsity"
     folder.mkdir(parents=True)
     (folder / "half.yaml").write_text(
@@ -124,22 +128,13 @@ def test_a_users_own_options_join_by_searchpath(toolkit: Any, tmp_path: Path) ->
         ("toolkit bench batch", {"batch_size="}),
     ],
 )
-def test_shell_completion(toolkit: Any, line: str, words: set[str]) -> None:
+def test_shell_completion(toolkit: Run, line: str, words: set[str]) -> None:
     run = toolkit("-sc", "query=bash", COMP_LINE=line)
     assert words <= set(run.stdout.split()), run.stderr
 
 
-def test_shell_completion_installs_for_this_command(toolkit: Any) -> None:
+def test_shell_completion_installs_for_this_command(toolkit: Run) -> None:
     assert toolkit("-sc", "install=bash").stdout.rstrip().endswith("toolkit")
-
-
-def test_the_run_directory_holds_configuration_and_log(toolkit: Any, tmp_path: Path) -> None:
-    toolkit("report", "missing", "output_dir=here")
-    saved = yaml.safe_load((tmp_path / "here/.hydra/config.yaml").read_text())
-    assert saved["paths"] == ["missing"]
-    assert not (tmp_path / "outputs").exists()
-    toolkit("report", "missing")
-    assert len(list(tmp_path.glob("outputs/report/*/*/.hydra/config.yaml"))) == 1
 
 
 @pytest.fixture
@@ -150,14 +145,14 @@ def finished_run(tmp_path: Path) -> Path:
     return tmp_path / "good"
 
 
-def test_a_gate_that_nothing_passes_is_exit_code_3(toolkit: Any, finished_run: Path) -> None:
+def test_a_gate_that_nothing_passes_is_exit_code_3(toolkit: Run, finished_run: Path) -> None:
     run = toolkit("report", finished_run, "select=latency_p99_ms<=10")
     assert run.returncode == 3, run.stderr
     assert run.stderr.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.usefixtures("finished_run")
-def test_a_sweep_goes_on_behind_a_failing_job(toolkit: Any, tmp_path: Path) -> None:
+def test_a_sweep_goes_on_behind_a_failing_job(toolkit: Run, tmp_path: Path) -> None:
     run = toolkit("report", "-m", "paths=[bad],[good],[worse]", "output_dir=sweep")
     assert run.returncode == 1
     errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
@@ -174,9 +169,12 @@ def test_a_sweep_goes_on_behind_a_failing_job(toolkit: Any, tmp_path: Path) -> N
 def test_signals_end_a_run_with_their_code(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    command = [Path(sys.executable).with_name("toolkit"), "train", "output_dir=run"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [COMMAND, "train", "output_dir=run"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "run/.hydra/overrides.yaml").exists():

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from support.configs import ROOTS, compose
 
 import toolkit.config
 from toolkit.cli import COMMANDS
+from toolkit.config import schema_keys
 from toolkit.errors import UsageError
-from toolkit.overrides import convert, explain, schema_keys
+from toolkit.overrides import convert, explain
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.yaml")))
@@ -72,9 +73,28 @@ def test_every_option_composes_and_converts(option: str) -> None:
         package = "@_global_" if verb == group == "bench" else ""
         config = compose(verb, f"{group}{package}={name}", *needed)
         assert type(config) is ROOTS[verb]
-        part = getattr(config, group, None)
+        part: Any = getattr(config, group, None)
         if hasattr(part, "name"):
-            assert getattr(part.name, "value", part.name) == name
+            assert part.name == name
+
+
+@pytest.mark.parametrize("group", sorted({*GROUPS} - {"trainer", "recipe"}))
+def test_one_option_of_a_group_holds_all_fields_and_the_others_build_on_it(group: str) -> None:
+    """So a new field is a line in config.py and a line in one YAML file."""
+    files: dict[str, Any] = {
+        file.stem: OmegaConf.to_container(OmegaConf.load(file))
+        for file in CONF.glob(f"{group}/*.yaml")
+    }
+    schema = getattr(toolkit.config, f"{group.capitalize()}Config")
+    fields = {field.name for field in dataclasses.fields(schema)}
+    bases = [name for name, values in files.items() if "defaults" not in values]
+    assert len(bases) == 1
+    assert files[bases[0]].keys() == fields
+    for name, values in files.items():
+        assert values.keys() - {"defaults"} <= fields
+        while name != bases[0]:  # each step leads to an option of this group, and none in a circle
+            name, own = files[name]["defaults"]
+            assert own == "_self_"
 
 
 @pytest.mark.parametrize("verb", ["train", "export", "bench"])
@@ -160,6 +180,20 @@ def test_recipes_are_the_published_ones(layers: int) -> None:
         ("train", ["then=[train]"], "expected one of [export, bench]"),
         ("train", ["depth=6"], "takes the name of one of its options; got depth=6"),
         ("train", ["depth=full,layers3"], "add -m to run once for each"),
+        ("train", ["seed=range(1,3)"], "seed takes one value, got range(1,3): add -m"),
+        (
+            "train",
+            ["model.path=a,b"],
+            "write model.path=[a,b] for a list, \"model.path='a,b'\" for",
+        ),
+        ("train", ["model=null"], "takes the name of one of its options; got model=null"),
+        ("train", ["model=[demo]"], "takes the name of one of its options; got model=[demo]"),
+        ("train", ["~model"], "takes the name of one of its options; got ~model"),
+        ("train", ["model={paht: x}"], "train has no key 'model.paht'; did you mean 'model.path'"),
+        ("train", ["task.splits.tets=x"], "task.splits has no key 'tets' here; write +task.splits"),
+        ("train", ["seed=null"], "seed: field 'seed' is not Optional"),
+        ("train", ["model.path=${x}"], "model.path: Interpolation key 'x' not found"),
+        ("train", ["model.path=a=b"], "in quotes if it holds blanks, brackets or ="),
         ("train", ["foo"], "cannot read 'foo': expected key=value"),
         ("train", ["model=local"], "train needs model.path: give model.path=VALUE"),
         ("train", ["teacher=dense"], "teacher=dense needs teacher.path=DIR"),

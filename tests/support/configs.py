@@ -22,7 +22,7 @@ TINY = (
     "trainer.num_train_epochs=2",
     "trainer.disable_tqdm=true",
 )
-ROOTS = {verb: getattr(toolkit.config, name) for verb, name in COMMANDS.items()}
+ROOTS = {verb: getattr(toolkit.config, f"{verb.capitalize()}Root") for verb in COMMANDS}
 
 
 def compose(verb: str, *overrides: str) -> Any:

@@ -47,6 +47,20 @@ def kind_of(task: TaskConfig) -> Any:
     return KINDS[task.kind]
 
 
+def check_names(task: TaskConfig) -> None:
+    """Refuse a kind that is none and metrics that it does not know, before anything is loaded.
+
+    Raises:
+        UsageError: There is one.
+    """
+    metrics = kind_of(task).METRICS
+    for metric in task.metrics:
+        if metric not in metrics:
+            raise UsageError(
+                f"task.metrics of {task.kind} must be among {', '.join(metrics)}; got {metric!r}"
+            )
+
+
 def load_examples(task: TaskConfig, split: str, seed: int) -> list[Example]:
     """Read one split of a task: from local files, from the hub, or generated.
 
@@ -65,13 +79,8 @@ def load_examples(task: TaskConfig, split: str, seed: int) -> list[Example]:
         UsageError: There is no such kind of task, it does not know one of the metrics, or no data
             are named.
     """
+    check_names(task)
     kind = kind_of(task)
-    for metric in task.metrics:
-        if metric not in kind.METRICS:
-            raise UsageError(
-                f"task.metrics of {task.kind} must be among {', '.join(kind.METRICS)}; "
-                f"got {metric!r}"
-            )
     limit = task.max_train_samples if split == "train" else task.max_eval_samples
     if task.data_dir is not None:
         examples: list[Example] = kind.read_file(Path(task.data_dir) / task.files[split], task)

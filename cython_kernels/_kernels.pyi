@@ -46,6 +46,60 @@ def available_isas() -> list[str]:
 def aligned(count: int, dtype: DTypeLike = ...) -> NDArray[Any]:
     """Return an uninitialised array (count,) on a 64-byte boundary; float32 unless told."""
 
+class _Norm(Protocol):
+    """LayerNorm over H or E features: gamma and beta, float32."""
+
+    @property
+    def gamma(self) -> _Float32: ...
+    @property
+    def beta(self) -> _Float32: ...
+    @property
+    def epsilon(self) -> float: ...
+
+class _Embeddings(Protocol):
+    """`word` (V, E), `position` (P, E), `token_type` (types, E) or None; `norm` over E;
+    `projection` (H, E), or None where E = H."""
+
+    @property
+    def word(self) -> _Float32: ...
+    @property
+    def position(self) -> _Float32: ...
+    @property
+    def token_type(self) -> _Float32 | None: ...
+    @property
+    def norm(self) -> _Norm: ...
+    @property
+    def projection(self) -> PackedLinear | None: ...
+
+_Pair = tuple[PackedLinear, PackedLinear]
+
+class _Layer(Protocol):
+    """`qkv` (3 H, H), `attention_output` (H, H), `intermediate` (F, H), `output` (H, F); norms over
+    H; `activation`: gelu, gelu_tanh or relu.
+
+    A weight is a pair, for small and for large calls (they may be one object). `attention_output`
+    and `output` are packed with `is_residual`. `qkv` holds per head its query, key and value rows,
+    and whole heads per panel; the query rows carry scale·log2(e), because attention's weights are
+    powers of two.
+    """
+
+    @property
+    def qkv(self) -> _Pair: ...
+    @property
+    def attention_output(self) -> _Pair: ...
+    @property
+    def intermediate(self) -> _Pair: ...
+    @property
+    def output(self) -> _Pair: ...
+    @property
+    def attention_norm(self) -> _Norm: ...
+    @property
+    def output_norm(self) -> _Norm: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+
 @final
 class CodeMemory:
     """Memory for generated code and its weights: written until `seal`, executable from then on.
@@ -195,8 +249,8 @@ class Encoder:
     def __init__(
         self,
         isa: str,
-        embeddings: dict[str, Any],
-        layers: list[dict[str, Any]],
+        embeddings: _Embeddings,
+        layers: Sequence[_Layer],
         num_threads: int,
         small_tiles: int = 0,
         head: PackedLinear | None = None,
@@ -205,16 +259,8 @@ class Encoder:
 
         Args:
             isa: Instruction set of every kernel, and of every weight.
-            embeddings: dict with `word` (V, E), `position` (P, E), `token_type` (types, E) or None,
-                float32; `norm` over E (gamma, beta, epsilon); `projection`, a PackedLinear (H, E),
-                or None where E = H.
-            layers: list of dicts, at least one, with the weights `qkv` (3 H, H), `attention_output`
-                (H, H), `intermediate` (F, H) and `output` (H, F); the norms `attention_norm` and
-                `output_norm` over H; `num_heads`; `activation`: gelu, gelu_tanh or relu. A weight
-                is a pair of PackedLinear, for small and for large calls (they may be one object);
-                `attention_output` and `output` are packed with `is_residual`. `qkv` holds per head
-                its query, key and value rows, and whole heads per panel; the query rows carry
-                scale·log2(e), because attention's weights are powers of two.
+            embeddings: Tables and what follows them.
+            layers: A list of at least one.
             num_threads: Threads of a call, at least 1.
             small_tiles: A call of at most so many tiles is small. The size of the whole call
                 decides, never how it is split, so that results do not depend on the number of

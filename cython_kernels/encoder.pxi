@@ -19,7 +19,7 @@ cdef class Encoder:
     def __cinit__(self):
         self.workspaces = NULL
 
-    def __init__(self, str isa, dict embeddings, list layers, int num_threads, int small_tiles=0,
+    def __init__(self, str isa, embeddings, list layers, int num_threads, int small_tiles=0,
                  PackedLinear head=None):
         cdef encoder_t *encoder = &self.encoder
         encoder.kernels = find_kernels(isa)
@@ -33,17 +33,17 @@ cdef class Encoder:
         if encoder.layers == NULL or self.workspaces == NULL:
             raise MemoryError
         cdef embeddings_t *e = &encoder.embeddings
-        word, position, token_type = embeddings["word"], embeddings["position"], embeddings["token_type"]
+        word, position, token_type = embeddings.word, embeddings.position, embeddings.token_type
         self.vocabulary, e.tables.features = word.shape
         e.tables.word, e.tables.position, e.tables.type = address(word), address(position), address(token_type)
         self.num_positions, self.num_types = len(position), 0 if token_type is None else len(token_type)
-        for name in ("position", "token_type"):
-            if embeddings[name] is not None and embeddings[name].shape[1] != e.tables.features:
+        for name, table in (("position", position), ("token_type", token_type)):
+            if table is not None and table.shape[1] != e.tables.features:
                 raise ValueError(f"{name} embeddings must be {e.tables.features} wide, as those of words; "
-                                 f"got {embeddings[name].shape[1]}")
-        e.norm = norm(embeddings["norm"], e.tables.features)
+                                 f"got {table.shape[1]}")
+        e.norm = norm(embeddings.norm, e.tables.features)
         encoder.hidden = e.tables.features
-        cdef PackedLinear projection = embeddings["projection"]
+        cdef PackedLinear projection = embeddings.projection
         if projection is not None:
             if projection.k != e.tables.features:
                 raise ValueError(f"the projection must take {e.tables.features} features; got {projection.k}")
@@ -64,21 +64,21 @@ cdef class Encoder:
         """Features H of a hidden state."""
         return self.encoder.hidden
 
-    cdef int add_layer(self, layer_t *layer, dict parts, int choice) except -1:
-        cdef PackedLinear qkv = parts["qkv"][choice], attention_output = parts["attention_output"][choice]
-        cdef PackedLinear intermediate = parts["intermediate"][choice], output = parts["output"][choice]
+    cdef int add_layer(self, layer_t *layer, parts, int choice) except -1:
+        cdef PackedLinear qkv = parts.qkv[choice], attention_output = parts.attention_output[choice]
+        cdef PackedLinear intermediate = parts.intermediate[choice], output = parts.output[choice]
         cdef int hidden = self.encoder.hidden
         layer.qkv, layer.attention_output = qkv.linear, attention_output.linear
         layer.intermediate, layer.output = intermediate.linear, output.linear
-        layer.attention_norm = norm(parts["attention_norm"], hidden)
-        layer.output_norm = norm(parts["output_norm"], hidden)
-        layer.num_heads = parts["num_heads"]
+        layer.attention_norm = norm(parts.attention_norm, hidden)
+        layer.output_norm = norm(parts.output_norm, hidden)
+        layer.num_heads = parts.num_heads
         if layer.num_heads < 1 or hidden % layer.num_heads:
             raise ValueError(f"num_heads must divide {hidden} features; got {layer.num_heads}")
         layer.head_size = hidden // layer.num_heads
-        if parts["activation"] == "gelu":
+        if parts.activation == "gelu":
             layer.activation = self.encoder.kernels.f32_gelu
-        elif parts["activation"] == "gelu_tanh":
+        elif parts.activation == "gelu_tanh":
             layer.activation = self.encoder.kernels.f32_gelu_tanh
         else:
             layer.activation = self.encoder.kernels.f32_relu
@@ -221,7 +221,7 @@ cdef int link_blocks(list layers, int choice) except -1:
     order = []
     for parts in layers:
         qkv, attention_output, intermediate, output = (
-            parts[step][choice] for step in ("qkv", "attention_output", "intermediate", "output"))
+            getattr(parts, step)[choice] for step in ("qkv", "attention_output", "intermediate", "output"))
         order += [(qkv, b) for b in range(qkv.num_blocks)]
         order += [(attention_output, b) for b in range(attention_output.num_blocks)]
         kblocks, inner_kblocks = output.linear.num_kblocks, intermediate.linear.num_kblocks

@@ -15,6 +15,8 @@ from support.memory import guarded
 from cython_kernels import _kernels, reference
 from cython_kernels._kernels import TILE_TOKENS, PackedLinear, gemm, linear
 
+pytestmark = pytest.mark.slow
+
 Float32 = NDArray[np.float32]
 
 EPSILON = float(np.finfo(np.float32).eps)

@@ -37,6 +37,8 @@ from toolkit.measure.what_if import find_model
 from toolkit.measure.worker import Worker, load_batches, save_batches
 from toolkit.record import new_record, read_record, write_record
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 50
 
 

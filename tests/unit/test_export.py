@@ -22,6 +22,8 @@ from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.tasks import demo
 
+pytestmark = pytest.mark.slow
+
 
 def root_of(checkpoint: Path | None, output_dir: Path | None = None, **changes: Any) -> ExportRoot:
     small = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}

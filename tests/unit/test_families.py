@@ -12,6 +12,8 @@ from support.tiny import make_model
 from toolkit.artifact.exported import read_exported
 from toolkit.families import FAMILIES, longest_text
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_longest_text_runs_and_one_token_more_does_not(family: str) -> None:

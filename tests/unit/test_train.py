@@ -20,6 +20,8 @@ from toolkit.export import export
 from toolkit.record import read_record
 from toolkit.train import train
 
+pytestmark = pytest.mark.slow
+
 # A model of 2 layers with 32 features, 64 examples, 8 steps of 8 in one epoch.
 TINY = (
     "model.config.hidden_size=32",

@@ -82,7 +82,7 @@ class Engine:
         plan.linears.clear()
         embeddings = pack_embeddings(plan.embeddings, isa, forms)
         head = self._heads[fused.name] if fused else None
-        self._ends = {"embeddings": embeddings["projection"], "scatter": head}
+        self._ends = {"embeddings": embeddings.projection, "scatter": head}
         self._encoder = Encoder(isa, embeddings, layers, num_threads, SMALL_TILES, head)
         if fused:
             tail = [node for node in plan.tail if node is not fused]
@@ -162,7 +162,7 @@ class Engine:
             call_of(tokens.mask, self._encoder.hidden, first_only and i in (0, last))
             for i in range(last + 1)
         ]
-        parts = [self._ends, *self._layers]
+        parts = [self._ends, *map(vars, self._layers)]
         return profile_rows(timed, parts, calls, self.isa, peak, self._why)
 
     def explain(self) -> str:
@@ -189,7 +189,7 @@ class Engine:
         """Yield name and packed weight of every dense layer, in the order they run."""
         for i, layer in enumerate(self._layers):
             for step in ("qkv", "attention_output", "intermediate", "output"):
-                small, large = layer[step]
+                small, large = getattr(layer, step)
                 yield f"layer{i}.{step}", large
                 if small is not large:
                     yield f"layer{i}.{step}{SMALL_CALLS}", small

@@ -4,6 +4,7 @@ import math
 import mmap
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels._kernels import CodeMemory, PackedLinear, count_nonzeros
-from toolkit.engine.plan import Embeddings, Layer, Linear
+from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear
 from toolkit.environment import affinity
 
 # Rows and columns of a block. A block's weights are read once per tile (or pair), so they should
@@ -23,6 +24,31 @@ SPARSE_BELOW = 0.15
 
 Pair = tuple[PackedLinear, PackedLinear]  # for small and for large calls
 Forms = Mapping[str, tuple[str, str]]  # by name of a weight, for small and for large calls
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One encoder layer as `Encoder` takes it; each weight for small and for large calls."""
+
+    qkv: Pair
+    attention_output: Pair
+    intermediate: Pair
+    output: Pair
+    attention_norm: LayerNorm
+    output_norm: LayerNorm
+    num_heads: int
+    activation: str
+
+
+@dataclass(frozen=True)
+class PackedEmbeddings:
+    """The embedding layer as `Encoder` takes it; the tables are the plan's."""
+
+    word: NDArray[np.float32]
+    position: NDArray[np.float32]
+    token_type: NDArray[np.float32] | None
+    norm: LayerNorm
+    projection: PackedLinear | None
 
 
 def pack_linear(
@@ -79,7 +105,7 @@ def panel_rows(form: str, is_large: bool, found: float) -> int:
 
 def pack_layers(
     layers: list[Layer], isa: str, forms: Forms, can_generate: bool, num_threads: int
-) -> list[dict[str, Any]]:
+) -> list[PackedLayer]:
     """Pack the encoder's layers on `num_threads` threads; what comes out does not depend on them.
 
     `layers` is emptied on the way: the dense weights are not needed again.
@@ -90,7 +116,7 @@ def pack_layers(
     for memory in kept:
         memories.put(memory)
 
-    def pack(i: int) -> dict[str, Any]:
+    def pack(i: int) -> PackedLayer:
         memory = memories.get()
         packed = pack_layer(f"layer{i}.", layers[i], isa, forms, memory)
         layers[i] = None  # type: ignore[call-overload]
@@ -107,25 +133,25 @@ def pack_layers(
 
 def pack_layer(
     prefix: str, layer: Layer, isa: str, forms: Forms, memory: CodeMemory | None
-) -> dict[str, Any]:
-    """Pack one encoder layer into the parts that `Encoder` takes; `forms` has `prefix` + step."""
+) -> PackedLayer:
+    """Pack one encoder layer; `forms` has `prefix` + step."""
 
     def pack(step: str, linear: Linear, is_residual: bool) -> Pair:
         form = forms[prefix + step]
         return pack_linear(linear.weight, linear.bias, isa, form, is_residual, memory)
 
-    return {
-        "qkv": pack_linear(
+    return PackedLayer(
+        qkv=pack_linear(
             *stack_qkv(layer), isa, forms[prefix + "qkv"], False, memory, layer.num_heads
         ),
-        "attention_output": pack("attention_output", layer.attention_output, True),
-        "intermediate": pack("intermediate", layer.intermediate, False),
-        "output": pack("output", layer.output, True),
-        "attention_norm": layer.attention_norm,
-        "output_norm": layer.output_norm,
-        "num_heads": layer.num_heads,
-        "activation": layer.activation,
-    }
+        attention_output=pack("attention_output", layer.attention_output, True),
+        intermediate=pack("intermediate", layer.intermediate, False),
+        output=pack("output", layer.output, True),
+        attention_norm=layer.attention_norm,
+        output_norm=layer.output_norm,
+        num_heads=layer.num_heads,
+        activation=layer.activation,
+    )
 
 
 def stack_qkv(layer: Layer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -182,16 +208,18 @@ def why_not_generate(isa: str) -> str:
     return ""
 
 
-def pack_embeddings(embeddings: Embeddings, isa: str, forms: Forms) -> dict[str, Any]:
-    """Return the parts that `Encoder` takes; the tables are used as they are."""
-    linear, form = embeddings.projection, forms.get("projection")
-    return {
-        "word": embeddings.word,
-        "position": embeddings.position,
-        "token_type": embeddings.token_type,
-        "norm": embeddings.norm,
-        "projection": linear and form and pack_linear(linear.weight, linear.bias, isa, form)[0],
-    }
+def pack_embeddings(embeddings: Embeddings, isa: str, forms: Forms) -> PackedEmbeddings:
+    """Pack the projection, if there is one; the tables are used as they are."""
+    linear, projection = embeddings.projection, None
+    if linear is not None:
+        projection, _ = pack_linear(linear.weight, linear.bias, isa, forms["projection"])
+    return PackedEmbeddings(
+        word=embeddings.word,
+        position=embeddings.position,
+        token_type=embeddings.token_type,
+        norm=embeddings.norm,
+        projection=projection,
+    )
 
 
 def density(weight: NDArray[np.float32]) -> float:

@@ -18,6 +18,8 @@ from toolkit.compress.sparsity.schedule import sparsity_at
 from toolkit.compress.sparsity.weights import describe_checkpoint, prunable_weights
 from toolkit.errors import InputError, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 def test_schedule_has_the_published_shape() -> None:
     at = [sparsity_at(time, 2, 20, 0.0, 0.8) for time in (0, 1.99, 2, 11, 20, 30)]

@@ -20,6 +20,8 @@ from toolkit.engine import engine as engine_module
 from toolkit.engine import packing, reference, threads
 from toolkit.engine.schedule import Schedule
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

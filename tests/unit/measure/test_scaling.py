@@ -21,6 +21,8 @@ from toolkit.measure.scaling import (
     sweeps,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_line_varies_one_thing() -> None:
     for is_quick in (False, True):

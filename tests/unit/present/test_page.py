@@ -15,6 +15,8 @@ from support.records import record, rows_of, speed, sweep
 from toolkit.present.chart import make_panels
 from toolkit.present.page import page
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     "<b>bold</b></script><script>document.title=1</script><!--"
     "<img src=x onerror=document.title=1>&lt;i&gt;<a href='javascript:0'>$x^2$ %{x}"

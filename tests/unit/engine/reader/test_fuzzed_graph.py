@@ -7,6 +7,8 @@ import pytest
 from support.fuzz_graph import check, damage
 from support.graphs import Case, Export
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_damaged_file_is_refused_or_runs(export_case: Export, tmp_path: Path) -> None:
     damaged_is_refused_or_runs(export_case(Case()).read_bytes(), tmp_path / "model.onnx")

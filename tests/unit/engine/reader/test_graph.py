@@ -16,6 +16,8 @@ from support.reading import difference, refused, refused_or_equal
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 # Every family with every exporter; heads, opsets, attention and folding spread over them.
 CASES = [
     Case("bert", "qa", dynamo=True, opset=18),

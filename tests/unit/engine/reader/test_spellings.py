@@ -15,6 +15,8 @@ from toolkit.engine import reference
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 B, T, H, N, V = 2, 6, 24, 3, 30
 
 

@@ -18,6 +18,8 @@ from support.reading import largest_error, refused, refused_or_equal, run_onnxru
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
 
+pytestmark = pytest.mark.slow
+
 FILES = sorted((Path(__file__).parents[3] / "data" / "optimum").glob("*.onnx"))
 BERT = next(path for path in FILES if path.stem == "bert-text-classification-O2")
 DISTILBERT = next(path for path in FILES if path.stem == "distilbert-question-answering-O3")

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Several workers share the cores: threads of torch's that wait for each other busily take three times
+# as long. Set before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPO = Path(__file__).resolve().parent.parent
 COMMAND = Path(sys.executable).with_name("toolkit")  # the console script, as a user runs it
 

@@ -18,6 +18,8 @@ from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, 
 from toolkit.errors import InputError
 from toolkit.tasks import demo
 
+pytestmark = pytest.mark.slow
+
 STUDENT = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]])
 TEACHER = np.array([[4.0, -1.0, 0.0], [-2.0, 2.0, 2.5]])
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# Several workers share the cores: threads of torch's that wait for each other busily take three times
-# as long. Set before torch is imported, and inherited by the processes that tests start.
+# Several workers share the cores, and threads of torch's wait for each other busily: with one each
+# the tests take a third of the time. Set before torch is imported; processes of tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPO = Path(__file__).resolve().parent.parent

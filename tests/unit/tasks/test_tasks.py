@@ -141,7 +141,7 @@ def test_targets_may_be_floats_and_one_per_token() -> None:
     ]
     batch = collate(texts, pad_id=3, targets=["labels", "score", "start"])
     assert batch["labels"].tolist() == [[0, 1, 2], [2, -100, -100]]
-    assert (batch["labels"].dtype, batch["start"].dtype) == (np.int64, np.int64)
+    assert batch["labels"].dtype == batch["start"].dtype == np.int64
     assert batch["score"].tolist() == [0.5, 2.0]
     assert batch["score"].dtype == np.float32
 

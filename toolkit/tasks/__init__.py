@@ -5,7 +5,8 @@ how; each kind is a module (`KINDS`) that has
 
     AUTO_CLASS  transformers' class of a model with the task's head
     OUTPUTS     the model's outputs that are judged
-    TARGETS     what features carry besides the model's inputs, as integers: the labels
+    TARGETS     what features carry besides the model's inputs: the labels, each an integer, a
+                float, or a list of one integer per token
     METRICS     names that `task.metrics` may hold
     read_file(path, task)                         -> examples of a local file
     from_hub(row, task)                           -> example of a row of a hub data set

@@ -14,6 +14,7 @@ from tokenizers import Encoding, Tokenizer
 from toolkit.errors import InputError
 from toolkit.families import MODEL_INPUTS
 
+IGNORED = -100  # the label of a token that has none, as torch's cross entropy has it
 Example = dict[str, Any]
 Feature = dict[str, Any]
 
@@ -56,31 +57,35 @@ def feature_of(encoding: Encoding, example_index: int, **more: Any) -> Feature:
 
 def collate(
     features: Sequence[Feature], pad_id: int, targets: Sequence[str] = (), length: int | None = None
-) -> dict[str, NDArray[np.int64]]:
+) -> dict[str, NDArray[Any]]:
     """Pad features on the right to one batch.
 
     Args:
         features: At least one, as `toolkit.tasks.encode` returns them.
         pad_id: Id of the padding token; padding has attention mask 0 and token type 0.
-        targets: What else to take along, one integer per feature: a kind's `TARGETS`.
+        targets: What else to take along, a kind's `TARGETS`: of each feature an integer, a float,
+            or a list of one integer per token.
         length: Tokens per row; None takes the longest feature's. Not less than that.
 
     Returns:
-        Those of `input_ids`, `attention_mask`, `token_type_ids` (B, T) and of `targets` (B,) that
-        the features have, as int64.
+        Those of `input_ids`, `attention_mask`, `token_type_ids` (B, T) and of `targets`, (B,) or
+        (B, T) padded with `IGNORED`, that the features have; int64, floats as float32.
     """
     longest = max(len(feature["input_ids"]) for feature in features)
     length = longest if length is None else length
     if length < longest:
         raise ValueError(f"length must be at least {longest}, the longest feature's; got {length}")
-    batch = {}
-    for name in MODEL_INPUTS:
-        if name in features[0]:
-            fill = pad_id if name == "input_ids" else 0
-            batch[name] = np.full((len(features), length), fill, dtype=np.int64)
-            for row, feature in zip(batch[name], features, strict=True):
-                row[: len(feature[name])] = feature[name]
-    for name in targets:
-        if name in features[0]:
-            batch[name] = np.array([feature[name] for feature in features], dtype=np.int64)
+    batch: dict[str, NDArray[Any]] = {}
+    for name in (*MODEL_INPUTS, *targets):
+        if name not in features[0]:
+            continue
+        values = [feature[name] for feature in features]
+        if np.ndim(values[0]) == 1:
+            fill = IGNORED if name in targets else pad_id if name == "input_ids" else 0
+            batch[name] = np.full((len(values), length), fill, dtype=np.int64)
+            for row, value in zip(batch[name], values, strict=True):
+                row[: len(value)] = value
+        else:
+            is_float = isinstance(values[0], float)
+            batch[name] = np.array(values, dtype=np.float32 if is_float else np.int64)
     return batch

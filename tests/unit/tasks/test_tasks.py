@@ -133,6 +133,18 @@ def test_encode_and_collate() -> None:
         collate(features, 0, length=8)
 
 
+def test_targets_may_be_floats_and_one_per_token() -> None:
+    texts = [
+        {"input_ids": [5, 6, 7], "labels": [0, 1, 2], "score": 0.5, "start": 1},
+        {"input_ids": [5], "labels": [2], "score": 2.0, "start": 0},
+    ]
+    batch = collate(texts, pad_id=3, targets=["labels", "score", "start"])
+    assert batch["labels"].tolist() == [[0, 1, 2], [2, -100, -100]]
+    assert (batch["labels"].dtype, batch["start"].dtype) == (np.int64, np.int64)
+    assert batch["score"].tolist() == [0.5, 2.0]
+    assert batch["score"].dtype == np.float32
+
+
 def test_metrics() -> None:
     examples = [{"label": label} for label in (1, 1, 1, 0, 0)]
     features = [{"example_index": index} for index in range(5)]

@@ -50,7 +50,7 @@ MISSING_KEY = "def broken(*args, **more): return {}['foo']"
         ("toolkit.overrides._gather_paths", ["report", "good"], "overrides.py"),
         ("toolkit.overrides.explain", ["report", "good", "selct=1"], "cli.py"),
         ("toolkit.overrides._parse", ["train", "selct=1"], "overrides.py"),
-        ("toolkit.environment.describe", ["info"], "environment.py"),
+        ("toolkit.environment.describe_machine", ["info"], "environment.py"),
         ("hydra.main", ["report", "good"], "cli.py"),  # outside of a job
     ],
 )

@@ -80,7 +80,7 @@ def collate(
         if name not in features[0]:
             continue
         values = [feature[name] for feature in features]
-        if isinstance(values[0], list):
+        if np.ndim(values[0]) == 1:
             fill = IGNORED if name in targets else pad_id if name == "input_ids" else 0
             batch[name] = np.full((len(values), length), fill, dtype=np.int64)
             for row, value in zip(batch[name], values, strict=True):

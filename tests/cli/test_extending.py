@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
+from support.configs import TINY_MODEL
 
 from toolkit.record import read_record
 
 TINY = (
-    "model.config.hidden_size=32",
-    "model.config.num_hidden_layers=2",
-    "model.config.num_attention_heads=2",
-    "model.config.intermediate_size=64",
+    *TINY_MODEL,
     "trainer.num_train_epochs=1",
     "trainer.per_device_train_batch_size=8",
     "trainer.use_cpu=true",

@@ -12,24 +12,11 @@ import pytest
 import torch
 from conftest import COMMAND, Run
 from safetensors.torch import load_file
+from support.configs import TINY
 
 from toolkit.compress.sparsity.callback import MASKS_FILE
 from toolkit.record import read_record
 
-# A model of 2 layers with 32 features, 64 examples, 8 steps of 8 in one epoch.
-TINY = (
-    "model.config.hidden_size=32",
-    "model.config.num_hidden_layers=2",
-    "model.config.num_attention_heads=2",
-    "model.config.intermediate_size=64",
-    "task.max_train_samples=64",
-    "task.max_eval_samples=16",
-    "trainer.num_train_epochs=1",
-    "trainer.per_device_train_batch_size=8",
-    "trainer.learning_rate=1e-3",
-    "trainer.warmup_steps=0",
-    "trainer.use_cpu=true",
-)
 PRUNED = (
     "sparsity=prune80",
     "sparsity.start_epoch=0",

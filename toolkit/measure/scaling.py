@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from toolkit.engine import Engine
 from toolkit.engine.engine import find_isa
 from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Node, Plan
+from toolkit.families import LINEARS
 
 HIDDEN, HEADS, INNER, VOCABULARY, POSITIONS = 768, 12, 3072, 30522, 512  # BERT-base
 BATCHES = [1, 2, 4, 8, 16, 32, 64]
@@ -151,8 +152,7 @@ def prune(layer: Layer, zeros: float) -> Layer:
         threshold = np.quantile(size, zeros) if zeros else -1.0
         return replace(linear, weight=np.where(size > threshold, linear.weight, np.float32(0)))
 
-    names = ("query", "key", "value", "attention_output", "intermediate", "output")
-    changes: dict[str, Any] = {name: pruned(getattr(layer, name)) for name in names}
+    changes: dict[str, Any] = {name: pruned(getattr(layer, name)) for name in LINEARS}
     return replace(layer, **changes)
 
 

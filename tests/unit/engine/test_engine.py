@@ -31,6 +31,7 @@ from toolkit.engine.engine import Engine, find_isa
 from toolkit.engine.plan import LayerNorm, Linear
 from toolkit.engine.schedule import Schedule
 from toolkit.errors import InputError
+from toolkit.families import LINEARS
 
 
 @functools.cache
@@ -94,7 +95,7 @@ def test_weights_may_lie_at_any_byte() -> None:
         return replace(linear, weight=weight)
 
     plan, inputs = make_plan(), make_inputs(make_plan(), mask_of("full", 2, 9, seed=0))
-    names = ("query", "key", "value", "attention_output", "intermediate", "output")
+    names = LINEARS
     layers = []
     for layer in plan.layers:
         changes: dict[str, Any] = {name: shifted(getattr(layer, name)) for name in names}

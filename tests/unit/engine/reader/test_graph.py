@@ -15,6 +15,7 @@ from support.reading import difference, refused, refused_or_equal
 
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import InputError
+from toolkit.families import LINEARS
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,7 @@ def test_weights_are_views_of_the_file_or_aligned(export_case: Export) -> None:
     for fold in (True, False):
         plan = read_graph(export_case(Case("bert", "base", opset=17, fold=fold)))
         for layer in plan.layers:
-            for name in ("query", "key", "value", "attention_output", "intermediate", "output"):
+            for name in LINEARS:
                 linear = getattr(layer, name)
                 assert np.ascontiguousarray(linear.weight).flags.aligned
                 assert linear.bias.flags.aligned

@@ -80,7 +80,7 @@ demo: setup ## train a teacher and a grid of small students, measure them, repor
 	rm -rf $(DEMO)
 	$(BIN)/toolkit train output_dir=$(DEMO)/teacher trainer.disable_tqdm=true
 	$(BIN)/toolkit train -m recipe=demo teacher.path=$(DEMO)/teacher/checkpoint \
-	  depth=full,layers2,layers1 sparsity=dense,prune80,prune90,prune95,prune97 output_dir=$(DEMO)/grid \
+	  depth=full,layers2,layers1 sparsity=dense,prune70,prune80,prune90,prune97 output_dir=$(DEMO)/grid \
 	  'then=[export,bench]' bench.against=[onnxruntime] bench.seconds=0.5 trainer.disable_tqdm=true
 	$(BIN)/toolkit report $(DEMO)/grid output_dir=$(DEMO)/report 'select=recovery>=0.99'
 	@printf '%s\n' '' 'Next, with your own model:' \

@@ -84,7 +84,7 @@ def run_verb(verb: str, args: list[str]) -> int:
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]  # ships no types
+    from yaml import YAMLError
 
     import toolkit.config
     from toolkit.overrides import explain, rewrite

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from toolkit.artifact.exported import size_bytes
 from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
 from toolkit.artifact.parity import check_parity, check_zeros, parity_batches
 from toolkit.compress.model import load_checkpoint
@@ -99,13 +100,13 @@ def _fill_record(
     record["model"] = describe_checkpoint(name, model) | {
         "random_weights": config.checkpoint is None
     }
-    record["size_bytes"]["onnx"] = size_of(onnx.parent, "model.onnx*")
+    record["size_bytes"]["onnx"] = size_bytes(onnx)
     return record
 
 
 def _print_summary(folder: Path, facts: dict[str, Any]) -> None:
     parity, zeros = facts["parity"], facts["zeros"]
-    size = size_of(folder, "model.onnx") + size_of(folder, "model.onnx.data")
+    size = size_bytes(folder / "model.onnx")
     print(f"exported {folder / 'model.onnx'}: {size / 1e6:.1f} MB, opset {facts['opset']}")
     for engine, difference in parity["max_difference"].items():
         told = "not installed, not compared" if difference is None else f"{difference:.2g}"

@@ -118,6 +118,6 @@ def added_to(folder: Path, last: str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def size_of(place: Path, pattern: str = "*") -> int:
-    """Add up the bytes of the files in a folder, and below it, whose names match."""
-    return sum(path.stat().st_size for path in place.rglob(pattern) if path.is_file())
+def size_of(folder: Path) -> int:
+    """Add up the bytes of the files in a folder, and below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]  # ships no types
+from plotly.offline import get_plotlyjs
 
 from toolkit.present.chart import Panel
 from toolkit.present.results import Row

@@ -12,6 +12,7 @@ from toolkit.record import read_record
 def test_from_a_sweep_to_its_report(toolkit: Run, tmp_path: Path) -> None:
     done = toolkit(
         *("train", "-m", *TINY, "depth=full,layers1", "sparsity=dense,prune80"),
+        *("sparsity.end_epoch=0.5",),
         *("then=[export,bench]", "bench.against=[onnxruntime]", "bench.accuracy=true"),
         *("bench.seconds=0", "bench.batch_size=2", "bench.seq_len=16", "output_dir=runs"),
         timeout=400,

@@ -17,7 +17,13 @@ from toolkit.compress.resume import explain_full_disk, is_finished, is_first_pro
 from toolkit.compress.sparsity.callback import SparsificationCallback
 from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.teacher import DistillationTrainer, load_teacher
-from toolkit.compress.trainer import load_data, make_trainer, predict, training_arguments
+from toolkit.compress.trainer import (
+    describe_training,
+    load_data,
+    make_trainer,
+    predict,
+    training_arguments,
+)
 from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import GateError, UsageError
 from toolkit.files import size_of
@@ -75,6 +81,7 @@ def train(config: TrainRoot) -> None:
             "num_examples": len(data.examples),
             **metrics,
         }
+        record["training"] = describe_training(trainer)
         record["size_bytes"] = {"checkpoint": size_of(output / "checkpoint")}
         write_record(output / "record.json", record)
         shutil.rmtree(output / "trainer")  # the optimizer's state is twice the model's size

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
+from toolkit.compress.batching import LikeLengths
 from toolkit.compress.model import check_task, input_names, load_checkpoint, load_tokenizer
 from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
 from toolkit.errors import InputError
@@ -120,6 +121,14 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         if teacher is not None:
             teacher.train(False).requires_grad_(False).to(device=self.args.device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(feature["input_ids"]) for feature in train_dataset or self.train_dataset]
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LikeLengths(lengths, step)
 
     def compute_loss(
         self,

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from toolkit.compress.model import input_names
+from toolkit.compress.resume import say
 from toolkit.compress.teacher import DistillationTrainer
 from toolkit.config import TrainRoot
 from toolkit.errors import UsageError, nearest
@@ -42,10 +43,17 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
             raise UsageError(f"trainer has no key '{key}'; {nearest(key, valid)}")
         if key in ("output_dir", "seed", "remove_unused_columns"):
             raise UsageError(f"trainer.{key} cannot be set: the toolkit decides it")
+    has_gpu = torch.accelerator.is_available()
     defaults = {
         "dataloader_pin_memory": torch.cuda.is_available(),  # true without a GPU makes torch warn
-        "use_cpu": not torch.accelerator.is_available(),  # unset, bf16 is refused on any CPU
+        "use_cpu": not has_gpu,  # unset, bf16 is refused on any CPU
+        "bf16": not has_gpu and cpu_multiplies_bf16() and not config.trainer.get("fp16"),
     }
+    if defaults["bf16"] and "bf16" not in config.trainer:
+        say(
+            "training in bfloat16 (autocast), which this CPU multiplies faster; evaluation and the "
+            "saved weights are float32; trainer.bf16=false trains in float32"
+        )
     try:
         return TrainingArguments(
             **(defaults | config.trainer),
@@ -56,6 +64,13 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
         )
     except (TypeError, ValueError, ImportError) as error:
         raise UsageError(f"trainer: {error}") from None
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Tell whether this CPU has instructions for bfloat16: AVX512-BF16 or AMX."""
+    # torch before 2.13 does not tell; then training stays in float32
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def load_data(config: TrainRoot, tokenizer: PreTrainedTokenizerFast) -> Data:
@@ -116,12 +131,31 @@ def make_trainer(
 
 
 def predict(config: TrainRoot, trainer: DistillationTrainer, data: Data) -> dict[str, float]:
-    """Run the model over the evaluation split and judge it by the task's metrics."""
+    """Run the model over the evaluation split, in float32, and judge it by the task's metrics."""
+    # Training may have wrapped `forward` in autocast, but what is exported is the float32 model.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     inputs: Any = select_inputs(data.features, {*trainer.student_inputs})
     outputs: Any = trainer.predict(inputs).predictions  # (N, …), or a tuple of several
     if isinstance(outputs, tuple):
         outputs = np.stack(outputs, axis=1)  # (N, outputs, …)
     return evaluate(config.task, data.examples, data.features, outputs)
+
+
+def describe_training(trainer: DistillationTrainer) -> dict[str, Any]:
+    """Say how a model was trained, how fast, and what was logged: the `training` of a record."""
+    log = trainer.state.log_history
+    end: dict[str, Any] = next((entry for entry in log if "train_runtime" in entry), {})
+    logged = ("step", "epoch", "loss", "learning_rate", "grad_norm", "sparsity")
+    precision = trainer.args.mixed_precision
+    return {
+        "precision": "fp32" if precision == "no" else precision,
+        "samples_per_s": end.get("train_samples_per_second"),
+        "log": [
+            {name: entry[name] for name in entry if name in logged or name.startswith("eval_")}
+            for entry in log
+            if "train_runtime" not in entry
+        ],
+    }
 
 
 def select_inputs(features: list[dict[str, Any]], names: set[str]) -> list[dict[str, Any]]:

@@ -172,7 +172,7 @@ def test_question_answering(tmp_path: Path) -> None:
         "task.max_eval_samples=null",
         "trainer.num_train_epochs=15",
         "trainer.learning_rate=3e-3",
-        "trainer.train_sampling_strategy=random",  # by length, a batch would be one window of one text
+        "trainer.train_sampling_strategy=random",  # grouped, a batch is one window
         "teacher=self",
         "teacher.hardness=0.1",
         "bench.batch_size=4",

@@ -13,9 +13,9 @@ MOST_BATCHES, LARGEST_SHARE = 50, 1 / 4
 class LikeLengths(Sampler[int]):
     """Draws all examples once, in an order whose consecutive batches hold texts of like length.
 
-    Chunks of up to 50 batches, drawn at random, are sorted by length and cut into batches, whose order is
-    then random again: in order of length, what goes with it (a label, say) would come and go in
-    waves, as it does with the sampler of transformers.
+    Chunks of up to 50 batches, drawn at random, are sorted by length and cut into batches, whose
+    order is then random again: in order of length, what goes with it (a label, say) would come and
+    go in waves, as it does with the sampler of transformers.
 
     Args:
         lengths: Tokens of each example.

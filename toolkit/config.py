@@ -7,6 +7,7 @@ objects once, in `cli.py`. Nothing below it sees an OmegaConf container.
 
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from importlib.resources import files
 from typing import Any, TypeVar, get_type_hints
 
 Root = TypeVar("Root")
@@ -25,6 +26,44 @@ class TeacherKind(Enum):
     none = "none"
     dense = "dense"
     self = "self"
+
+
+class Method(Enum):
+    """What decides which weights are dropped.
+
+    `magnitude`: the smallest (Zhu and Gupta 2017). `movement`: those that training moves towards
+    zero, and `soft_movement`: those whose learnt score stays under a threshold (Sanh et al. 2020).
+    `obert`: those whose loss, with the others adjusted, costs least to second order (Kurtic et al.
+    2022). Once, from calibration texts: `wanda`, magnitude times the size of the input (Sun et al.
+    2023), and `sparsegpt`, which keeps each layer's output (Frantar and Alistarh 2023).
+    """
+
+    magnitude = "magnitude"
+    movement = "movement"
+    soft_movement = "soft_movement"
+    obert = "obert"
+    wanda = "wanda"
+    sparsegpt = "sparsegpt"
+
+
+# Which weights compete: those of one matrix, all of the encoder, or those of one output. Not
+# written as a class, since `global` is a keyword.
+Ranking = Enum("Ranking", {"uniform": "uniform", "global": "global", "row": "row"})
+
+
+class Schedule(Enum):
+    """How the sparsity rises.
+
+    `cubic` fast at first, then ever slower; `linear`; `stepwise` in the steps given. `once`: all
+    before training, from calibration texts. `locked`: it does not, the zeros of the starting
+    weights stay (sparse transfer).
+    """
+
+    cubic = "cubic"
+    linear = "linear"
+    stepwise = "stepwise"
+    once = "once"
+    locked = "locked"
 
 
 class Scenario(Enum):
@@ -94,35 +133,122 @@ class DepthConfig:
 
 
 @dataclass(kw_only=True)
+class MovementConfig:
+    """Movement pruning, whose scores are learnt: `method` = movement or soft_movement.
+
+    Attributes:
+        learning_rate: Of the scores, > 0; it follows no schedule.
+        threshold: soft_movement: weights whose sigmoid of the score is not above it are dropped;
+            in (0, 1), reached as the schedule reaches the final sparsity.
+        regularization: soft_movement: weight of the mean sigmoid of all scores in the loss,
+            growing with the threshold, >= 0; the larger, the sparser.
+    """
+
+    learning_rate: float
+    threshold: float
+    regularization: float
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(
+                f"sparsity.movement.learning_rate must be > 0; got {self.learning_rate}"
+            )
+        if not 0.0 < self.threshold < 1.0:
+            raise ValueError(f"sparsity.movement.threshold must be in (0, 1); got {self.threshold}")
+        _check_at_least("sparsity.movement.regularization", self.regularization, 0)
+
+
+@dataclass(kw_only=True)
+class FisherConfig:
+    """Second-order pruning, `method` = obert: the empirical Fisher matrix, block by block.
+
+    Attributes:
+        block: Consecutive weights of one block, >= 1.
+        num_gradients: Gradients that a matrix is estimated from, >= 1.
+        batch_size: Examples of each gradient, >= 1.
+        damping: Added to the diagonal, > 0.
+        recomputations: Times that the matrix is estimated anew on the way from one sparsity of
+            the schedule to the next, >= 1.
+        memory_gib: Most memory for matrices and gradients, in GiB, > 0. With less than all
+            weights need, they are taken in several passes over the same examples.
+    """
+
+    block: int
+    num_gradients: int
+    batch_size: int
+    damping: float
+    recomputations: int
+    memory_gib: float
+
+    def __post_init__(self) -> None:
+        for field in ("block", "num_gradients", "batch_size", "recomputations"):
+            _check_at_least(f"sparsity.fisher.{field}", getattr(self, field), 1)
+        for field in ("damping", "memory_gib"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"sparsity.fisher.{field} must be > 0; got {getattr(self, field)}")
+
+
+@dataclass(kw_only=True)
 class SparsityConfig:
-    """Gradual magnitude pruning of the encoder's linear weights.
+    """Pruning of the encoder's linear weights: by which rule, in which pattern, and when.
 
     Attributes:
         name: Short name used in records and reports.
-        initial_sparsity: Fraction of zeros at `start_epoch`, in [0, 1).
+        method: What a weight is worth; see `Method`.
+        ranking: Which weights compete for a place; see `Ranking`.
+        schedule: How the sparsity gets from `initial_sparsity` to `final_sparsity`; see
+            `Schedule`.
+        steps: The sparsities of `schedule=stepwise`, ascending, in [0, 1): the first from
+            `start_epoch`, the last from `end_epoch` on, the others evenly spaced between.
+        initial_sparsity: Fraction of zeros at `start_epoch`, in [0, 1); null starts with the zeros
+            that the weights already have.
         final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1); 0 prunes nothing.
+        layer_sparsity: The final sparsity of each kept encoder layer, first to last, instead of
+            one for all.
         start_epoch: Epoch at which pruning starts, >= 0.
         end_epoch: Epoch at which the final sparsity is reached, >= `start_epoch`; a run shorter
             than this is refused.
         update_frequency: Epochs between two mask updates, > 0.
         block_shape: [rows, columns] of the blocks that are kept or dropped together; [1, 1] is
             unstructured, [1, 4] four consecutive weights along the input dimension.
+        n_of_m: [n, m] keeps at least n of every m consecutive weights along the input dimension,
+            exactly n at a final sparsity of 1 - n / m; null does not.
+        rewind: At each mask update the learning rate is set back to its start and then falls
+            linearly to this fraction of it until the next, in (0, 1]; null leaves it to the
+            Trainer.
+        floor: What every evaluation shall fulfil, such as `accuracy>=86` (percent); see
+            `toolkit.compress.sparsity.floor`. Null sets none.
+        num_calibration: Training examples that `schedule=once` looks at, >= 1 (`obert` looks at
+            those of `fisher`).
+        movement: Of `method=movement` and `soft_movement`.
+        fisher: Of `method=obert`.
     """
 
     name: str
-    initial_sparsity: float
+    method: Method
+    ranking: Ranking
+    schedule: Schedule
+    steps: list[float] | None
+    initial_sparsity: float | None
     final_sparsity: float
+    layer_sparsity: list[float] | None
     start_epoch: float
     end_epoch: float
     update_frequency: float
     block_shape: list[int]
+    n_of_m: list[int] | None
+    rewind: float | None
+    floor: str | None
+    num_calibration: int
+    movement: MovementConfig
+    fisher: FisherConfig
 
     def __post_init__(self) -> None:
-        for field in ("initial_sparsity", "final_sparsity"):
-            value = getattr(self, field)
+        for value in (self.initial_sparsity or 0.0, self.final_sparsity):
             if not 0.0 <= value < 1.0:
-                raise ValueError(f"sparsity.{field} must be in [0, 1); got {value}")
-        if self.final_sparsity > 0 and self.initial_sparsity > self.final_sparsity:
+                field = "final" if value == self.final_sparsity else "initial"
+                raise ValueError(f"sparsity.{field}_sparsity must be in [0, 1); got {value}")
+        if self.final_sparsity > 0 and (self.initial_sparsity or 0.0) > self.final_sparsity:
             raise ValueError(
                 "sparsity.initial_sparsity must not exceed sparsity.final_sparsity "
                 f"({self.final_sparsity}); got {self.initial_sparsity}"
@@ -133,11 +259,76 @@ class SparsityConfig:
             raise ValueError(
                 f"sparsity.update_frequency must be > 0 epochs; got {self.update_frequency}"
             )
+        if self.rewind is not None and not 0.0 < self.rewind <= 1.0:
+            raise ValueError(f"sparsity.rewind must be in (0, 1]; got {self.rewind}")
+        _check_at_least("sparsity.num_calibration", self.num_calibration, 1)
+        self._check_pattern()
+        self._check_combination()
+
+    def _check_pattern(self) -> None:
         if len(self.block_shape) != 2 or min(self.block_shape) < 1:
             raise ValueError(
                 "sparsity.block_shape must be [rows, columns], both >= 1, such as [1,4]; "
                 f"got {list(self.block_shape)}"
             )
+        for name in ("steps", "layer_sparsity"):
+            values = getattr(self, name)
+            if values is not None and (not values or not all(0.0 <= v < 1.0 for v in values)):
+                raise ValueError(f"sparsity.{name} must list numbers in [0, 1); got {values}")
+        if self.n_of_m is None:
+            return
+        if len(self.n_of_m) != 2 or not 1 <= self.n_of_m[0] <= self.n_of_m[1]:
+            raise ValueError(
+                f"sparsity.n_of_m must be [n, m] with 1 <= n <= m, such as [2,4]; got {self.n_of_m}"
+            )
+        n, m = self.n_of_m
+        if self.final_sparsity > 0 and abs(self.final_sparsity - (1 - n / m)) > 1e-6:
+            raise ValueError(
+                f"sparsity.n_of_m=[{n},{m}] means sparsity.final_sparsity={1 - n / m:g}; "
+                f"got {self.final_sparsity}"
+            )
+        if list(self.block_shape) != [1, 1] or self.ranking is not Ranking["uniform"]:
+            raise ValueError(
+                "sparsity.n_of_m ranks single weights among m neighbours: it goes with "
+                "sparsity.block_shape=[1,1] and sparsity.ranking=uniform"
+            )
+
+    def _check_combination(self) -> None:
+        if self.schedule is Schedule.stepwise:
+            if not self.steps or sorted(self.steps) != list(self.steps):
+                raise ValueError(
+                    "sparsity.schedule=stepwise needs sparsity.steps in ascending order, such as "
+                    f"[0.7,0.8,0.9]; got {self.steps}"
+                )
+            if self.steps[-1] != self.final_sparsity:
+                raise ValueError(
+                    f"the last of sparsity.steps must be sparsity.final_sparsity="
+                    f"{self.final_sparsity}; got {self.steps[-1]}"
+                )
+        elif self.steps is not None:
+            raise ValueError("sparsity.steps belongs to sparsity.schedule=stepwise")
+        calibrated = self.method in (Method.wanda, Method.sparsegpt)
+        learnt = self.method in (Method.movement, Method.soft_movement)
+        if calibrated and self.schedule not in (Schedule.once, Schedule.locked):
+            raise ValueError(
+                f"sparsity.method={self.method.value} prunes once, from calibration texts: "
+                f"it needs sparsity.schedule=once; got {self.schedule.value}"
+            )
+        if learnt and self.schedule in (Schedule.once, Schedule.locked):
+            raise ValueError(
+                f"sparsity.method={self.method.value} learns its scores while training: "
+                f"sparsity.schedule={self.schedule.value} gives it no time to"
+            )
+        if self.layer_sparsity is not None and self.ranking is Ranking["global"]:
+            raise ValueError(
+                "sparsity.layer_sparsity says what each layer keeps, sparsity.ranking=global lets "
+                "the layers compete: choose one"
+            )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether weights are pruned, or zeros of the starting weights kept."""
+        return self.final_sparsity > 0 or self.schedule is Schedule.locked
 
 
 @dataclass(kw_only=True)
@@ -416,6 +607,23 @@ def schema_keys(root: type, prefix: str = "") -> list[str]:
         if is_dataclass(annotation) and isinstance(annotation, type):
             keys += schema_keys(annotation, f"{prefix}{name}.")
     return keys
+
+
+def default_sparsity(**changes: Any) -> SparsityConfig:
+    """Make a SparsityConfig of conf/sparsity/dense.yaml and of `changes` (plain values, nested).
+
+    Raises:
+        ValueError: A key is no field, or a value is of a wrong type or out of its range.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    text = (files("toolkit.conf") / "sparsity" / "dense.yaml").read_text(encoding="utf-8")
+    defaults: Any = OmegaConf.create(text)
+    try:
+        return from_plain(SparsityConfig, OmegaConf.merge(defaults, changes))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"sparsity: {str(error).splitlines()[0]}") from None
 
 
 def narrow(config: Any, root: type[Root], **changes: Any) -> Root:

@@ -5,6 +5,7 @@ is unfinished `trainer/`, from which `resume=true` continues.
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import TrainerCallback, set_seed
@@ -14,20 +15,24 @@ from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
 from toolkit.compress.resume import explain_full_disk, is_finished, is_first_process, prepare
+from toolkit.compress.sparsity.calibration import prune_before_training
 from toolkit.compress.sparsity.callback import SparsificationCallback
+from toolkit.compress.sparsity.floor import parse_floor
 from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.teacher import DistillationTrainer, load_teacher
 from toolkit.compress.trainer import (
+    calibration_batches,
     describe_training,
+    is_training,
     load_data,
     make_trainer,
     predict,
     training_arguments,
 )
-from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
+from toolkit.config import BenchRoot, ExportRoot, Schedule, TrainRoot, Verb, narrow
 from toolkit.errors import GateError, UsageError
 from toolkit.files import size_of
-from toolkit.record import new_record, read_record, write_record
+from toolkit.record import new_record, plain, read_record, write_record
 from toolkit.tasks import check_names, main_metric
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
@@ -43,6 +48,8 @@ def train(config: TrainRoot) -> None:
     """
     output = Path(config.output_dir)
     check_names(config.task)
+    if config.sparsity.floor is not None:
+        parse_floor(config.sparsity.floor, config.task.metrics)
     if Verb.bench in config.then:
         check_options(bench_of(config, output))
         if Verb.export not in config.then and not (output / "export").exists():
@@ -56,20 +63,25 @@ def train(config: TrainRoot) -> None:
     set_seed(config.seed)  # for new weights
 
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, config.task, tokenizer)
+    model = load_model(config.model, config.task, tokenizer, is_fine_tuned=not is_training(config))
     teacher = load_teacher(config.teacher, model, tokenizer, config.task)
     drop_layers(model, kept_layers(len(encoder_layers(model)), config.depth))
     data = load_data(config, tokenizer)
     stop = StopOnSignal()
     callbacks: list[TrainerCallback] = [stop]
-    if config.sparsity.final_sparsity > 0:
-        schedule = {name: value for name, value in vars(config.sparsity).items() if name != "name"}
-        callbacks.append(SparsificationCallback(**schedule))
+    if config.sparsity.is_on:
+        pruning = SparsificationCallback(
+            **plain(asdict(config.sparsity)), evaluate=lambda: predict(config, trainer, data)
+        )
+        callbacks.append(pruning)
     trainer = make_trainer(config, arguments, model, teacher, tokenizer, data, callbacks)
     with explain_full_disk(output):
         checkpoint = prepare(config, output)
-        with stop:
-            trainer.train(resume_from_checkpoint=checkpoint)
+        if config.sparsity.schedule is Schedule.once and checkpoint is None:
+            prune_before_training(model, config.sparsity, *calibration_batches(config, trainer))
+        if is_training(config):
+            with stop:
+                trainer.train(resume_from_checkpoint=checkpoint)
         metrics = predict(config, trainer, data)
         if trainer.is_world_process_zero():
             save_checkpoint(output / "checkpoint", model, tokenizer)
@@ -81,7 +93,8 @@ def train(config: TrainRoot) -> None:
             "num_examples": len(data.examples),
             **metrics,
         }
-        record["training"] = describe_training(trainer)
+        if is_training(config):
+            record["training"] = describe_training(trainer)
         record["size_bytes"] = {"checkpoint": size_of(output / "checkpoint")}
         write_record(output / "record.json", record)
         shutil.rmtree(output / "trainer")  # the optimizer's state is twice the model's size
@@ -121,6 +134,13 @@ def finish(config: TrainRoot, output: Path) -> None:
         from toolkit.bench import bench
 
         bench(bench_of(config, output))
+    if config.sparsity.floor is not None:
+        floor = parse_floor(config.sparsity.floor)
+        if not floor.passes(metrics[floor.metric]):
+            raise GateError(
+                f"no model met sparsity.floor={config.sparsity.floor}: the last one, with "
+                f"{metrics[floor.metric]:.2f} %, is saved in {output}"
+            )
     metric = main_metric(config.task)
     if config.min_accuracy is not None and metrics[metric] < config.min_accuracy:
         raise GateError(

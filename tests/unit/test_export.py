@@ -15,8 +15,8 @@ from support.graphs import Case, make_model
 from toolkit import export as exporting
 from toolkit.artifact import onnx_writer, parity
 from toolkit.compress.model import load_checkpoint
-from toolkit.compress.sparsity.magnitude import prune_once
-from toolkit.config import ExportRoot
+from toolkit.compress.sparsity.masks import prune_once
+from toolkit.config import ExportRoot, default_sparsity
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
@@ -38,7 +38,7 @@ def root_of(checkpoint: Path | None, output_dir: Path | None = None, **changes: 
 
 def save(case: Case, folder: Path, sparsity: float = 0.0) -> Path:
     model = make_model(case)
-    prune_once(model, sparsity).save_pretrained(folder)
+    prune_once(model, default_sparsity(final_sparsity=sparsity)).save_pretrained(folder)
     return folder
 
 
@@ -103,7 +103,7 @@ def test_lost_zeros_close_the_gate(export_case: Any, tmp_path: Path) -> None:
     model = make_model(Case("bert", "qa", dynamo=True, opset=18))
     path = export_case(Case("bert", "qa", opset=17))
     assert parity.check_zeros(model, path)["equal_to_checkpoint"]
-    prune_once(model, 0.5)
+    prune_once(model, default_sparsity(final_sparsity=0.5))
     with pytest.raises(GateError, match=r"encoder.layer.0.attention.self.query.weight of shape"):
         parity.check_zeros(model, path)
 

@@ -53,7 +53,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 def load_model(
-    model: ModelConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerFast
+    model: ModelConfig,
+    task: TaskConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    is_fine_tuned: bool = False,
 ) -> PreTrainedModel:
     """Load or make a float32 model with the task's head.
 
@@ -63,6 +66,7 @@ def load_model(
         model: Where the weights come from.
         task: Decides the head.
         tokenizer: Its length is the vocabulary size of a model made from `model.config`.
+        is_fine_tuned: Whether the task's head must be there already: nothing is going to train it.
 
     Raises:
         InputError: The folder or hub id cannot be read, is damaged, or holds another architecture.
@@ -77,7 +81,12 @@ def load_model(
         )
     auto_model: Any = getattr(transformers, kind_of(task).AUTO_CLASS)
     if model.weights is Weights.pretrained:
-        return _from_pretrained(auto_model, str(model.path), config, is_fine_tuned=False)
+        return _from_pretrained(auto_model, str(model.path), config, is_fine_tuned)
+    if is_fine_tuned:
+        raise UsageError(
+            f"trainer.num_train_epochs=0 trains nothing, but model={model.name} has new weights: "
+            "name a fine-tuned checkpoint with model=local model.path=DIR"
+        )
     result = auto_model.from_config(config)
     assert isinstance(result, PreTrainedModel)
     return result
@@ -238,6 +247,11 @@ def _from_pretrained(
     missing = [
         key for key in sorted(found["missing_keys"]) if is_fine_tuned or key.startswith(body)
     ]
+    if missing and not any(key.startswith(body) for key in missing):
+        raise InputError(
+            f"{path} lacks {missing[0]}, the head of the task, which nothing trains here: name a "
+            "checkpoint that was fine-tuned on this task"
+        )
     if missing:
         raise InputError(
             f"{path} lacks {len(missing)} weights of a {config.model_type} model, such as "

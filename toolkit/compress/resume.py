@@ -61,7 +61,7 @@ def prepare(config: TrainRoot, output: Path) -> str | None:
     if not config.resume:
         checkpoint = None
     else:
-        checkpoint = last_checkpoint(folder, has_masks=config.sparsity.final_sparsity > 0)
+        checkpoint = last_checkpoint(folder, has_masks=config.sparsity.is_on)
     if is_first_process():
         write_text(folder / "config.json", json.dumps(compared(config), indent=1))
     if config.resume:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from toolkit.compress.batching import LikeLengths
@@ -122,10 +123,16 @@ class DistillationTrainer(Trainer):
         if teacher is not None:
             teacher.train(False).requires_grad_(False).to(device=self.args.device)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        # In the examples' own order, which predictions are matched with them by; the Trainer's
+        # sampler would group them by length, too.
+        return SequentialSampler(eval_dataset)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        lengths = [len(feature["input_ids"]) for feature in train_dataset or self.train_dataset]
+        features: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(feature["input_ids"]) for feature in features]
         args = self.args
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return LikeLengths(lengths, step)

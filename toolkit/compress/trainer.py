@@ -1,5 +1,6 @@
 """The Trainer of a run: its arguments, its data, and what it is judged by."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
 
 from toolkit.compress.model import input_names
 from toolkit.compress.resume import say
+from toolkit.compress.sparsity.calibration import Batches, draw_batches
 from toolkit.compress.teacher import DistillationTrainer
 from toolkit.config import TrainRoot
 from toolkit.errors import UsageError, nearest
@@ -47,7 +49,10 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
     defaults = {
         "dataloader_pin_memory": torch.cuda.is_available(),  # true without a GPU makes torch warn
         "use_cpu": not has_gpu,  # unset, bf16 is refused on any CPU
-        "bf16": not has_gpu and cpu_multiplies_bf16() and not config.trainer.get("fp16"),
+        "bf16": not has_gpu
+        and cpu_multiplies_bf16()
+        and not config.trainer.get("fp16")
+        and is_training(config),
     }
     if defaults["bf16"] and "bf16" not in config.trainer:
         say(
@@ -66,10 +71,15 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
         raise UsageError(f"trainer: {error}") from None
 
 
+def is_training(config: TrainRoot) -> bool:
+    """Tell whether anything is trained: `trainer.num_train_epochs=0` only prunes and evaluates."""
+    return bool(config.trainer.get("num_train_epochs", 1) > 0)
+
+
 def cpu_multiplies_bf16() -> bool:
     """Tell whether this CPU has instructions for bfloat16: AVX512-BF16 or AMX."""
     # torch before 2.13 does not tell; then training stays in float32
-    has = getattr(torch.cpu, "get_capabilities", dict)()
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
@@ -130,12 +140,29 @@ def make_trainer(
         raise UsageError(f"trainer: {error}") from None
 
 
+def calibration_batches(config: TrainRoot, trainer: DistillationTrainer) -> tuple[Batches, Batches]:
+    """Return what `prune_before_training` looks at: texts, and batches for gradients."""
+    fisher, data = config.sparsity.fisher, trainer.train_dataset
+
+    def texts() -> Iterator[Any]:
+        count, size = config.sparsity.num_calibration, trainer.args.per_device_eval_batch_size
+        return draw_batches(data, trainer.data_collator, count, size, config.seed)
+
+    def gradients() -> Iterator[Any]:
+        count = fisher.num_gradients * fisher.batch_size
+        return draw_batches(data, trainer.data_collator, count, fisher.batch_size, config.seed)
+
+    return texts, gradients
+
+
 def predict(config: TrainRoot, trainer: DistillationTrainer, data: Data) -> dict[str, float]:
     """Run the model over the evaluation split, in float32, and judge it by the task's metrics."""
-    # Training may have wrapped `forward` in autocast, but what is exported is the float32 model.
-    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     inputs: Any = select_inputs(data.features, {*trainer.student_inputs})
+    # For training, accelerate puts a `forward` under autocast before the class's own.
+    autocast = vars(trainer.model).pop("forward", None)
     outputs: Any = trainer.predict(inputs).predictions  # (N, …), or a tuple of several
+    if autocast is not None:
+        vars(trainer.model)["forward"] = autocast
     if isinstance(outputs, tuple):
         outputs = np.stack(outputs, axis=1)  # (N, outputs, …)
     return evaluate(config.task, data.examples, data.features, outputs)

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.model import load_model, load_tokenizer
-from toolkit.compress.sparsity.magnitude import prune_once
+from toolkit.compress.sparsity.masks import prune_once
 from toolkit.config import ExportRoot, ModelConfig, Weights
 
 
@@ -28,8 +28,7 @@ def make_checkpoint(config: ExportRoot, folder: Path) -> Path:
     stand_in = load_tokenizer(replace(config.model, path=None))
     model = load_model(replace(config.model, weights=Weights.random), task, tokenizer or stand_in)
     model = drop_layers(model, kept_layers(len(encoder_layers(model)), config.depth))
-    n, k = config.sparsity.block_shape
-    prune_once(model, config.sparsity.final_sparsity, (n, k)).save_pretrained(folder)
+    prune_once(model, config.sparsity).save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder

@@ -13,9 +13,10 @@ from support.tiny import FAMILIES, examples_of, make_model, pruning, trainer_for
 from transformers import TrainerCallback
 
 from toolkit.compress.sparsity.callback import MASKS_FILE, SparsificationCallback
-from toolkit.compress.sparsity.magnitude import magnitude_mask, prune_once
+from toolkit.compress.sparsity.masks import mask_of, prune_once
 from toolkit.compress.sparsity.schedule import sparsity_at
 from toolkit.compress.sparsity.weights import describe_checkpoint, prunable_weights
+from toolkit.config import default_sparsity
 from toolkit.errors import InputError, UsageError
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def test_mask_counts_exactly(
 ) -> None:
     shape = (rows * block[0], columns * block[1])
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    mask = magnitude_mask(weight, sparsity, block)
+    mask = mask_of(weight.abs(), sparsity, block)
     size = block[0] * block[1]
     dropped = round(sparsity * rows * columns)
     assert mask.shape == weight.shape
@@ -62,21 +63,21 @@ def test_mask_counts_exactly(
 
 
 def test_ties_are_broken_by_position() -> None:
-    mask = magnitude_mask(torch.ones(2, 4), 0.5, (1, 1))
+    mask = mask_of(torch.ones(2, 4), 0.5)
     assert mask.tolist() == [[False] * 4, [True] * 4]
 
 
 def test_masks_only_grow() -> None:
     """Pruned weights are zero, so a later, larger mask drops them again."""
     weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    first = magnitude_mask(weight, 0.3, (1, 1))
-    second = magnitude_mask(weight * first, 0.6, (1, 1))
+    first = mask_of(weight.abs(), 0.3)
+    second = mask_of((weight * first).abs(), 0.6)
     assert not (second & ~first).any()
 
 
 def test_block_must_divide() -> None:
     with pytest.raises(UsageError, match=r"block_shape=\[1, 4\] must divide.*8 x 6"):
-        magnitude_mask(torch.ones(8, 6), 0.5, (1, 4))
+        mask_of(torch.ones(8, 6), 0.5, (1, 4))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,7 +91,7 @@ def test_prunable_weights(family: str) -> None:
 
 
 def test_prune_once_and_measure() -> None:
-    model = prune_once(make_model("bert"), 0.75)
+    model = prune_once(make_model("bert"), default_sparsity(final_sparsity=0.75))
     measured = describe_checkpoint("x", model)["sparsity"]
     assert measured["encoder"] == 0.75
     assert {tensor["sparsity"] for tensor in measured["tensors"]} == {0.75}
@@ -146,7 +147,7 @@ def test_pruning_may_end_with_training(tmp_path: Path) -> None:
 
 
 def test_pruned_checkpoint_stays_pruned(tmp_path: Path) -> None:
-    model = prune_once(make_model("bert"), 0.5)
+    model = prune_once(make_model("bert"), default_sparsity(final_sparsity=0.5))
     zeros = {name: weight == 0 for name, weight in prunable_weights(model).items()}
     callback = pruning(initial_sparsity=0.5, final_sparsity=0.5, end_epoch=0.0)
     trainer_for(model, tmp_path, callbacks=[callback]).train()

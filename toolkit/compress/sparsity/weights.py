@@ -1,5 +1,6 @@
 """The weights that may be pruned, and how many zeros they hold."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,6 +31,12 @@ def prunable_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     weights = {name: value for name, value in model.named_parameters() if id(value) in linear}
     assert len(weights) == len(LINEARS) * len(layers), f"{len(weights)} in {len(layers)} layers"
     return weights
+
+
+def zero_share(weights: Iterable[torch.Tensor]) -> float:
+    """Return the fraction of zeros in some weights."""
+    weights = list(weights)
+    return sum(map(_zeros, weights)) / sum(weight.numel() for weight in weights)
 
 
 def describe_checkpoint(name: str, model: PreTrainedModel) -> dict[str, Any]:

@@ -133,14 +133,14 @@ class DepthConfig:
 
 
 @dataclass(kw_only=True)
-class MovementConfig:
+class MovementOptions:
     """Movement pruning, whose scores are learnt: `method` = movement or soft_movement.
 
     Attributes:
-        learning_rate: Of the scores, > 0; it follows no schedule.
+        learning_rate: Of the scores, > 0; it follows the schedule of the weights'.
         threshold: soft_movement: weights whose sigmoid of the score is not above it are dropped;
             in (0, 1), reached as the schedule reaches the final sparsity.
-        regularization: soft_movement: weight of the mean sigmoid of all scores in the loss,
+        regularization: soft_movement: weight in the loss of the scores' mean sigmoid,
             growing with the threshold, >= 0; the larger, the sparser.
     """
 
@@ -159,7 +159,7 @@ class MovementConfig:
 
 
 @dataclass(kw_only=True)
-class FisherConfig:
+class FisherOptions:
     """Second-order pruning, `method` = obert: the empirical Fisher matrix, block by block.
 
     Attributes:
@@ -240,8 +240,8 @@ class SparsityConfig:
     rewind: float | None
     floor: str | None
     num_calibration: int
-    movement: MovementConfig
-    fisher: FisherConfig
+    movement: MovementOptions
+    fisher: FisherOptions
 
     def __post_init__(self) -> None:
         for value in (self.initial_sparsity or 0.0, self.final_sparsity):
@@ -313,6 +313,11 @@ class SparsityConfig:
             raise ValueError(
                 f"sparsity.method={self.method.value} prunes once, from calibration texts: "
                 f"it needs sparsity.schedule=once; got {self.schedule.value}"
+            )
+        if self.method is Method.sparsegpt and self.ranking is Ranking["global"]:
+            raise ValueError(
+                "sparsity.method=sparsegpt prunes one layer at a time, which then cannot compete: "
+                "use sparsity.ranking=uniform or row"
             )
         if learnt and self.schedule in (Schedule.once, Schedule.locked):
             raise ValueError(

@@ -48,6 +48,11 @@ def train(config: TrainRoot) -> None:
     """
     output = Path(config.output_dir)
     check_names(config.task)
+    if config.quantization.name != "none":
+        raise UsageError(
+            f"quantization={config.quantization.name} is not built yet: train in float32 with "
+            "quantization=none"
+        )
     if config.sparsity.floor is not None:
         parse_floor(config.sparsity.floor, config.task.metrics)
     if Verb.bench in config.then:

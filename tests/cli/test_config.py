@@ -147,7 +147,7 @@ def test_recipes_are_the_published_ones(layers: int) -> None:
     config = compose("train", f"recipe=bert{layers}_prune90", "teacher.path=x")
     assert config.depth.num_layers == layers
     sparsity = config.sparsity
-    assert (sparsity.initial_sparsity, sparsity.final_sparsity) == (0.0, 0.9)
+    assert (sparsity.initial_sparsity, sparsity.final_sparsity) == (None, 0.9)
     assert (sparsity.start_epoch, sparsity.end_epoch) == (2.0, 20.0)
     assert sparsity.update_frequency == 0.01
     assert sparsity.block_shape == [1, 1]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from support.tiny import FAMILIES, examples_of, make_model, pruning, trainer_for
 from transformers import TrainerCallback
 
+from toolkit.compress.batching import LikeLengths
 from toolkit.compress.sparsity.callback import MASKS_FILE, SparsificationCallback
 from toolkit.compress.sparsity.masks import mask_of, prune_once
 from toolkit.compress.sparsity.schedule import sparsity_at
@@ -184,12 +185,25 @@ def test_too_short_run_is_refused(tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"method": "movement"},
+        {"method": "soft_movement"},
+        {"method": "obert", "fisher": {"num_gradients": 4, "block": 8}, "ranking": "global"},
+        {"floor": "made>=55"},
+    ],
+    ids=["magnitude", "movement", "soft_movement", "obert", "floor"],
+)
+def test_resumed_run_is_bit_identical(tmp_path: Path, options: dict[str, Any]) -> None:
     """Stopped after step 11 of 16, between two mask updates, with dropout and accumulation."""
+    rewind = {"rewind": 0.5, **options}
 
     def run(folder: Path, stop_at: int | None, resume: str | None) -> dict[str, torch.Tensor]:
         model = make_model("bert", dropout=0.1)
-        callback = pruning(final_sparsity=0.8, end_epoch=1.5, update_frequency=0.25)
+        callback = pruning(final_sparsity=0.8, end_epoch=1.5, update_frequency=0.25, **rewind)
+        callback.evaluate = lambda: {"made": 100.0 * (1.0 - callback.current)}
         trainer = trainer_for(
             model,
             folder,
@@ -206,7 +220,8 @@ def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", None, None)
     run(tmp_path / "parts", 11, None)
     masks = load_file(tmp_path / "parts" / "checkpoint-10" / MASKS_FILE)
-    assert 0 < float(torch.cat([m.flatten() for m in masks.values()]).float().mean()) < 1
+    kept = float(torch.cat([m.flatten() for m in masks.values()]).float().mean())
+    assert 0 < kept < 1 or options.get("method") == "soft_movement"
     resumed = run(tmp_path / "parts", None, str(tmp_path / "parts" / "checkpoint-10"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -252,3 +267,174 @@ def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
 def test_examples_differ() -> None:
     """The tiny task is no constant: otherwise the tests above would see zero gradients."""
     assert len({str(example) for example in examples_of(16)}) == 16
+
+
+def sparsity_of(model: Any) -> float:
+    share: float = describe_checkpoint("x", model)["sparsity"]["encoder"]
+    return share
+
+
+@pytest.mark.parametrize("ranking", ["uniform", "global"])
+def test_movement_reaches_its_sparsity_and_lets_weights_return(
+    tmp_path: Path, ranking: str
+) -> None:
+    model = make_model("bert")
+    callback = pruning(0.8, method="movement", ranking=ranking, end_epoch=2.0)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append({name: mask.clone() for name, mask in callback.masks.items()})
+            assert callback.movement is not None
+            for name, mask in callback.masks.items():
+                weight = callback.weights[name].detach()
+                assert not weight[~mask].any()
+                assert torch.equal(weight[mask], callback.movement.dense[name][mask])
+
+    trainer_for(model, tmp_path, epochs=3, callbacks=[callback, Look()]).train()
+    assert sparsity_of(model) == pytest.approx(0.8, abs=1e-3)
+    returned = [
+        int((after[name] & ~before[name]).sum())
+        for before, after in itertools.pairwise(seen)
+        for name in after
+    ]
+    assert sum(returned) > 0
+    if ranking == "global":
+        assert len({float(mask.float().mean()) for mask in callback.masks.values()}) > 1
+
+
+def test_soft_movement_gets_sparser_with_its_regularization(tmp_path: Path) -> None:
+    found = []
+    for regularization in (0.0, 400.0):
+        model = make_model("bert")
+        movement = {"regularization": regularization, "threshold": 0.45, "learning_rate": 0.05}
+        callback = pruning(0.9, method="soft_movement", movement=movement, end_epoch=2.0)
+        trainer_for(model, tmp_path, epochs=3, callbacks=[callback]).train()
+        found.append(sparsity_of(model))
+    assert found[0] < found[1]
+    assert found[1] > 0.5
+
+
+def test_second_order_pruning_in_training(tmp_path: Path) -> None:
+    """Seven levels as published, all layers ranked together."""
+    model = make_model("bert")
+    callback = pruning(
+        0.9, method="obert", ranking="global", initial_sparsity=0.7, end_epoch=3.0,
+        update_frequency=0.5, rewind=0.1, fisher={"num_gradients": 8, "block": 8},
+    )  # fmt: skip
+    watch = Watch(callback)
+    rates: list[float] = []
+
+    class Rate(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+    trainer_for(model, tmp_path, epochs=4, callbacks=[callback, watch, Rate()]).train()
+    levels = [sparsity_at(step, 0, 24, 0.7, 0.9) for step in range(0, 28, 4)]
+    assert watch.sparsities[:28] == pytest.approx(sorted(levels * 4), abs=1e-3)
+    assert sparsity_of(model) == pytest.approx(0.9, abs=1e-3)
+    assert len({float(mask.float().mean()) for mask in callback.masks.values()}) > 1
+    # the rate falls over four steps and is set back, six times, then falls to the end
+    fall = [1e-2 * (1 - 0.9 * step / 4) for step in range(4)]
+    rest = [1e-2 * (1 - 0.9 * step / 8) for step in range(8)]
+    assert rates == pytest.approx(fall * 6 + rest)
+
+
+def test_a_sparse_model_is_pruned_on(tmp_path: Path) -> None:
+    model = prune_once(make_model("bert"), default_sparsity(final_sparsity=0.5))
+    callback = pruning(0.8, end_epoch=1.0)
+    watch = Watch(callback)
+    trainer_for(model, tmp_path, epochs=2, callbacks=[callback, watch]).train()
+    wanted = [sparsity_at(step, 0, 8, 0.5, 0.8) for step in range(8)]
+    assert watch.sparsities[:8] == pytest.approx(wanted, abs=1e-2)
+    assert sparsity_of(model) == pytest.approx(0.8, abs=1e-3)
+    model = prune_once(make_model("bert"), default_sparsity(final_sparsity=0.9))
+    with pytest.raises(UsageError, match=r"already has 89.* zeros, more than the final"):
+        trainer_for(model, tmp_path, epochs=2, callbacks=[pruning(0.8)]).train()
+
+
+@pytest.mark.parametrize("schedule", ["locked", "once"])
+def test_zeros_are_kept(tmp_path: Path, schedule: str) -> None:
+    model = prune_once(make_model("bert"), default_sparsity(final_sparsity=0.5))
+    zeros = {name: weight == 0 for name, weight in prunable_weights(model).items()}
+    before = {name: weight.clone() for name, weight in prunable_weights(model).items()}
+    trainer_for(model, tmp_path, callbacks=[pruning(0.0, schedule=schedule)]).train()
+    for name, weight in prunable_weights(model).items():
+        assert torch.equal(weight == 0, zeros[name])
+        assert not torch.equal(weight, before[name])
+
+
+def test_locking_needs_zeros(tmp_path: Path) -> None:
+    trainer = trainer_for(make_model("bert"), tmp_path, callbacks=[pruning(0, schedule="locked")])
+    with pytest.raises(UsageError, match="these have none: name a sparse checkpoint"):
+        trainer.train()
+
+
+def test_a_floor_ends_with_the_sparsest_model_that_passed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The made-up metric falls with sparsity; 60 % of it are left at 40 % zeros."""
+    model = make_model("bert")
+    callback = pruning(0.8, schedule="linear", end_epoch=4.0, floor="made>=55")
+    callback.evaluate = lambda: {"made": 100.0 * (1.0 - callback.current)}
+    trainer_for(model, tmp_path, epochs=6, callbacks=[callback]).train()
+    # linear: 17.5, 37.5 and 57.5 % zeros at the ends of the first epochs
+    assert sparsity_of(model) == pytest.approx(0.375, abs=0.01)
+    verdicts = [
+        line.rpartition(": ")[2]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("epoch")
+    ]
+    assert verdicts == ["go on", "go on", "hold", "roll back", "hold", "hold"]
+    with pytest.raises(UsageError, match=r"sparsity.floor .* needs `evaluate`"):
+        trainer_for(make_model("bert"), tmp_path, callbacks=[pruning(0.8, floor="x>=1")]).train()
+
+
+def test_the_log_shows_sparsity(tmp_path: Path) -> None:
+    callback = pruning(0.8)
+    trainer = trainer_for(
+        make_model("bert"), tmp_path, callbacks=[callback], logging_strategy="steps",
+        logging_steps=1, epochs=2,
+    )  # fmt: skip
+    trainer.train()
+    logged = [entry["sparsity"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged[0] < logged[3] < logged[-1] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_batches_have_like_lengths() -> None:
+    lengths = torch.randint(5, 60, (203,), generator=torch.Generator().manual_seed(0)).tolist()
+    torch.manual_seed(1)
+    order = list(LikeLengths(lengths, 8))
+    assert sorted(order) == list(range(203))
+    batches = [[lengths[i] for i in order[first : first + 8]] for first in range(0, 203, 8)]
+    padding = sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+    at_random = sum(
+        max(lengths[first : first + 8]) * 8 - sum(lengths[first : first + 8])
+        for first in range(0, 200, 8)
+    )
+    assert padding < at_random / 2
+    # not in order of length: neighbours differ as much as any two
+    means = torch.tensor([sum(batch) / len(batch) for batch in batches])
+    assert float((means[1:] - means[:-1]).abs().mean()) > float(means.std()) / 2
+    torch.manual_seed(1)
+    assert list(LikeLengths(lengths, 8)) == order
+    assert list(LikeLengths(lengths, 8)) != order
+
+
+def test_predictions_come_in_the_order_of_the_examples(tmp_path: Path) -> None:
+    model = make_model("bert")
+    trainer = trainer_for(model, tmp_path, train_sampling_strategy="group_by_length")
+    examples: Any = [
+        {
+            name: value[: 2 + i % 6] if isinstance(value, list) else value
+            for name, value in e.items()
+        }
+        for i, e in enumerate(examples_of(32))
+    ]
+    found = trainer.predict(examples).predictions
+    model.train(False)
+    for example, logits in zip(examples, found, strict=True):
+        inputs = {name: torch.tensor([value]) for name, value in example.items()}
+        with torch.no_grad():
+            expected = model(**inputs).logits[0]
+        torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-4, atol=1e-5)

@@ -84,6 +84,11 @@ class SparsificationCallback(TrainerCallback):
                 for name, weight in self.weights.items()
             }
         if self.sparsity.schedule in KEEPS_ZEROS:
+            if self.sparsity.schedule is Schedule.locked and not zero_share(self.weights.values()):
+                raise UsageError(
+                    "sparsity.schedule=locked keeps the zeros of the starting weights, but these "
+                    "have none: name a sparse checkpoint with model=local model.path=DIR"
+                )
             self._set_masks({name: weight.detach() != 0 for name, weight in self.weights.items()})
         if self.sparsity.floor is not None:
             if self.evaluate is None or args.load_best_model_at_end:
@@ -152,7 +157,9 @@ class SparsificationCallback(TrainerCallback):
         if self.movement is not None:
             for name, mask in self.masks.items():
                 self.movement.remember(name, self.weights[name], mask)
-            self.movement.step(self._progress(state.global_step - self.held_steps))
+            group = kwargs["optimizer"].param_groups[0]
+            factor = group["lr"] / group.get("initial_lr", group["lr"])
+            self.movement.step(self._progress(state.global_step - self.held_steps), factor)
         self._mask_weights()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

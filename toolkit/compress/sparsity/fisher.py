@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from toolkit.config import FisherConfig
+from toolkit.config import FisherOptions
 
 GIB = 2**30
 GRADIENTS_AT_ONCE = 16  # added to the matrices together: one pass over them in memory
@@ -107,7 +107,7 @@ def obs_update(weight: torch.Tensor, inverse: torch.Tensor, mask: torch.Tensor) 
     return update.flatten()[: weight.numel()].reshape(weight.shape)
 
 
-def groups_that_fit(weights: Mapping[str, torch.Tensor], fisher: FisherConfig) -> list[list[str]]:
+def groups_that_fit(weights: Mapping[str, torch.Tensor], fisher: FisherOptions) -> list[list[str]]:
     """Split weights into passes, each of which stays within `memory_gib` (at least one weight).
 
     A weight takes 4 bytes for each of its B columns of the matrix and each of the gradients that
@@ -130,7 +130,7 @@ def inverse_fisher(
     weights: Mapping[str, nn.Parameter],
     backward: Callable[[Any], None],
     batches: Iterable[Any],
-    fisher: FisherConfig,
+    fisher: FisherOptions,
 ) -> dict[str, torch.Tensor]:
     """Estimate the inverse of the damped empirical Fisher matrix of some weights.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from toolkit.config import MovementConfig
+from toolkit.config import MovementOptions
 
 
 class MovementScores:
@@ -27,7 +27,7 @@ class MovementScores:
     """
 
     def __init__(
-        self, weights: Mapping[str, torch.Tensor], movement: MovementConfig, is_soft: bool
+        self, weights: Mapping[str, torch.Tensor], movement: MovementOptions, is_soft: bool
     ) -> None:
         self.movement = movement
         self.is_soft = is_soft
@@ -45,17 +45,19 @@ class MovementScores:
         movement = gradient.float() * self.dense[name]
         score.grad = movement if score.grad is None else score.grad + movement
 
-    def step(self, progress: float) -> None:
+    def step(self, progress: float, rate_factor: float) -> None:
         """Let the scores learn from the gradients of one optimizer step.
 
         Args:
             progress: Of the schedule, in [0, 1]: how much of the regularization counts yet.
+            rate_factor: The weights' learning rate now, as a fraction of what it was set to.
         """
+        self.optimizer.param_groups[0]["lr"] = self.movement.learning_rate * rate_factor
         if self.is_soft:
-            rate = progress * self.movement.regularization
+            rate = progress * self.movement.regularization / len(self.scores)
             for score in self.scores.values():
                 if score.grad is not None:
-                    score.grad += regularization_gradient(score, rate / self.number_of_scores)
+                    score.grad += regularization_gradient(score, rate)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for score in self.scores.values():  # as DDP does with the weights' own gradients
                 if score.grad is not None:
@@ -63,11 +65,6 @@ class MovementScores:
                     score.grad /= torch.distributed.get_world_size()
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-    @property
-    def number_of_scores(self) -> int:
-        """Count them all."""
-        return sum(score.numel() for score in self.scores.values())
 
     def soft_masks(self, progress: float) -> dict[str, torch.Tensor]:
         """Keep the weights whose sigmoid(S) is above the threshold; (N, K) bool each.
@@ -104,6 +101,6 @@ class MovementScores:
 
 
 def regularization_gradient(score: torch.Tensor, rate: float) -> torch.Tensor:
-    """Differentiate `rate · sum(sigmoid(S))`: (N, K) -> (N, K)."""
-    open_share = torch.sigmoid(score)
-    return rate * open_share * (1.0 - open_share)
+    """Differentiate `rate · mean(sigmoid(S))`: (N, K) -> (N, K)."""
+    share = torch.sigmoid(score)
+    return rate / score.numel() * share * (1.0 - share)

@@ -102,6 +102,8 @@ def train(config: TrainRoot) -> None:
             record["training"] = describe_training(trainer)
         record["size_bytes"] = {"checkpoint": size_of(output / "checkpoint")}
         write_record(output / "record.json", record)
+        if (output / "trainer" / "runs").is_dir():  # what trainer.report_to=tensorboard wrote
+            (output / "trainer" / "runs").rename(output / "tensorboard")
         shutil.rmtree(output / "trainer")  # the optimizer's state is twice the model's size
         finish(config, output)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from support.configs import TINY, compose
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from toolkit.bench import bench
+from toolkit.compress.model import load_model, load_tokenizer
 from toolkit.compress.resume import explain_full_disk, last_checkpoint
 from toolkit.compress.sparsity.callback import MASKS_FILE
+from toolkit.compress.sparsity.weights import prunable_weights
+from toolkit.compress.trainer import load_data, make_trainer, predict, training_arguments
 from toolkit.config import BenchRoot, ExportRoot, TrainRoot, narrow
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.export import export
@@ -204,7 +208,90 @@ def test_bf16_on_a_cpu(tmp_path: Path) -> None:
     config = compose("train", *overrides, "trainer.bf16=true")
     config.output_dir = str(tmp_path)
     train(config)
-    assert read_record(tmp_path)["config"]["trainer"]["bf16"] is True
+    record = read_record(tmp_path)
+    assert record["config"]["trainer"]["bf16"] is True
+    assert record["training"]["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_bf16_is_on_where_the_cpu_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], can: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": can}, raising=False)
+    arguments = training_arguments(compose("train", *TINY), tmp_path)
+    assert arguments.bf16 is (can and not torch.accelerator.is_available())
+    assert ("training in bfloat16" in capsys.readouterr().out) is arguments.bf16
+    for override in ("trainer.bf16=false", "trainer.fp16=true", "trainer.num_train_epochs=0"):
+        assert not training_arguments(compose("train", *TINY, override), tmp_path).bf16
+    assert "training in bfloat16" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU, which takes bf16 anyway")
+def test_evaluation_is_float32(tmp_path: Path) -> None:
+    """What a record says is what the saved float32 weights do, to the last bit of its metric."""
+    config = configure(tmp_path, "trainer.bf16=true", "trainer.learning_rate=1e-2")
+    tokenizer = load_tokenizer(config.model)
+    data = load_data(config, tokenizer)
+    model = load_model(config.model, config.task, tokenizer)
+    arguments = training_arguments(config, tmp_path)
+    trainer = make_trainer(config, arguments, model, None, tokenizer, data, [])
+    trainer.train()
+    seen: list[torch.dtype] = []
+    hook = prunable_weights(model)  # any linear layer's output tells
+    layer = model.get_submodule(next(iter(hook)).removesuffix(".weight"))
+    layer.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    predict(config, trainer, data)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    two_tokens: Any = [{"input_ids": [1, 2], "attention_mask": [1, 1]}]
+    trainer.predict(two_tokens)  # autocast is back
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_training_is_recorded(tmp_path: Path) -> None:
+    train(
+        configure(
+            tmp_path,
+            *PRUNED,
+            "trainer.logging_steps=1",
+            "trainer.report_to=tensorboard",
+            "trainer.eval_strategy=epoch",
+        )
+    )
+    training = read_record(tmp_path)["training"]
+    assert training["samples_per_s"] > 0
+    steps = [entry for entry in training["log"] if "loss" in entry]
+    assert [entry["step"] for entry in steps] == list(range(1, 9))
+    zeros = [entry["sparsity"] for entry in steps]
+    assert zeros == sorted(zeros)
+    assert zeros[0] < 0.5
+    assert zeros[-1] == pytest.approx(0.8, abs=1e-3)
+    assert "eval_accuracy" in training["log"][-1]
+    events = b"".join(path.read_bytes() for path in tmp_path.rglob("events.out.tfevents*"))
+    assert b"train/sparsity" in events
+
+
+def test_pruning_without_training(tmp_path: Path) -> None:
+    train(configure(tmp_path / "dense"))
+    checkpoint = tmp_path / "dense" / "checkpoint"
+    local = ["model=local", f"model.path={checkpoint}", "trainer=none", "sparsity=once"]
+    no_config = [word for word in TINY if not word.startswith(("model.", "trainer."))]
+    config = compose("train", *local, *no_config, "sparsity.num_calibration=16")
+    config.output_dir = str(tmp_path / "once")
+    train(config)
+    record = read_record(tmp_path / "once")
+    assert record["model"]["sparsity"]["encoder"] == 0.5
+    assert record["metrics"]["num_examples"] == 16
+    assert "training" not in record
+    train(replace(config, resume=True))  # a finished run like any other
+
+
+def test_a_floor_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing passes 101 %, so the last model is saved, and the gate says so."""
+    with pytest.raises(GateError, match=r"no model met sparsity.floor=accuracy>=101"):
+        train(configure(tmp_path, *PRUNED, "sparsity.floor='accuracy>=101'"))
+    assert "accuracy" in capsys.readouterr().out
+    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
 
 
 def test_accuracy_floor(tmp_path: Path) -> None:
@@ -239,6 +326,9 @@ def test_best_model_has_its_final_sparsity(
     [
         (["trainer.learning_rat=1"], "trainer has no key 'learning_rat'; did you mean 'learning_"),
         (["trainer.output_dir=x"], r"trainer\.output_dir cannot be set"),
+        (["trainer.num_train_epochs=0"], r"=0 trains nothing, but model=demo has new weights"),
+        (["sparsity.floor='f1>=3'"], "must name one of the task's metrics, accuracy; got 'f1'"),
+        (["quantization=int8"], "quantization=int8 is not built yet"),
         (["trainer.eval_strategy=often"], "trainer: often is not a valid IntervalStrategy"),
         (
             ["sparsity=prune80"],

@@ -121,7 +121,7 @@ def make_trainer(
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     try:
-        return DistillationTrainer(
+        trainer = DistillationTrainer(
             model=model,
             args=arguments,
             train_dataset=select_inputs(data.train, names),
@@ -138,6 +138,9 @@ def make_trainer(
         )
     except ValueError as error:
         raise UsageError(f"trainer: {error}") from None
+    # Ours come first, since what they add to the log is for those that show it.
+    trainer.callback_handler.callbacks.sort(key=lambda callback: callback not in callbacks)
+    return trainer
 
 
 def calibration_batches(config: TrainRoot, trainer: DistillationTrainer) -> tuple[Batches, Batches]:

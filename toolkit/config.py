@@ -151,6 +151,8 @@ class TeacherConfig:
         path: Folder of the fine-tuned checkpoint, with `kind=dense`.
         hardness: Weight of the teacher term in the loss, in [0, 1]; 1 ignores the labels.
         temperature: Softmax temperature of both sides, > 0.
+        cache: Folder that keeps the teacher's logits for the training data, shared by all runs of
+            the same teacher and data; null computes them in every run.
     """
 
     name: str
@@ -158,6 +160,7 @@ class TeacherConfig:
     path: str | None
     hardness: float
     temperature: float
+    cache: str | None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.hardness <= 1.0:

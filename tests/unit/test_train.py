@@ -269,3 +269,20 @@ def test_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
     with pytest.raises(OSError, match="denied"), explain_full_disk(tmp_path):
         raise PermissionError(13, "denied")
+
+
+def test_a_sweep_shares_the_teachers_outputs(
+    tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Computed once; the same weights as without the folder; short runs do without a pass."""
+    distilled = ("teacher=dense", f"teacher.path={teacher / 'checkpoint'}")
+    cache = f"teacher.cache={tmp_path / 'cache'}"
+    for name, more in {"none": (), "first": (cache,), "second": (cache,)}.items():
+        train(configure(tmp_path / name, *distilled, *more))
+    said = capsys.readouterr().out
+    assert said.count("teacher: one pass over 64 inputs") == 2
+    assert said.count("teacher: its outputs for 64 inputs are in") == 1
+    assert same(tmp_path / "none", tmp_path / "first")
+    assert same(tmp_path / "none", tmp_path / "second")
+    train(configure(tmp_path / "short", *distilled, "trainer.max_steps=2"))
+    assert "one pass" not in capsys.readouterr().out

@@ -1,57 +1,17 @@
-"""Knowledge distillation: the loss as a pure function, then a Trainer that computes it.
-
-B: examples of a batch, C: classes, or token positions for question answering.
-"""
+"""Knowledge distillation: the teacher, and a Trainer whose student learns from it."""
 
 import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
+from toolkit.compress.distillation import choices, distillation_loss, logits_of
 from toolkit.compress.model import check_task, input_names, load_checkpoint, load_tokenizer
+from toolkit.compress.teacher_outputs import ROW, TeacherOutputs
 from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
 from toolkit.errors import InputError
 from toolkit.families import MODEL_INPUTS
-
-
-def distillation_loss(
-    student_logits: tuple[torch.Tensor, ...],
-    teacher_logits: tuple[torch.Tensor, ...],
-    labels_loss: torch.Tensor,
-    hardness: float,
-    temperature: float,
-) -> torch.Tensor:
-    """Mix the loss on the labels with the distance from the teacher.
-
-    `(1 - h) · CE + h · T² · KL(softmax(t / T) || softmax(s / T))`; KL is summed over the
-    classes and averaged over the batch. T² keeps the gradient's size whatever the temperature.
-
-    Args:
-        student_logits: (B, C) each: one for classification, start and end for question answering,
-            whose distances are averaged.
-        teacher_logits: Of the same shapes.
-        labels_loss: CE, a scalar.
-        hardness: h in [0, 1]; 1 ignores the labels.
-        temperature: T > 0.
-
-    Returns:
-        A scalar.
-
-    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
-    """
-    distances = [
-        F.kl_div(
-            F.log_softmax(student / temperature, dim=-1),
-            F.log_softmax(teacher / temperature, dim=-1),
-            log_target=True,
-            reduction="batchmean",
-        )
-        for student, teacher in zip(student_logits, teacher_logits, strict=True)
-    ]
-    distance = torch.stack(distances).mean() * temperature**2
-    return (1.0 - hardness) * labels_loss + hardness * distance
 
 
 def load_teacher(
@@ -96,7 +56,10 @@ def load_teacher(
 class DistillationTrainer(Trainer):
     """A Trainer whose student also learns from a teacher's logits.
 
-    Without a teacher it is an ordinary Trainer, with gradients that are right under gradient
+    The teacher runs beside the student; or it has run before, and `teacher_outputs` holds what it
+    said of the training features, whose number each brings along as `ROW`.
+
+    Without either it is an ordinary Trainer, with gradients that are right under gradient
     accumulation and DDP.
     """
 
@@ -104,6 +67,7 @@ class DistillationTrainer(Trainer):
         self,
         *args: Any,
         teacher: PreTrainedModel | None = None,
+        teacher_outputs: TeacherOutputs | None = None,
         hardness: float = 1.0,
         temperature: float = 2.0,
         **kwargs: Any,
@@ -112,6 +76,7 @@ class DistillationTrainer(Trainer):
         self.hardness = hardness
         self.temperature = temperature
         self.teacher = teacher
+        self.teacher_outputs = teacher_outputs
         assert isinstance(self.model, PreTrainedModel)
         self.student_inputs = input_names(self.model)
         # The loss of these encoders is the mean over one micro-batch. The Trainer believes that any
@@ -132,18 +97,27 @@ class DistillationTrainer(Trainer):
         own = {
             name: value
             for name, value in inputs.items()
-            if name not in MODEL_INPUTS or name in self.student_inputs
+            if name in self.student_inputs or name not in (*MODEL_INPUTS, ROW)
         }
         loss, outputs = super().compute_loss(model, own, return_outputs=True)
-        if self.teacher is not None and model.training:
-            theirs = {name: inputs[name] for name in input_names(self.teacher) if name in inputs}
-            with torch.no_grad(), self.accelerator.autocast():
-                teacher_outputs = self.teacher(**theirs)
+        if model.training and (self.teacher is not None or self.teacher_outputs is not None):
+            ids = inputs["input_ids"]
+            mask = inputs.get("attention_mask", torch.ones_like(ids))
+            students, theirs = logits_of(outputs), self._teacher_logits(inputs)
+            theirs = {name: theirs[name] for name in students}
             loss = distillation_loss(
-                _logits(outputs), _logits(teacher_outputs), loss, self.hardness, self.temperature
+                choices(students, mask),
+                choices(theirs, mask),
+                loss,
+                self.hardness,
+                self.temperature,
             )
         return (loss, outputs) if return_outputs else loss
 
-
-def _logits(outputs: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(value.float() for name, value in outputs.items() if name.endswith("logits"))
+    def _teacher_logits(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if self.teacher_outputs is not None:
+            return self.teacher_outputs.look_up(inputs[ROW], inputs["input_ids"].shape[1])
+        assert self.teacher is not None
+        theirs = {name: inputs[name] for name in input_names(self.teacher) if name in inputs}
+        with torch.no_grad(), self.accelerator.autocast():
+            return logits_of(self.teacher(**theirs))

@@ -15,6 +15,7 @@ from transformers import (
 
 from toolkit.compress.model import input_names
 from toolkit.compress.teacher import DistillationTrainer
+from toolkit.compress.teacher_outputs import ROW, find_outputs, pays
 from toolkit.config import TrainRoot
 from toolkit.errors import UsageError, nearest
 from toolkit.tasks import encode, evaluate, kind_of, load_examples
@@ -78,13 +79,20 @@ def make_trainer(
     data: Data,
     callbacks: list[TrainerCallback],
 ) -> DistillationTrainer:
-    """Put the Trainer together.
+    """Put the Trainer together; run the teacher, or find what it said in an earlier run.
 
     Raises:
         UsageError: The Trainer refuses the arguments.
+        InputError: `teacher.cache` cannot be written.
     """
     targets = kind_of(config.task).TARGETS
     names = {*input_names(model), *(input_names(teacher) if teacher else []), *targets}
+    train, answers = select_inputs(data.train, names), None
+    if teacher is not None and pays(arguments, len(train)):
+        cache = None if config.teacher.cache is None else Path(config.teacher.cache)
+        pad_id = tokenizer.pad_token_id
+        answers, teacher = find_outputs(teacher, data.train, pad_id, arguments, cache), None
+        train = [feature | {ROW: row} for row, feature in enumerate(train)]
     # evaluation while training (trainer.eval_strategy) needs them, and windows of a text have none
     has_targets = all(name in data.features[0] for name in targets)
 
@@ -92,14 +100,14 @@ def make_trainer(
         return evaluate(config.task, data.examples, data.features, predictions.predictions)
 
     def to_tensors(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = collate(features, tokenizer.pad_token_id, targets)
+        batch = collate(features, tokenizer.pad_token_id, (*targets, ROW))
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     try:
         return DistillationTrainer(
             model=model,
             args=arguments,
-            train_dataset=select_inputs(data.train, names),
+            train_dataset=train,
             eval_dataset=select_inputs(data.features, {*input_names(model), *targets})
             if has_targets
             else None,
@@ -108,6 +116,7 @@ def make_trainer(
             processing_class=tokenizer,
             callbacks=callbacks,
             teacher=teacher,
+            teacher_outputs=answers,
             hardness=config.teacher.hardness,
             temperature=config.teacher.temperature,
         )

@@ -12,8 +12,9 @@ from support import configs
 from support.tiny import examples_of, make_model, trainer_for
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
+from toolkit.compress.distillation import distillation_loss
 from toolkit.compress.model import load_tokenizer, save_checkpoint
-from toolkit.compress.teacher import DistillationTrainer, distillation_loss, load_teacher
+from toolkit.compress.teacher import DistillationTrainer, load_teacher
 from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
 from toolkit.errors import InputError
 from toolkit.tasks import demo
@@ -150,9 +151,8 @@ def task(num_labels: int = 2) -> TaskConfig:
 
 
 def teacher_config(kind: TeacherKind, path: Path | None = None) -> TeacherConfig:
-    return TeacherConfig(
-        name="t", kind=kind, path=str(path) if path else None, hardness=1.0, temperature=2.0
-    )
+    none: TeacherConfig = configs.compose("train").teacher
+    return replace(none, kind=kind, path=str(path) if path else None)
 
 
 def demo_student() -> tuple[Any, PreTrainedTokenizerFast]:

@@ -27,6 +27,14 @@ class TeacherKind(Enum):
     self = "self"
 
 
+class Attention(Enum):
+    """Which relation between tokens the student learns: attention maps, or that of values."""
+
+    none = "none"
+    maps = "maps"
+    values = "values"
+
+
 class Scenario(Enum):
     """`throughput` reports items per second first, `latency` one call's time."""
 
@@ -153,6 +161,11 @@ class TeacherConfig:
         temperature: Softmax temperature of both sides, > 0.
         cache: Folder that keeps the teacher's logits for the training data, shared by all runs of
             the same teacher and data; null computes them in every run.
+        hidden_weight: Weight of the hidden states' relative squared error, >= 0.
+        attention: Whether attention maps or value relations are compared.
+        attention_weight: Weight of their divergence, >= 0; counts unless `attention=none`.
+        layer_map: The teacher's layer, from 0, that each of the student's is compared with; null
+            finds it: a dropped layer's teacher is dropped, too.
     """
 
     name: str
@@ -161,8 +174,19 @@ class TeacherConfig:
     hardness: float
     temperature: float
     cache: str | None
+    hidden_weight: float
+    attention: Attention
+    attention_weight: float
+    layer_map: list[int] | None
 
     def __post_init__(self) -> None:
+        _check_at_least("teacher.hidden_weight", self.hidden_weight, 0)
+        _check_at_least("teacher.attention_weight", self.attention_weight, 0)
+        if self.layer_map is not None and (not self.layer_map or min(self.layer_map) < 0):
+            raise ValueError(
+                "teacher.layer_map must list one layer of the teacher, from 0, per layer of the "
+                f"student, such as [1,3,5]; got {list(self.layer_map)}"
+            )
         if not 0.0 <= self.hardness <= 1.0:
             raise ValueError(f"teacher.hardness must be in [0, 1]; got {self.hardness}")
         if self.temperature <= 0:

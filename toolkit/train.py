@@ -16,7 +16,7 @@ from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
 from toolkit.compress.resume import explain_full_disk, is_finished, is_first_process, prepare
 from toolkit.compress.sparsity.callback import SparsificationCallback
 from toolkit.compress.sparsity.weights import describe_checkpoint
-from toolkit.compress.teacher import DistillationTrainer, load_teacher
+from toolkit.compress.teacher import DistillationTrainer, load_teacher, map_layers
 from toolkit.compress.trainer import load_data, make_trainer, predict, training_arguments
 from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import GateError, UsageError
@@ -52,14 +52,19 @@ def train(config: TrainRoot) -> None:
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, config.task, tokenizer)
     teacher = load_teacher(config.teacher, model, tokenizer, config.task)
-    drop_layers(model, kept_layers(len(encoder_layers(model)), config.depth))
+    num_layers = len(encoder_layers(model))
+    keep = kept_layers(num_layers, config.depth)
+    layer_map = None
+    if teacher is not None:
+        layer_map = map_layers(config.teacher, num_layers, keep, len(encoder_layers(teacher)))
+    drop_layers(model, keep)
     data = load_data(config, tokenizer)
     stop = StopOnSignal()
     callbacks: list[TrainerCallback] = [stop]
     if config.sparsity.final_sparsity > 0:
         schedule = {name: value for name, value in vars(config.sparsity).items() if name != "name"}
         callbacks.append(SparsificationCallback(**schedule))
-    trainer = make_trainer(config, arguments, model, teacher, tokenizer, data, callbacks)
+    trainer = make_trainer(config, arguments, model, teacher, layer_map, tokenizer, data, callbacks)
     with explain_full_disk(output):
         checkpoint = prepare(config, output)
         with stop:

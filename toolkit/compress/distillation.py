@@ -1,9 +1,9 @@
 """What a student is to learn from a teacher: pure functions of both models' outputs.
 
-B: examples of a batch, T: tokens, C: classes.
+B: examples of a batch, T: tokens, C: classes, D: features of a hidden state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,3 +78,77 @@ def choices(logits: Mapping[str, torch.Tensor], mask: torch.Tensor) -> tuple[tor
         else:
             rows.append(value[mask != 0] if value.dim() == 3 else value)
     return tuple(rows)
+
+
+def hidden_loss(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor
+) -> torch.Tensor:
+    """Compare hidden states: `‖s − t‖² / ‖t‖²` over all tokens of a batch, averaged over layers.
+
+    The teacher's own size divides, so that 1 is the error of a student that says nothing, in
+    every layer, and one weight fits all models.
+
+    Args:
+        student: (B, T, D) each, one per layer.
+        teacher: Of the same shapes.
+        mask: (B, T), 0 at padding, which is left out.
+
+    Returns:
+        A scalar, >= 0.
+
+    Source: Kurtic et al. 2023, "Sparse fine-tuning for inference acceleration of large language
+        models", section 3 (SquareHead).
+    """
+    kept = mask != 0
+    errors = [
+        (ours[kept].float() - theirs[kept].float()).square().sum()
+        / theirs[kept].float().square().sum()
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
+def relation_loss(
+    student: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    teacher: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    heads: int,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Compare how tokens relate: `KL(R_t || R_s)` with `R = softmax(a·bᵀ / √d)` in every head.
+
+    Queries and keys for a and b give the attention maps, values for both the value relation. D may
+    differ between student and teacher.
+
+    Args:
+        student: Pairs a, b, (B, T, D) each, one pair per layer.
+        teacher: As many pairs.
+        heads: Into which D is cut, d = D / heads features each.
+        mask: (B, T), 0 at padding: no token relates to it, and its own relations do not count.
+
+    Returns:
+        The divergence summed over the tokens that a token relates to, averaged over tokens, heads
+        and layers; a scalar.
+
+    Source: Wang et al. 2020, "MiniLM", equations 4 (attention) and 7 (values), there of the last
+        layer alone.
+    """
+    divergences = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        s, t = _log_relation(*ours, heads, mask), _log_relation(*theirs, heads, mask)
+        divergence = F.kl_div(s, t, log_target=True, reduction="none").sum(-1)  # (B, heads, T)
+        divergences.append(divergence.transpose(1, 2)[mask != 0].mean())
+    return torch.stack(divergences).mean()
+
+
+def _log_relation(a: torch.Tensor, b: torch.Tensor, heads: int, mask: torch.Tensor) -> torch.Tensor:
+    a, b = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (a, b))  # B heads T d
+    scores = a @ b.transpose(-1, -2) / a.shape[-1] ** 0.5
+    return F.log_softmax(scores.masked_fill(mask[:, None, None, :] == 0, NO_CLASS), dim=-1)
+
+
+def evenly_spaced(student_layers: int, teacher_layers: int) -> list[int]:
+    """Choose a teacher's layer for each of a student's: as deep in proportion, last with last.
+
+    Source: the uniform strategy of Jiao et al. 2020, "TinyBERT", section 4.1.
+    """
+    return [-(-(i + 1) * teacher_layers // student_layers) - 1 for i in range(student_layers)]

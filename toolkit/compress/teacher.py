@@ -1,16 +1,33 @@
 """Knowledge distillation: the teacher, and a Trainer whose student learns from it."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
-from toolkit.compress.distillation import choices, distillation_loss, logits_of
+from toolkit.compress.depth import encoder_layers
+from toolkit.compress.distillation import (
+    choices,
+    distillation_loss,
+    evenly_spaced,
+    hidden_loss,
+    logits_of,
+    relation_loss,
+)
 from toolkit.compress.model import check_task, input_names, load_checkpoint, load_tokenizer
 from toolkit.compress.teacher_outputs import ROW, TeacherOutputs
-from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
-from toolkit.errors import InputError
+from toolkit.config import (
+    Attention,
+    ModelConfig,
+    TaskConfig,
+    TeacherConfig,
+    TeacherKind,
+    Weights,
+)
+from toolkit.errors import InputError, UsageError
 from toolkit.families import MODEL_INPUTS
 
 
@@ -53,14 +70,62 @@ def load_teacher(
     return model
 
 
-class DistillationTrainer(Trainer):
-    """A Trainer whose student also learns from a teacher's logits.
+def needs_states(teacher: TeacherConfig) -> bool:
+    """Tell whether more than logits is compared, so that the teacher must run beside the student.
 
-    The teacher runs beside the student; or it has run before, and `teacher_outputs` holds what it
+    Hidden states of a data set are thousands of times as many numbers as its logits.
+    """
+    return teacher.hidden_weight > 0 or teacher.attention is not Attention.none
+
+
+def map_layers(
+    teacher: TeacherConfig, student_layers: int, kept: Sequence[int], teacher_layers: int
+) -> list[int]:
+    """Choose the teacher's layer that each layer of the student is compared with.
+
+    Args:
+        teacher: `layer_map` overrides.
+        student_layers: Of the student before any is dropped.
+        kept: Its layers that stay.
+        teacher_layers: Of the teacher.
+
+    Returns:
+        One number per kept layer: its own where both models have been equally deep, otherwise as
+        deep in proportion.
+
+    Raises:
+        UsageError: `layer_map` does not fit the models.
+    """
+    if teacher.layer_map is not None:
+        chosen = list(teacher.layer_map)
+        if len(chosen) != len(kept) or max(chosen) >= teacher_layers:
+            raise UsageError(
+                f"teacher.layer_map must name, for each of the student's {len(kept)} layers, one "
+                f"of the teacher's, 0 to {teacher_layers - 1}; got {chosen}"
+            )
+        return chosen
+    if student_layers == teacher_layers:
+        return list(kept)
+    return evenly_spaced(len(kept), teacher_layers)
+
+
+class DistillationTrainer(Trainer):
+    """A Trainer whose student also learns from a teacher.
+
+    `(1 - hardness) · labels + hardness · logits + hidden_weight · hidden states +
+    attention_weight · attention`, the terms of `toolkit.compress.distillation`. The teacher runs
+    beside the student; or, for logits alone, it has run before, and `teacher_outputs` holds what it
     said of the training features, whose number each brings along as `ROW`.
 
     Without either it is an ordinary Trainer, with gradients that are right under gradient
     accumulation and DDP.
+
+    Args:
+        layer_map: The teacher's layer for each of the student's; None spaces them evenly.
+
+    Raises:
+        UsageError: Hidden states of different sizes, or attention with different numbers of heads,
+            are to be compared.
     """
 
     def __init__(
@@ -70,11 +135,18 @@ class DistillationTrainer(Trainer):
         teacher_outputs: TeacherOutputs | None = None,
         hardness: float = 1.0,
         temperature: float = 2.0,
+        hidden_weight: float = 0.0,
+        attention: Attention = Attention.none,
+        attention_weight: float = 1.0,
+        layer_map: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.hardness = hardness
         self.temperature = temperature
+        self.hidden_weight = hidden_weight
+        self.attention = attention
+        self.attention_weight = attention_weight
         self.teacher = teacher
         self.teacher_outputs = teacher_outputs
         assert isinstance(self.model, PreTrainedModel)
@@ -83,8 +155,26 @@ class DistillationTrainer(Trainer):
         # forward with **kwargs has divided by all accumulated items of all processes, and would
         # take steps 2x too large with 2 accumulated micro-batches or 2 processes.
         self.model_accepts_loss_kwargs = False
-        if teacher is not None:
-            teacher.train(False).requires_grad_(False).to(device=self.args.device)
+        if teacher is None:
+            return
+        teacher.train(False).requires_grad_(False).to(device=self.args.device)
+        student_layers, teacher_layers = (len(encoder_layers(m)) for m in (self.model, teacher))
+        self.layer_map = layer_map or evenly_spaced(student_layers, teacher_layers)
+        if hidden_weight > 0:
+            _check_equal(
+                "hidden_size",
+                "teacher.hidden_weight=0 (teacher.attention=values takes any)",
+                self.model,
+                teacher,
+            )
+        if attention is not Attention.none:
+            _check_equal("num_attention_heads", "teacher.attention=none", self.model, teacher)
+            if self.args.gradient_checkpointing:
+                raise UsageError(
+                    f"teacher.attention={attention.value} cannot see into checkpointed layers: "
+                    "leave trainer.gradient_checkpointing out, or choose teacher.attention=none"
+                )
+            self.projections = [_keep_projections(m, attention) for m in (self.model, teacher)]
 
     def compute_loss(
         self,
@@ -99,25 +189,76 @@ class DistillationTrainer(Trainer):
             for name, value in inputs.items()
             if name in self.student_inputs or name not in (*MODEL_INPUTS, ROW)
         }
+        is_taught = model.training and (self.teacher or self.teacher_outputs) is not None
+        if is_taught and self.hidden_weight > 0:
+            own["output_hidden_states"] = True
         loss, outputs = super().compute_loss(model, own, return_outputs=True)
-        if model.training and (self.teacher is not None or self.teacher_outputs is not None):
-            ids = inputs["input_ids"]
-            mask = inputs.get("attention_mask", torch.ones_like(ids))
-            students, theirs = logits_of(outputs), self._teacher_logits(inputs)
-            theirs = {name: theirs[name] for name in students}
-            loss = distillation_loss(
-                choices(students, mask),
-                choices(theirs, mask),
-                loss,
-                self.hardness,
-                self.temperature,
-            )
+        if is_taught:
+            loss = self._add_teacher(loss, outputs, inputs)
         return (loss, outputs) if return_outputs else loss
 
-    def _teacher_logits(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _add_teacher(
+        self, loss: torch.Tensor, outputs: Any, inputs: dict[str, Any]
+    ) -> torch.Tensor:
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask", torch.ones_like(ids))
         if self.teacher_outputs is not None:
-            return self.teacher_outputs.look_up(inputs[ROW], inputs["input_ids"].shape[1])
+            theirs: Any = self.teacher_outputs.look_up(inputs[ROW], ids.shape[1])
+        else:
+            theirs = self._run_teacher(inputs)
+        students, teachers = logits_of(outputs), logits_of(theirs)
+        teachers = {name: teachers[name] for name in students}
+        loss = distillation_loss(
+            choices(students, mask), choices(teachers, mask), loss, self.hardness, self.temperature
+        )
+        if self.hidden_weight > 0:
+            ours = outputs["hidden_states"][1:]  # 0 are the embeddings
+            states = [theirs["hidden_states"][1 + layer] for layer in self.layer_map]
+            loss = loss + self.hidden_weight * hidden_loss(ours, states, mask)
+        if self.attention is not Attention.none:
+            of_student, of_teacher = self.projections
+            pairs = [of_teacher[layer] for layer in self.layer_map]
+            heads = self.model.config.num_attention_heads  # type: ignore[union-attr]
+            distance = relation_loss(of_student, pairs, heads, mask)  # type: ignore[arg-type]
+            loss = loss + self.attention_weight * distance
+        return loss
+
+    def _run_teacher(self, inputs: dict[str, Any]) -> Any:
         assert self.teacher is not None
         theirs = {name: inputs[name] for name in input_names(self.teacher) if name in inputs}
         with torch.no_grad(), self.accelerator.autocast():
-            return logits_of(self.teacher(**theirs))
+            return self.teacher(**theirs, output_hidden_states=self.hidden_weight > 0)
+
+
+def _check_equal(
+    size: str, remedy: str, student: PreTrainedModel, teacher: PreTrainedModel
+) -> None:
+    ours, theirs = (getattr(model.config, size) for model in (student, teacher))
+    if ours != theirs:
+        raise UsageError(
+            f"the student has {size}={ours}, the teacher {theirs}, which cannot be compared: "
+            f"choose {remedy}"
+        )
+
+
+def _keep_projections(model: PreTrainedModel, attention: Attention) -> list[list[torch.Tensor]]:
+    """Let every layer leave what its attention is computed from, at each forward pass.
+
+    Returns:
+        Per layer a pair of (B, T, D): query and key, or the value twice. Filled by the model, and
+        filled anew by the next pass.
+    """
+    chosen = (0, 1) if attention is Attention.maps else (2, 2)
+    kept: list[list[torch.Tensor]] = []
+    for layer in encoder_layers(model):
+        pair = [torch.empty(0), torch.empty(0)]
+        kept.append(pair)
+        # query, key and value come first, as in `toolkit.families.LINEARS`
+        linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+        for place, number in enumerate(chosen):
+
+            def keep(_: Any, __: Any, output: Any, pair: Any = pair, place: int = place) -> None:
+                pair[place] = output
+
+            linears[number].register_forward_hook(keep)
+    return kept

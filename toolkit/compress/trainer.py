@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from toolkit.compress.model import input_names
-from toolkit.compress.teacher import DistillationTrainer
+from toolkit.compress.teacher import DistillationTrainer, needs_states
 from toolkit.compress.teacher_outputs import ROW, find_outputs, pays
 from toolkit.config import TrainRoot
 from toolkit.errors import UsageError, nearest
@@ -75,6 +75,7 @@ def make_trainer(
     arguments: TrainingArguments,
     model: PreTrainedModel,
     teacher: PreTrainedModel | None,
+    layer_map: list[int] | None,
     tokenizer: PreTrainedTokenizerFast,
     data: Data,
     callbacks: list[TrainerCallback],
@@ -88,7 +89,7 @@ def make_trainer(
     targets = kind_of(config.task).TARGETS
     names = {*input_names(model), *(input_names(teacher) if teacher else []), *targets}
     train, answers = select_inputs(data.train, names), None
-    if teacher is not None and pays(arguments, len(train)):
+    if teacher is not None and not needs_states(config.teacher) and pays(arguments, len(train)):
         cache = None if config.teacher.cache is None else Path(config.teacher.cache)
         pad_id = tokenizer.pad_token_id
         answers, teacher = find_outputs(teacher, data.train, pad_id, arguments, cache), None
@@ -119,6 +120,10 @@ def make_trainer(
             teacher_outputs=answers,
             hardness=config.teacher.hardness,
             temperature=config.teacher.temperature,
+            hidden_weight=config.teacher.hidden_weight,
+            attention=config.teacher.attention,
+            attention_weight=config.teacher.attention_weight,
+            layer_map=layer_map,
         )
     except ValueError as error:
         raise UsageError(f"trainer: {error}") from None

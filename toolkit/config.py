@@ -35,6 +35,20 @@ class Attention(Enum):
     values = "values"
 
 
+class EmbeddingLoss(Enum):
+    """How far a vector is from the teacher's: 1 - cosine, or the relative squared error."""
+
+    cosine = "cosine"
+    mse = "mse"
+
+
+class Pooling(Enum):
+    """How a text's hidden states become one vector: their mean, or the first token's."""
+
+    mean = "mean"
+    cls = "cls"
+
+
 class Scenario(Enum):
     """`throughput` reports items per second first, `latency` one call's time."""
 
@@ -164,6 +178,7 @@ class TeacherConfig:
         hidden_weight: Weight of the hidden states' relative squared error, >= 0.
         attention: Whether attention maps or value relations are compared.
         attention_weight: Weight of their divergence, >= 0; counts unless `attention=none`.
+        embedding_loss: What `task=embedding` compares vectors by, instead of logits.
         layer_map: The teacher's layer, from 0, that each of the student's is compared with; null
             finds it: a dropped layer's teacher is dropped, too.
     """
@@ -177,6 +192,7 @@ class TeacherConfig:
     hidden_weight: float
     attention: Attention
     attention_weight: float
+    embedding_loss: EmbeddingLoss
     layer_map: list[int] | None
 
     def __post_init__(self) -> None:
@@ -213,12 +229,17 @@ class TaskConfig:
         kind: What is predicted: a module of `toolkit.tasks`.
         path: Hub data set id (`[id, configuration]` for a collection); null for generated data.
         data_dir: Folder of local files that replaces the hub data set.
+        train_file: A file of one's own to learn from (embedding).
+        eval_file: One to be judged by; null holds some of `train_file` back.
+        text_columns: Columns of the texts in one's own files.
+        label_column: Column of the label there; a pair's score for embedding.
         splits: The hub data set's names of `train` and `eval`.
         files: Names of their files below `data_dir`.
         columns: The hub data set's columns of what the kind reads (`text`, `text_pair`, `label`).
         file_columns: The same of the files.
         label_names: Spellings of the labels in the files, in the order of their numbers; null
             where they are numbers.
+        pooling: How an embedding is made of a text's hidden states; null for other kinds.
         metrics: By which the model is judged, the main one first; each kind of task has its own.
         num_labels: Classes of a text classification task; 2 for the span start and end of
             question answering.
@@ -232,11 +253,16 @@ class TaskConfig:
     kind: str
     path: list[str] | None
     data_dir: str | None
+    train_file: str | None
+    eval_file: str | None
+    text_columns: list[str] | None
+    label_column: str | None
     splits: dict[str, str]
     files: dict[str, str]
     columns: dict[str, str | None]
     file_columns: dict[str, str | None]
     label_names: list[str] | None
+    pooling: Pooling | None
     metrics: list[str]
     num_labels: int
     max_length: int

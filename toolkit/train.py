@@ -22,7 +22,7 @@ from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import GateError, UsageError
 from toolkit.files import size_of
 from toolkit.record import new_record, read_record, write_record
-from toolkit.tasks import check_names, main_metric
+from toolkit.tasks import check_names
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
 
@@ -58,7 +58,7 @@ def train(config: TrainRoot) -> None:
     if teacher is not None:
         layer_map = map_layers(config.teacher, num_layers, keep, len(encoder_layers(teacher)))
     drop_layers(model, keep)
-    data = load_data(config, tokenizer)
+    data = load_data(config, tokenizer, teacher)
     stop = StopOnSignal()
     callbacks: list[TrainerCallback] = [stop]
     if config.sparsity.final_sparsity > 0:
@@ -119,7 +119,7 @@ def finish(config: TrainRoot, output: Path) -> None:
         from toolkit.bench import bench
 
         bench(bench_of(config, output))
-    metric = main_metric(config.task)
+    metric = next(iter(metrics))  # the main one
     if config.min_accuracy is not None and metrics[metric] < config.min_accuracy:
         raise GateError(
             f"{metric} is {metrics[metric]:.2f} %, below min_accuracy={config.min_accuracy:g} %; "

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from toolkit.config import BenchRoot, ExportRoot, TrainRoot, narrow
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.export import export
 from toolkit.record import read_record
+from toolkit.tasks.demo import generate_examples
 from toolkit.train import train
 
 pytestmark = pytest.mark.slow
@@ -286,3 +288,51 @@ def test_a_sweep_shares_the_teachers_outputs(
     assert same(tmp_path / "none", tmp_path / "second")
     train(configure(tmp_path / "short", *distilled, "trainer.max_steps=2"))
     assert "one pass" not in capsys.readouterr().out
+
+
+def test_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From own texts, judged by the teacher and by scored pairs; exported, measured by these."""
+    texts = [example["text"] for example in generate_examples("train", 0, 60)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    rows = [f"{a}\t{b}\t{len(a)}" for a, b in pairwise(texts)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
+    own = ("task=embedding", f"task.train_file={tmp_path / 'texts.txt'}", "task.max_length=16")
+    with pytest.raises(UsageError, match="nothing to learn: add teacher=self"):
+        train(configure(tmp_path / "none", *own))
+
+    train(configure(tmp_path / "held", *own, "teacher=self", *PRUNED))
+    said = capsys.readouterr().out
+    assert "no task.eval_file: judged on 6 examples held out of" in said
+    metrics = read_record(tmp_path / "held")["metrics"]
+    assert list(metrics) == ["task", "num_examples", "similarity"]
+    assert 20 < metrics["similarity"] <= 100
+
+    judged = (*own, f"task.eval_file={tmp_path / 'pairs.tsv'}")
+    config = configure(tmp_path / "both", *judged, "teacher=self", "teacher.embedding_loss=mse",
+                       "trainer.train_sampling_strategy=group_by_length", "trainer.learning_rate=0",
+                       "then=[export,bench]", "bench.accuracy=true", "bench.seconds=0")  # fmt: skip
+    train(config)
+    record = read_record(tmp_path / "both")
+    # untrained, it is its own teacher, though batches are not in the order of the examples
+    assert record["metrics"]["similarity"] == pytest.approx(100)
+    (entry,) = record["speed"]
+    assert entry["metrics"]["spearman"] == pytest.approx(record["metrics"]["spearman"], abs=0.5)
+    assert "similarity" not in entry["metrics"]
+
+
+@pytest.mark.parametrize(
+    "more", ["teacher.hidden_weight=1", "teacher.attention=maps", "teacher.attention=values"]
+)
+def test_states_of_a_student_with_fewer_layers(
+    tmp_path: Path, more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configure(tmp_path, *PRUNED, "depth.num_layers=1", "teacher=self", more))
+    assert "one pass" not in capsys.readouterr().out
+    assert read_record(tmp_path)["model"]["layers"] == 1
+    config = (tmp_path / "checkpoint" / "config.json").read_text()
+    assert "output_hidden_states" not in config
+
+
+def test_a_foreign_map_of_layers(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"for each of the student's 2 layers, one .* got \[3\]"):
+        train(configure(tmp_path, "teacher=self", "teacher.layer_map=[3]"))

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
+from toolkit.config import EmbeddingLoss, Pooling
+
 SPANS = ("start_logits", "end_logits")  # (B, T): their classes are the tokens of a text
 NO_CLASS = -1e30  # the logit of padding: its probability is 0, and so is its share of a divergence
 
@@ -50,9 +52,43 @@ def distillation_loss(
     return (1.0 - hardness) * labels_loss + hardness * distance
 
 
-def logits_of(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Choose the logits among a model's outputs, in float32."""
-    return {name: value.float() for name, value in outputs.items() if name.endswith("logits")}
+def taught(
+    outputs: Mapping[str, torch.Tensor], mask: torch.Tensor, pooling: Pooling | None
+) -> dict[str, torch.Tensor]:
+    """Choose what a teacher teaches among a model's outputs: logits, or a text's vector.
+
+    Args:
+        outputs: Of a model.
+        mask: (B, T), 0 at padding.
+        pooling: Set for embeddings.
+
+    Returns:
+        By name in float32: the logits of every head, or `embedding` (B, D).
+    """
+    if pooling is None:
+        return {name: value.float() for name, value in outputs.items() if name.endswith("logits")}
+    return {"embedding": pool(outputs["last_hidden_state"].float(), mask, pooling)}
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Make one vector (B, D) of each text's hidden states (B, T, D); `mask` (B, T) 0 at padding."""
+    if pooling is Pooling.cls:
+        return hidden[:, 0]
+    weights = mask[..., None].to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def embedding_loss(
+    student: torch.Tensor, teacher: torch.Tensor, kind: EmbeddingLoss
+) -> torch.Tensor:
+    """Compare vectors (B, D) with the teacher's.
+
+    Returns:
+        A scalar: the mean of `1 − cos(s, t)`, or `‖s − t‖² / ‖t‖²` over the batch.
+    """
+    if kind is EmbeddingLoss.cosine:
+        return (1.0 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+    return (student - teacher).square().sum() / teacher.square().sum()
 
 
 def is_per_token(name: str, logits: torch.Tensor) -> bool:

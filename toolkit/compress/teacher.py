@@ -6,22 +6,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from toolkit.compress.depth import encoder_layers
 from toolkit.compress.distillation import (
     choices,
     distillation_loss,
+    embedding_loss,
     evenly_spaced,
     hidden_loss,
-    logits_of,
     relation_loss,
+    taught,
 )
 from toolkit.compress.model import check_task, input_names, load_checkpoint, load_tokenizer
 from toolkit.compress.teacher_outputs import ROW, TeacherOutputs
 from toolkit.config import (
     Attention,
+    EmbeddingLoss,
     ModelConfig,
+    Pooling,
     TaskConfig,
     TeacherConfig,
     TeacherKind,
@@ -29,6 +33,7 @@ from toolkit.config import (
 )
 from toolkit.errors import InputError, UsageError
 from toolkit.families import MODEL_INPUTS
+from toolkit.tasks import kind_of
 
 
 def load_teacher(
@@ -50,8 +55,14 @@ def load_teacher(
 
     Raises:
         InputError: The teacher cannot be read, belongs to another task, or has another vocabulary.
+        UsageError: There is none, and the task has no labels either.
     """
     if teacher.kind is TeacherKind.none:
+        if not kind_of(task).TARGETS:
+            raise UsageError(
+                f"task={task.name} has no labels, so that without a teacher there is nothing to "
+                "learn: add teacher=self, or teacher=dense teacher.path=DIR"
+            )
         return None
     if teacher.kind is TeacherKind.self:
         return copy.deepcopy(student)
@@ -113,7 +124,8 @@ class DistillationTrainer(Trainer):
     """A Trainer whose student also learns from a teacher.
 
     `(1 - hardness) · labels + hardness · logits + hidden_weight · hidden states +
-    attention_weight · attention`, the terms of `toolkit.compress.distillation`. The teacher runs
+    attention_weight · attention`, the terms of `toolkit.compress.distillation`; for embeddings the
+    first two are the distance of the texts' vectors. The teacher runs
     beside the student; or, for logits alone, it has run before, and `teacher_outputs` holds what it
     said of the training features, whose number each brings along as `ROW`.
 
@@ -122,6 +134,7 @@ class DistillationTrainer(Trainer):
 
     Args:
         layer_map: The teacher's layer for each of the student's; None spaces them evenly.
+        pooling: Set for embeddings, which have no labels.
 
     Raises:
         UsageError: Hidden states of different sizes, or attention with different numbers of heads,
@@ -139,6 +152,8 @@ class DistillationTrainer(Trainer):
         attention: Attention = Attention.none,
         attention_weight: float = 1.0,
         layer_map: Sequence[int] | None = None,
+        pooling: Pooling | None = None,
+        embedding_loss: EmbeddingLoss = EmbeddingLoss.cosine,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -147,6 +162,8 @@ class DistillationTrainer(Trainer):
         self.hidden_weight = hidden_weight
         self.attention = attention
         self.attention_weight = attention_weight
+        self.pooling = pooling
+        self.embedding_loss = embedding_loss
         self.teacher = teacher
         self.teacher_outputs = teacher_outputs
         assert isinstance(self.model, PreTrainedModel)
@@ -192,25 +209,38 @@ class DistillationTrainer(Trainer):
         is_taught = model.training and (self.teacher or self.teacher_outputs) is not None
         if is_taught and self.hidden_weight > 0:
             own["output_hidden_states"] = True
-        loss, outputs = super().compute_loss(model, own, return_outputs=True)
+        if self.pooling is None:
+            loss, outputs = super().compute_loss(model, own, return_outputs=True)
+        else:
+            loss, outputs = torch.zeros(()), model(**own)
         if is_taught:
             loss = self._add_teacher(loss, outputs, inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        """Keep the order, by which predictions are matched with examples.
+
+        transformers' own shuffles with `train_sampling_strategy=group_by_length`.
+        """
+        return SequentialSampler(eval_dataset)
 
     def _add_teacher(
         self, loss: torch.Tensor, outputs: Any, inputs: dict[str, Any]
     ) -> torch.Tensor:
         ids = inputs["input_ids"]
         mask = inputs.get("attention_mask", torch.ones_like(ids))
+        students = taught(outputs, mask, self.pooling)
         if self.teacher_outputs is not None:
-            theirs: Any = self.teacher_outputs.look_up(inputs[ROW], ids.shape[1])
+            teachers = self.teacher_outputs.look_up(inputs[ROW], ids.shape[1])
         else:
-            theirs = self._run_teacher(inputs)
-        students, teachers = logits_of(outputs), logits_of(theirs)
-        teachers = {name: teachers[name] for name in students}
-        loss = distillation_loss(
-            choices(students, mask), choices(teachers, mask), loss, self.hardness, self.temperature
-        )
+            theirs: Any = self._run_teacher(inputs)
+            teachers = taught(theirs, mask, self.pooling)
+        if self.pooling is not None:
+            loss = embedding_loss(students["embedding"], teachers["embedding"], self.embedding_loss)
+        else:
+            teachers = {name: teachers[name] for name in students}
+            pair = choices(students, mask), choices(teachers, mask)
+            loss = distillation_loss(*pair, loss, self.hardness, self.temperature)
         if self.hidden_weight > 0:
             ours = outputs["hidden_states"][1:]  # 0 are the embeddings
             states = [theirs["hidden_states"][1 + layer] for layer in self.layer_map]

@@ -1,4 +1,4 @@
-"""A teacher's logits for all training inputs: computed in one pass, kept on disk, looked up.
+"""A teacher's logits, or vectors, for all training inputs: computed once, kept, looked up.
 
 N: inputs, T: tokens of an input, B: inputs of a batch.
 """
@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, TrainingArguments
 
-from toolkit.compress.distillation import is_per_token, logits_of
+from toolkit.compress.distillation import is_per_token, taught
 from toolkit.compress.model import input_names
 from toolkit.compress.resume import is_first_process, say
+from toolkit.config import Pooling
 from toolkit.errors import InputError
 from toolkit.files import new_file
 from toolkit.tasks.features import Feature, collate
@@ -78,6 +79,7 @@ def find_outputs(
     pad_id: int,
     arguments: TrainingArguments,
     cache: Path | None,
+    pooling: Pooling | None = None,
 ) -> TeacherOutputs:
     """Read the teacher's outputs from the cache, or compute and keep them.
 
@@ -88,6 +90,7 @@ def find_outputs(
         arguments: Device and precision.
         cache: Folder of earlier outputs; None keeps nothing. A file is whole or not there, so
             several runs may share it; a damaged one is replaced.
+        pooling: Set for embeddings.
 
     Raises:
         InputError: The folder cannot be written.
@@ -95,14 +98,14 @@ def find_outputs(
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
     path = None
     if cache is not None:
-        path = cache / f"{key_of(teacher, features, pad_id, str(dtype))}.npz"
+        path = cache / f"{key_of(teacher, features, pad_id, str(dtype), pooling)}.npz"
         found = _read(path, len(features))
         if found is not None:
             say(f"teacher: its outputs for {len(features)} inputs are in {path}")
             return found
     start = time.perf_counter()
     teacher.to(device=arguments.device)  # type: ignore[call-arg]  # its decorator hides `self`
-    outputs = compute(teacher, features, pad_id, dtype)
+    outputs = compute(teacher, features, pad_id, dtype, pooling)
     seconds = time.perf_counter() - start
     say(
         f"teacher: one pass over {len(features)} inputs took {seconds:.1f} s "
@@ -118,6 +121,7 @@ def compute(
     features: Sequence[Feature],
     pad_id: int,
     dtype: torch.dtype | None,
+    pooling: Pooling | None = None,
 ) -> TeacherOutputs:
     """Run the teacher once over all inputs, in batches of similar length.
 
@@ -126,6 +130,7 @@ def compute(
         features: N inputs, as `toolkit.tasks.encode` returns them.
         pad_id: Id of the padding token.
         dtype: Precision of autocast; None computes in the weights' own.
+        pooling: Set for embeddings.
     """
     teacher.train(False)
     names, device = input_names(teacher), teacher.device
@@ -136,7 +141,7 @@ def compute(
         arrays = collate([features[i] for i in batch], pad_id)
         inputs = {name: torch.from_numpy(arrays[name]).to(device) for name in names}
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            outputs = logits_of(teacher(**inputs))
+            outputs = taught(teacher(**inputs), inputs["attention_mask"], pooling)
         for name, value in outputs.items():
             rows = found.setdefault(name, [None] * len(features))
             if is_token := is_per_token(name, value):
@@ -162,19 +167,23 @@ def batches(lengths: NDArray[np.int64]) -> list[list[int]]:
 
 
 def key_of(
-    teacher: PreTrainedModel, features: Sequence[Feature], pad_id: int, precision: str
+    teacher: PreTrainedModel,
+    features: Sequence[Feature],
+    pad_id: int,
+    precision: str,
+    pooling: Pooling | None = None,
 ) -> str:
     """Name what the outputs depend on: 32 hexadecimal digits.
 
     They are the teacher's weights and configuration, the encoded inputs (data and tokenizer in
-    one), the precision, and torch's version, whose kernels may round in another way.
+    one), the precision, the pooling, and torch's version, whose kernels may round in another way.
     """
     config = {
         name: value
         for name, value in teacher.config.to_dict().items()
         if name not in ("_name_or_path", "transformers_version")
     }
-    facts = [FORMAT, type(teacher).__name__, config, pad_id, precision, torch.__version__]
+    facts = [FORMAT, type(teacher).__name__, config, pad_id, precision, pooling, torch.__version__]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, value in sorted(teacher.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

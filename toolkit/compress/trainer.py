@@ -14,11 +14,13 @@ from transformers import (
 )
 
 from toolkit.compress.model import input_names
+from toolkit.compress.resume import say
 from toolkit.compress.teacher import DistillationTrainer, needs_states
-from toolkit.compress.teacher_outputs import ROW, find_outputs, pays
+from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
 from toolkit.config import TrainRoot
 from toolkit.errors import UsageError, nearest
 from toolkit.tasks import encode, evaluate, kind_of, load_examples
+from toolkit.tasks.embedding import TEACHER_VECTOR
 from toolkit.tasks.features import collate
 
 
@@ -59,15 +61,25 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
         raise UsageError(f"trainer: {error}") from None
 
 
-def load_data(config: TrainRoot, tokenizer: PreTrainedTokenizerFast) -> Data:
-    """Read and encode both splits."""
+def load_data(
+    config: TrainRoot, tokenizer: PreTrainedTokenizerFast, teacher: PreTrainedModel | None
+) -> Data:
+    """Read and encode both splits; embeddings are judged by the teacher's, which they bring along.
+
+    Raises:
+        InputError: The data cannot be read.
+    """
     task, backend = config.task, tokenizer.backend_tokenizer
     examples = load_examples(task, "eval", config.seed)
-    return Data(
-        train=encode(load_examples(task, "train", config.seed), backend, task, training=True),
-        examples=examples,
-        features=encode(examples, backend, task, training=False),
-    )
+    train = encode(load_examples(task, "train", config.seed), backend, task, training=True)
+    features = encode(examples, backend, task, training=False)
+    if task.train_file is not None and task.eval_file is None:
+        say(f"no task.eval_file: judged on {len(examples)} examples held out of {task.train_file}")
+    if task.pooling is not None and teacher is not None:
+        vectors = compute(teacher, features, tokenizer.pad_token_id, None, task.pooling)
+        for feature, vector in zip(features, vectors.of_inputs["embedding"], strict=True):
+            feature[TEACHER_VECTOR] = vector
+    return Data(train, examples, features)
 
 
 def make_trainer(
@@ -91,11 +103,12 @@ def make_trainer(
     train, answers = select_inputs(data.train, names), None
     if teacher is not None and not needs_states(config.teacher) and pays(arguments, len(train)):
         cache = None if config.teacher.cache is None else Path(config.teacher.cache)
-        pad_id = tokenizer.pad_token_id
-        answers, teacher = find_outputs(teacher, data.train, pad_id, arguments, cache), None
+        pad_id, pooling = tokenizer.pad_token_id, config.task.pooling
+        answers = find_outputs(teacher, data.train, pad_id, arguments, cache, pooling)
+        teacher = None
         train = [feature | {ROW: row} for row, feature in enumerate(train)]
-    # evaluation while training (trainer.eval_strategy) needs them, and windows of a text have none
-    has_targets = all(name in data.features[0] for name in targets)
+    # evaluation while training (trainer.eval_strategy) needs them; windows and embeddings have none
+    has_targets = bool(targets) and all(name in data.features[0] for name in targets)
 
     def metrics_of(predictions: Any) -> dict[str, float]:
         return evaluate(config.task, data.examples, data.features, predictions.predictions)
@@ -124,6 +137,8 @@ def make_trainer(
             attention=config.teacher.attention,
             attention_weight=config.teacher.attention_weight,
             layer_map=layer_map,
+            pooling=config.task.pooling,
+            embedding_loss=config.teacher.embedding_loss,
         )
     except ValueError as error:
         raise UsageError(f"trainer: {error}") from None
@@ -132,7 +147,8 @@ def make_trainer(
 def predict(config: TrainRoot, trainer: DistillationTrainer, data: Data) -> dict[str, float]:
     """Run the model over the evaluation split and judge it by the task's metrics."""
     inputs: Any = select_inputs(data.features, {*trainer.student_inputs})
-    outputs: Any = trainer.predict(inputs).predictions  # (N, …), or a tuple of several
+    # (N, …), or a tuple of several; the pooler's is not judged
+    outputs: Any = trainer.predict(inputs, ignore_keys=["pooler_output"]).predictions
     if isinstance(outputs, tuple):
         outputs = np.stack(outputs, axis=1)  # (N, outputs, …)
     return evaluate(config.task, data.examples, data.features, outputs)

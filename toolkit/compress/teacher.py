@@ -55,7 +55,8 @@ def load_teacher(
 
     Raises:
         InputError: The teacher cannot be read, belongs to another task, or has another vocabulary.
-        UsageError: There is none, and the task has no labels either.
+        UsageError: There is none, and the task has no labels either; or its vectors are longer or
+            shorter than the student's.
     """
     if teacher.kind is TeacherKind.none:
         if not kind_of(task).TARGETS:
@@ -78,6 +79,8 @@ def load_teacher(
             f"({len(tokenizer)} tokens), so its logits are not about the same tokens: choose a "
             "teacher made from the same family of models"
         )
+    if not kind_of(task).TARGETS:
+        _check_equal("hidden_size", "a teacher whose vectors are as long", student, model)
     return model
 
 

@@ -66,6 +66,28 @@ class Schedule(Enum):
     locked = "locked"
 
 
+class Attention(Enum):
+    """Which relation between tokens the student learns: attention maps, or that of values."""
+
+    none = "none"
+    maps = "maps"
+    values = "values"
+
+
+class EmbeddingLoss(Enum):
+    """How far a vector is from the teacher's: 1 - cosine, or the relative squared error."""
+
+    cosine = "cosine"
+    mse = "mse"
+
+
+class Pooling(Enum):
+    """How a text's hidden states become one vector: their mean, or the first token's."""
+
+    mean = "mean"
+    cls = "cls"
+
+
 class Scenario(Enum):
     """`throughput` reports items per second first, `latency` one call's time."""
 
@@ -347,6 +369,14 @@ class TeacherConfig:
         path: Folder of the fine-tuned checkpoint, with `kind=dense`.
         hardness: Weight of the teacher term in the loss, in [0, 1]; 1 ignores the labels.
         temperature: Softmax temperature of both sides, > 0.
+        cache: Folder that keeps the teacher's logits for the training data, shared by all runs of
+            the same teacher and data; null computes them in every run.
+        hidden_weight: Weight of the hidden states' relative squared error, >= 0.
+        attention: Whether attention maps or value relations are compared.
+        attention_weight: Weight of their divergence, >= 0; counts unless `attention=none`.
+        embedding_loss: What `task=embedding` compares vectors by, instead of logits.
+        layer_map: The teacher's layer, from 0, that each of the student's is compared with; null
+            finds it: a dropped layer's teacher is dropped, too.
     """
 
     name: str
@@ -354,8 +384,21 @@ class TeacherConfig:
     path: str | None
     hardness: float
     temperature: float
+    cache: str | None
+    hidden_weight: float
+    attention: Attention
+    attention_weight: float
+    embedding_loss: EmbeddingLoss
+    layer_map: list[int] | None
 
     def __post_init__(self) -> None:
+        _check_at_least("teacher.hidden_weight", self.hidden_weight, 0)
+        _check_at_least("teacher.attention_weight", self.attention_weight, 0)
+        if self.layer_map is not None and (not self.layer_map or min(self.layer_map) < 0):
+            raise ValueError(
+                "teacher.layer_map must list one layer of the teacher, from 0, per layer of the "
+                f"student, such as [1,3,5]; got {list(self.layer_map)}"
+            )
         if not 0.0 <= self.hardness <= 1.0:
             raise ValueError(f"teacher.hardness must be in [0, 1]; got {self.hardness}")
         if self.temperature <= 0:
@@ -382,12 +425,17 @@ class TaskConfig:
         kind: What is predicted: a module of `toolkit.tasks`.
         path: Hub data set id (`[id, configuration]` for a collection); null for generated data.
         data_dir: Folder of local files that replaces the hub data set.
+        train_file: A file of one's own to learn from (embedding).
+        eval_file: One to be judged by; null holds some of `train_file` back.
+        text_columns: Columns of the texts in one's own files.
+        label_column: Column of the label there; a pair's score for embedding.
         splits: The hub data set's names of `train` and `eval`.
         files: Names of their files below `data_dir`.
         columns: The hub data set's columns of what the kind reads (`text`, `text_pair`, `label`).
         file_columns: The same of the files.
         label_names: Spellings of the labels in the files, in the order of their numbers; null
             where they are numbers.
+        pooling: How an embedding is made of a text's hidden states; null for other kinds.
         metrics: By which the model is judged, the main one first; each kind of task has its own.
         num_labels: Classes of a text classification task; 2 for the span start and end of
             question answering.
@@ -401,11 +449,16 @@ class TaskConfig:
     kind: str
     path: list[str] | None
     data_dir: str | None
+    train_file: str | None
+    eval_file: str | None
+    text_columns: list[str] | None
+    label_column: str | None
     splits: dict[str, str]
     files: dict[str, str]
     columns: dict[str, str | None]
     file_columns: dict[str, str | None]
     label_names: list[str] | None
+    pooling: Pooling | None
     metrics: list[str]
     num_labels: int
     max_length: int

@@ -17,11 +17,12 @@ from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
 from toolkit.compress.resume import explain_full_disk, is_finished, is_first_process, prepare
 from toolkit.compress.sparsity.calibration import prune_before_training
 from toolkit.compress.sparsity.callback import SparsificationCallback
-from toolkit.compress.sparsity.floor import parse_floor
+from toolkit.compress.sparsity.floor import check_floor
 from toolkit.compress.sparsity.weights import describe_checkpoint
-from toolkit.compress.teacher import DistillationTrainer, load_teacher
+from toolkit.compress.teacher import DistillationTrainer, load_teacher, map_layers
 from toolkit.compress.trainer import (
     calibration_batches,
+    check_training,
     describe_training,
     is_training,
     load_data,
@@ -33,7 +34,7 @@ from toolkit.config import BenchRoot, ExportRoot, Schedule, TrainRoot, Verb, nar
 from toolkit.errors import GateError, UsageError
 from toolkit.files import size_of
 from toolkit.record import new_record, plain, read_record, write_record
-from toolkit.tasks import check_names, main_metric
+from toolkit.tasks import check_names
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
 
@@ -48,13 +49,7 @@ def train(config: TrainRoot) -> None:
     """
     output = Path(config.output_dir)
     check_names(config.task)
-    if config.quantization.name != "none":
-        raise UsageError(
-            f"quantization={config.quantization.name} is not built yet: train in float32 with "
-            "quantization=none"
-        )
-    if config.sparsity.floor is not None:
-        parse_floor(config.sparsity.floor, config.task.metrics)
+    check_training(config)
     if Verb.bench in config.then:
         check_options(bench_of(config, output))
         if Verb.export not in config.then and not (output / "export").exists():
@@ -70,8 +65,13 @@ def train(config: TrainRoot) -> None:
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, config.task, tokenizer, is_fine_tuned=not is_training(config))
     teacher = load_teacher(config.teacher, model, tokenizer, config.task)
-    drop_layers(model, kept_layers(len(encoder_layers(model)), config.depth))
-    data = load_data(config, tokenizer)
+    num_layers = len(encoder_layers(model))
+    keep = kept_layers(num_layers, config.depth)
+    layer_map = None
+    if teacher is not None:
+        layer_map = map_layers(config.teacher, num_layers, keep, len(encoder_layers(teacher)))
+    drop_layers(model, keep)
+    data = load_data(config, tokenizer, teacher)
     stop = StopOnSignal()
     callbacks: list[TrainerCallback] = [stop]
     if config.sparsity.is_on:
@@ -79,7 +79,7 @@ def train(config: TrainRoot) -> None:
             **plain(asdict(config.sparsity)), evaluate=lambda: predict(config, trainer, data)
         )
         callbacks.append(pruning)
-    trainer = make_trainer(config, arguments, model, teacher, tokenizer, data, callbacks)
+    trainer = make_trainer(config, arguments, model, teacher, layer_map, tokenizer, data, callbacks)
     with explain_full_disk(output):
         checkpoint = prepare(config, output)
         if config.sparsity.schedule is Schedule.once and checkpoint is None:
@@ -142,13 +142,8 @@ def finish(config: TrainRoot, output: Path) -> None:
 
         bench(bench_of(config, output))
     if config.sparsity.floor is not None:
-        floor = parse_floor(config.sparsity.floor)
-        if not floor.passes(metrics[floor.metric]):
-            raise GateError(
-                f"no model met sparsity.floor={config.sparsity.floor}: the last one, with "
-                f"{metrics[floor.metric]:.2f} %, is saved in {output}"
-            )
-    metric = main_metric(config.task)
+        check_floor(config.sparsity.floor, metrics, output)
+    metric = next(iter(metrics))  # the main one
     if config.min_accuracy is not None and metrics[metric] < config.min_accuracy:
         raise GateError(
             f"{metric} is {metrics[metric]:.2f} %, below min_accuracy={config.min_accuracy:g} %; "

@@ -15,6 +15,7 @@ from transformers import (
 
 from toolkit.compress.sparsity.callback import SparsificationCallback
 from toolkit.compress.teacher import DistillationTrainer
+from toolkit.config import Attention
 from toolkit.tasks.features import collate
 
 VOCAB_SIZE = 40
@@ -88,6 +89,10 @@ def trainer_for(
     teacher: PreTrainedModel | None = None,
     hardness: float = 1.0,
     temperature: float = 2.0,
+    hidden_weight: float = 0.0,
+    attention: Attention = Attention.none,
+    attention_weight: float = 1.0,
+    layer_map: list[int] | None = None,
     **arguments: Any,
 ) -> DistillationTrainer:
     """Make a Trainer over 64 examples, 8 per step."""
@@ -119,4 +124,8 @@ def trainer_for(
         teacher=teacher,
         hardness=hardness,
         temperature=temperature,
+        hidden_weight=hidden_weight,
+        attention=attention,
+        attention_weight=attention_weight,
+        layer_map=layer_map,
     )

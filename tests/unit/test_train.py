@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from toolkit.config import BenchRoot, ExportRoot, TrainRoot, narrow
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.export import export
 from toolkit.record import read_record
+from toolkit.tasks.demo import generate_examples
 from toolkit.train import train
 
 pytestmark = pytest.mark.slow
@@ -174,8 +176,11 @@ def test_question_answering(tmp_path: Path) -> None:
         "task.doc_stride=8",
         "task.max_train_samples=null",
         "task.max_eval_samples=null",
-        "trainer.num_train_epochs=15",
-        "trainer.learning_rate=3e-3",
+        "model.config.hidden_size=64",  # learns by heart whatever the seed
+        "model.config.hidden_dropout_prob=0",
+        "model.config.attention_probs_dropout_prob=0",
+        "trainer.num_train_epochs=40",
+        "trainer.learning_rate=1e-3",
         "trainer.train_sampling_strategy=random",  # grouped, a batch is one window
         "teacher=self",
         "teacher.hardness=0.1",
@@ -231,10 +236,10 @@ def test_evaluation_is_float32(tmp_path: Path) -> None:
     """What a record says is what the saved float32 weights do, to the last bit of its metric."""
     config = configure(tmp_path, "trainer.bf16=true", "trainer.learning_rate=1e-2")
     tokenizer = load_tokenizer(config.model)
-    data = load_data(config, tokenizer)
+    data = load_data(config, tokenizer, None)
     model = load_model(config.model, config.task, tokenizer)
     arguments = training_arguments(config, tmp_path)
-    trainer = make_trainer(config, arguments, model, None, tokenizer, data, [])
+    trainer = make_trainer(config, arguments, model, None, None, tokenizer, data, [])
     trainer.train()
     seen: list[torch.dtype] = []
     hook = prunable_weights(model)  # any linear layer's output tells
@@ -360,3 +365,68 @@ def test_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
     with pytest.raises(OSError, match="denied"), explain_full_disk(tmp_path):
         raise PermissionError(13, "denied")
+
+
+def test_a_sweep_shares_the_teachers_outputs(
+    tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Computed once; the same weights as without the folder; short runs do without a pass."""
+    distilled = ("teacher=dense", f"teacher.path={teacher / 'checkpoint'}")
+    cache = f"teacher.cache={tmp_path / 'cache'}"
+    for name, more in {"none": (), "first": (cache,), "second": (cache,)}.items():
+        train(configure(tmp_path / name, *distilled, *more))
+    said = capsys.readouterr().out
+    assert said.count("teacher: one pass over 64 inputs") == 2
+    assert said.count("teacher: its outputs for 64 inputs are in") == 1
+    assert same(tmp_path / "none", tmp_path / "first")
+    assert same(tmp_path / "none", tmp_path / "second")
+    train(configure(tmp_path / "short", *distilled, "trainer.max_steps=2"))
+    assert "one pass" not in capsys.readouterr().out
+
+
+def test_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From own texts, judged by the teacher and by scored pairs; exported, measured by these."""
+    texts = [example["text"] for example in generate_examples("train", 0, 60)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    rows = [f"{a}\t{b}\t{len(a)}" for a, b in pairwise(texts)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
+    own = ("task=embedding", f"task.train_file={tmp_path / 'texts.txt'}", "task.max_length=16")
+    with pytest.raises(UsageError, match="nothing to learn: add teacher=self"):
+        train(configure(tmp_path / "none", *own))
+
+    train(configure(tmp_path / "held", *own, "teacher=self", *PRUNED))
+    said = capsys.readouterr().out
+    assert "no task.eval_file: judged on 6 examples held out of" in said
+    metrics = read_record(tmp_path / "held")["metrics"]
+    assert list(metrics) == ["task", "num_examples", "similarity"]
+    assert 20 < metrics["similarity"] <= 100
+
+    judged = (*own, f"task.eval_file={tmp_path / 'pairs.tsv'}")
+    config = configure(tmp_path / "both", *judged, "teacher=self", "teacher.embedding_loss=mse",
+                       "trainer.train_sampling_strategy=group_by_length", "trainer.learning_rate=0",
+                       "then=[export,bench]", "bench.accuracy=true", "bench.seconds=0")  # fmt: skip
+    train(config)
+    record = read_record(tmp_path / "both")
+    # untrained, it is its own teacher, though batches are not in the order of the examples
+    assert record["metrics"]["similarity"] == pytest.approx(100)
+    (entry,) = record["speed"]
+    assert entry["metrics"]["spearman"] == pytest.approx(record["metrics"]["spearman"], abs=0.5)
+    assert "similarity" not in entry["metrics"]
+
+
+@pytest.mark.parametrize(
+    "more", ["teacher.hidden_weight=1", "teacher.attention=maps", "teacher.attention=values"]
+)
+def test_states_of_a_student_with_fewer_layers(
+    tmp_path: Path, more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configure(tmp_path, *PRUNED, "depth.num_layers=1", "teacher=self", more))
+    assert "one pass" not in capsys.readouterr().out
+    assert read_record(tmp_path)["model"]["layers"] == 1
+    config = (tmp_path / "checkpoint" / "config.json").read_text()
+    assert "output_hidden_states" not in config
+
+
+def test_a_foreign_map_of_layers(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"for each of the student's 2 layers, one .* got \[3\]"):
+        train(configure(tmp_path, "teacher=self", "teacher.layer_map=[3]"))

@@ -125,10 +125,10 @@ def check_task(model: PreTrainedModel, path: str, task: TaskConfig) -> None:
         InputError: Its head or the number of its labels is another.
     """
     head = kind_of(task).AUTO_CLASS.removeprefix("AutoModel")
-    if not type(model).__name__.endswith(head):
+    if not type(model).__name__.endswith(head or "Model"):
         raise InputError(
-            f"{path} holds a {type(model).__name__}, but task={task.name} needs a model {head}: "
-            "name a checkpoint that was fine-tuned on this task"
+            f"{path} holds a {type(model).__name__}, but task={task.name} needs a model "
+            f"{head or 'without a head'}: name a checkpoint that was fine-tuned on this task"
         )
     if model.config.num_labels != task.num_labels:
         raise InputError(

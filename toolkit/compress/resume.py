@@ -19,7 +19,8 @@ from toolkit.record import plain
 
 # Options that `resume=true` may change, since the weights do not depend on them.
 NOT_COMPARED = (
-    "bench", "engine", "export", "min_accuracy", "output_dir", "published", "resume", "then",
+    "bench", "engine", "export", "min_accuracy", "output_dir", "published", "resume",
+    "teacher.cache", "then",
 )  # fmt: skip
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How safetensors (Rust) and torch.save (C++) word these errors.
@@ -117,9 +118,10 @@ def say(sentence: str) -> None:
 
 def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
-        if prefix == "" and key in NOT_COMPARED:
+        name = f"{prefix}{key}"
+        if name in NOT_COMPARED:
             continue
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{name}.")
         else:
-            yield f"{prefix}{key}", str(value)
+            yield name, str(value)

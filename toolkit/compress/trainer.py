@@ -17,10 +17,13 @@ from transformers import (
 from toolkit.compress.model import input_names
 from toolkit.compress.resume import say
 from toolkit.compress.sparsity.calibration import Batches, draw_batches
-from toolkit.compress.teacher import DistillationTrainer
+from toolkit.compress.sparsity.floor import parse_floor
+from toolkit.compress.teacher import DistillationTrainer, needs_states
+from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
 from toolkit.config import TrainRoot
 from toolkit.errors import UsageError, nearest
 from toolkit.tasks import encode, evaluate, kind_of, load_examples
+from toolkit.tasks.embedding import TEACHER_VECTOR
 from toolkit.tasks.features import collate
 
 
@@ -31,6 +34,21 @@ class Data:
     train: list[dict[str, Any]]
     examples: list[dict[str, Any]]  # of evaluation
     features: list[dict[str, Any]]  # of evaluation
+
+
+def check_training(config: TrainRoot) -> None:
+    """Refuse what cannot be trained, before anything is loaded.
+
+    Raises:
+        UsageError: Quantization is asked for, or a floor that is none.
+    """
+    if config.quantization.name != "none":
+        raise UsageError(
+            f"quantization={config.quantization.name} is not built yet: train in float32 with "
+            "quantization=none"
+        )
+    if config.sparsity.floor is not None:
+        parse_floor(config.sparsity.floor, config.task.metrics)
 
 
 def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
@@ -83,15 +101,25 @@ def cpu_multiplies_bf16() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def load_data(config: TrainRoot, tokenizer: PreTrainedTokenizerFast) -> Data:
-    """Read and encode both splits."""
+def load_data(
+    config: TrainRoot, tokenizer: PreTrainedTokenizerFast, teacher: PreTrainedModel | None
+) -> Data:
+    """Read and encode both splits; embeddings are judged by the teacher's, which they bring along.
+
+    Raises:
+        InputError: The data cannot be read.
+    """
     task, backend = config.task, tokenizer.backend_tokenizer
     examples = load_examples(task, "eval", config.seed)
-    return Data(
-        train=encode(load_examples(task, "train", config.seed), backend, task, training=True),
-        examples=examples,
-        features=encode(examples, backend, task, training=False),
-    )
+    train = encode(load_examples(task, "train", config.seed), backend, task, training=True)
+    features = encode(examples, backend, task, training=False)
+    if task.train_file is not None and task.eval_file is None:
+        say(f"no task.eval_file: judged on {len(examples)} examples held out of {task.train_file}")
+    if task.pooling is not None and teacher is not None:
+        vectors = compute(teacher, features, tokenizer.pad_token_id, None, task.pooling)
+        for feature, vector in zip(features, vectors.of_inputs["embedding"], strict=True):
+            feature[TEACHER_VECTOR] = vector
+    return Data(train, examples, features)
 
 
 def make_trainer(
@@ -99,32 +127,41 @@ def make_trainer(
     arguments: TrainingArguments,
     model: PreTrainedModel,
     teacher: PreTrainedModel | None,
+    layer_map: list[int] | None,
     tokenizer: PreTrainedTokenizerFast,
     data: Data,
     callbacks: list[TrainerCallback],
 ) -> DistillationTrainer:
-    """Put the Trainer together.
+    """Put the Trainer together; run the teacher, or find what it said in an earlier run.
 
     Raises:
         UsageError: The Trainer refuses the arguments.
+        InputError: `teacher.cache` cannot be written.
     """
     targets = kind_of(config.task).TARGETS
     names = {*input_names(model), *(input_names(teacher) if teacher else []), *targets}
-    # evaluation while training (trainer.eval_strategy) needs them, and windows of a text have none
-    has_targets = all(name in data.features[0] for name in targets)
+    train, answers = select_inputs(data.train, names), None
+    if teacher is not None and not needs_states(config.teacher) and pays(arguments, len(train)):
+        cache = None if config.teacher.cache is None else Path(config.teacher.cache)
+        pad_id, pooling = tokenizer.pad_token_id, config.task.pooling
+        answers = find_outputs(teacher, data.train, pad_id, arguments, cache, pooling)
+        teacher = None
+        train = [feature | {ROW: row} for row, feature in enumerate(train)]
+    # evaluation while training (trainer.eval_strategy) needs them; windows and embeddings have none
+    has_targets = bool(targets) and all(name in data.features[0] for name in targets)
 
     def metrics_of(predictions: Any) -> dict[str, float]:
         return evaluate(config.task, data.examples, data.features, predictions.predictions)
 
     def to_tensors(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = collate(features, tokenizer.pad_token_id, targets)
+        batch = collate(features, tokenizer.pad_token_id, (*targets, ROW))
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     try:
         trainer = DistillationTrainer(
             model=model,
             args=arguments,
-            train_dataset=select_inputs(data.train, names),
+            train_dataset=train,
             eval_dataset=select_inputs(data.features, {*input_names(model), *targets})
             if has_targets
             else None,
@@ -133,8 +170,15 @@ def make_trainer(
             processing_class=tokenizer,
             callbacks=callbacks,
             teacher=teacher,
+            teacher_outputs=answers,
             hardness=config.teacher.hardness,
             temperature=config.teacher.temperature,
+            hidden_weight=config.teacher.hidden_weight,
+            attention=config.teacher.attention,
+            attention_weight=config.teacher.attention_weight,
+            layer_map=layer_map,
+            pooling=config.task.pooling,
+            embedding_loss=config.teacher.embedding_loss,
         )
     except ValueError as error:
         raise UsageError(f"trainer: {error}") from None
@@ -163,7 +207,8 @@ def predict(config: TrainRoot, trainer: DistillationTrainer, data: Data) -> dict
     inputs: Any = select_inputs(data.features, {*trainer.student_inputs})
     # For training, accelerate puts a `forward` under autocast before the class's own.
     autocast = vars(trainer.model).pop("forward", None)
-    outputs: Any = trainer.predict(inputs).predictions  # (N, …), or a tuple of several
+    # (N, …), or a tuple of several; the pooler's is not judged
+    outputs: Any = trainer.predict(inputs, ignore_keys=["pooler_output"]).predictions
     if autocast is not None:
         vars(trainer.model)["forward"] = autocast
     if isinstance(outputs, tuple):

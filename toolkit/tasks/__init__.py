@@ -17,6 +17,7 @@ An example is a dict of what the kind knows about it, a feature a dict of one in
 Data sets, columns and metrics are values of `conf/task/*.yaml`.
 """
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,14 +28,18 @@ from tokenizers import Tokenizer
 
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
-from toolkit.tasks import question_answering, text_classification
+from toolkit.tasks import embedding, question_answering, text_classification
 from toolkit.tasks.demo import generate_examples
 from toolkit.tasks.features import Example, Feature
 
 KINDS: dict[str, ModuleType] = {
+    "embedding": embedding,
     "question_answering": question_answering,
     "text_classification": text_classification,
 }
+HELD_OUT = (
+    1000  # examples of `train_file` that judge where there is no `eval_file`; at most a tenth
+)
 
 
 def kind_of(task: TaskConfig) -> Any:
@@ -66,10 +71,11 @@ def load_examples(task: TaskConfig, split: str, seed: int) -> list[Example]:
     """Read one split of a task: from local files, from the hub, or generated.
 
     Args:
-        task: `data_dir` set: the official files of that folder; null: the hub data set `path`;
-            both null: the generated reviews of `demo`.
+        task: `train_file` or `eval_file` set: that file; `data_dir` set: the official files of
+            that folder; null: the hub data set `path`; all null: the generated reviews of `demo`.
         split: `train` or `eval`.
-        seed: Chooses the generated training examples; real data ignore it.
+        seed: Chooses the generated training examples, and what is held back of a `train_file`
+            without an `eval_file`; real data ignore it otherwise.
 
     Returns:
         The examples, in the order of the source, at most `max_train_samples` or
@@ -83,14 +89,19 @@ def load_examples(task: TaskConfig, split: str, seed: int) -> list[Example]:
     check_names(task)
     kind = kind_of(task)
     limit = task.max_train_samples if split == "train" else task.max_eval_samples
-    if task.data_dir is not None:
-        examples: list[Example] = kind.read_file(Path(task.data_dir) / task.files[split], task)
+    if task.train_file is not None or task.eval_file is not None:
+        examples = _read_own(task, split, seed)
+    elif task.data_dir is not None:
+        examples = kind.read_file(Path(task.data_dir) / task.files[split], task)
     elif task.path is not None:
         examples = [kind.from_hub(row, task) for row in _read_hub(task.path, task, split, limit)]
     elif task.name == "demo":
         examples = generate_examples(split, seed, limit)
     else:
-        raise UsageError(f"task={task.name} needs task.path (a hub data set) or task.data_dir=DIR")
+        raise UsageError(
+            f"task={task.name} needs task.path (a hub data set), task.data_dir=DIR, or files of "
+            "your own: task.train_file=F task.eval_file=F"
+        )
     if not examples:
         raise InputError(f"task={task.name} has no examples in split {split!r}")
     return examples[:limit]
@@ -133,17 +144,35 @@ def evaluate(
             ignored.
 
     Returns:
-        Percentages in [0, 100], in the order of `task.metrics`.
+        Percentages in [0, 100] (correlations in [-100, 100]), in the order of `task.metrics`;
+        without those for which the data have nothing to judge by.
     """
     if len(features) != len(outputs):
         raise ValueError(f"expected {len(features)} outputs, one per feature; got {len(outputs)}")
     found = kind_of(task).score(examples, features, outputs, task)
-    return {metric: found[metric] for metric in task.metrics}
+    return {metric: found[metric] for metric in task.metrics if metric in found}
 
 
 def main_metric(task: TaskConfig) -> str:
     """Name the metric that accuracy floors and reports look at: the first of `task.metrics`."""
     return task.metrics[0]
+
+
+def _read_own(task: TaskConfig, split: str, seed: int) -> list[Example]:
+    kind = kind_of(task)
+    if split == "eval" and task.eval_file is not None:
+        examples: list[Example] = kind.read_file(Path(task.eval_file), task)
+        return examples
+    if task.train_file is None:
+        raise UsageError("task.eval_file is only judged by: name what to learn from, too, with "
+                         "task.train_file=F")  # fmt: skip
+    examples = kind.read_file(Path(task.train_file), task)
+    if task.eval_file is not None:
+        return examples
+    count = min(HELD_OUT, len(examples) // 10)
+    held_out = set(random.Random(f"held out {seed}").sample(range(len(examples)), count))
+    is_eval = split == "eval"
+    return [example for i, example in enumerate(examples) if (i in held_out) == is_eval]
 
 
 def _read_hub(path: Sequence[str], task: TaskConfig, split: str, limit: int | None) -> Any:

@@ -12,10 +12,11 @@ from support import configs
 from support.tiny import examples_of, make_model, trainer_for
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
+from toolkit.compress.distillation import distillation_loss
 from toolkit.compress.model import load_tokenizer, save_checkpoint
-from toolkit.compress.teacher import DistillationTrainer, distillation_loss, load_teacher
+from toolkit.compress.teacher import DistillationTrainer, load_teacher
 from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
-from toolkit.errors import InputError
+from toolkit.errors import InputError, UsageError
 from toolkit.tasks import demo
 
 pytestmark = pytest.mark.slow
@@ -150,9 +151,8 @@ def task(num_labels: int = 2) -> TaskConfig:
 
 
 def teacher_config(kind: TeacherKind, path: Path | None = None) -> TeacherConfig:
-    return TeacherConfig(
-        name="t", kind=kind, path=str(path) if path else None, hardness=1.0, temperature=2.0
-    )
+    none: TeacherConfig = configs.compose("train").teacher
+    return replace(none, kind=kind, path=str(path) if path else None)
 
 
 def demo_student() -> tuple[Any, PreTrainedTokenizerFast]:
@@ -187,6 +187,22 @@ def test_teacher_with_another_vocabulary(tmp_path: Path) -> None:
     config = teacher_config(TeacherKind.dense, tmp_path / "teacher")
     with pytest.raises(InputError, match="has another vocabulary"):
         load_teacher(config, student, tokenizer, task())
+
+
+def test_teachers_of_embeddings(tmp_path: Path) -> None:
+    embedding = configs.task("embedding", "max_length=16")
+    classifier, tokenizer = demo_student()
+    with pytest.raises(UsageError, match="there is nothing to learn: add teacher=self"):
+        load_teacher(teacher_config(TeacherKind.none), classifier, tokenizer, embedding)
+    dense = teacher_config(TeacherKind.dense, tmp_path / "teacher")
+    save_checkpoint(tmp_path / "teacher", classifier, tokenizer)
+    with pytest.raises(InputError, match="task=embedding needs a model without a head"):
+        load_teacher(dense, classifier, tokenizer, embedding)
+    save_checkpoint(tmp_path / "teacher", classifier.base_model, tokenizer)
+    assert load_teacher(dense, classifier.base_model, tokenizer, embedding) is not None
+    wide = make_model(hidden_size=32, vocab_size=len(tokenizer)).base_model
+    with pytest.raises(UsageError, match=r"hidden_size=32, the teacher 16.*vectors are as long"):
+        load_teacher(dense, wide, tokenizer, embedding)
 
 
 def test_a_users_own_script() -> None:

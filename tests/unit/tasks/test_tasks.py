@@ -70,7 +70,7 @@ def test_missing_and_undecodable_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"kind": "cola"}, "task.kind must be one of question_answering, text_classification; got"),
+        ({"kind": "cola"}, "task.kind must be one of embedding, question_answering, text_class"),
         ({"metrics": ["rouge"]}, "must be among accuracy, f1, mcc; got 'rouge'"),
         ({"path": None}, "task=sst2 needs task.path"),
     ],

@@ -238,7 +238,7 @@ def loss_on_labels(model: PreTrainedModel, batch: Any) -> torch.Tensor:
     Raises:
         UsageError: The batch has no labels.
     """
-    loss: torch.Tensor | None = model(**_on_device(model, batch)).loss
+    loss: torch.Tensor | None = getattr(model(**_on_device(model, batch)), "loss", None)
     if loss is None:
         raise UsageError(
             "sparsity.method=obert needs a loss on labels, which this task has not: "

@@ -1,11 +1,12 @@
 """An accuracy floor: how sparse can a model get without falling below it?"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
-from toolkit.errors import UsageError
+from toolkit.errors import GateError, UsageError
 
 
 class Verdict(Enum):
@@ -88,3 +89,22 @@ def parse_floor(text: str, metrics: Sequence[str] | None = None) -> Floor:
             f"got {found[1]!r}"
         )
     return Floor(found[1], float(found[2]))
+
+
+def check_floor(text: str, metrics: Mapping[str, float], folder: Path) -> None:
+    """Judge what a run ended with.
+
+    Args:
+        text: The floor.
+        metrics: Of the model in `folder`, in percent.
+        folder: Named in the sentence.
+
+    Raises:
+        GateError: No model met the floor, so the last one is there.
+    """
+    floor = parse_floor(text)
+    if not floor.passes(metrics[floor.metric]):
+        raise GateError(
+            f"no model met sparsity.floor={text}: the last one, with "
+            f"{metrics[floor.metric]:.2f} %, is saved in {folder}"
+        )

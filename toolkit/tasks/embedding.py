@@ -1,0 +1,187 @@
+"""Sentence embeddings: texts alone to learn from, and scored pairs of texts to be judged by.
+
+An example is a dict: `texts` (one or two str) and `score` (float, how alike two texts are, or
+None). Every text is a feature of its own. T: tokens of a text, D: features of its vector.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from toolkit.config import Pooling, TaskConfig
+from toolkit.errors import InputError, UsageError
+from toolkit.files import read_text
+from toolkit.tasks.features import Example, Feature, feature_of, unset
+
+AUTO_CLASS = "AutoModel"
+OUTPUTS = ("last_hidden_state",)
+TARGETS = ()  # no labels: what is learnt is a teacher's vector
+# Spearman's rank correlation of cosines with scores; the mean cosine with the teacher's vectors.
+METRICS = ("spearman", "similarity")
+TEACHER_VECTOR = "teacher_vector"  # (D,), what a feature carries where a teacher is at hand
+
+
+def read_file(path: Path, task: TaskConfig) -> list[Example]:
+    """Read texts, or scored pairs.
+
+    Args:
+        path: `.csv`, `.tsv` (without quoting) and `.jsonl` have columns; any other file has one
+            text per line.
+        task: Those of `text_columns` that the file has are read. `eval_file` must have two of
+            them, and `label_column`.
+
+    Raises:
+        InputError: The file is missing or damaged, naming the line.
+    """
+    content = read_text(path, f"task={task.name}")
+    rows = _rows(path, content)
+    if rows is None:
+        if str(path) == task.eval_file:
+            raise InputError(
+                f"task.eval_file={path} must hold scored pairs, in a .csv, .tsv or .jsonl file: "
+                "without them leave it out, and similarity to the teacher alone is judged"
+            )
+        texts = [line.strip() for line in content.split("\n")]
+        return [{"texts": [text], "score": None} for text in texts if text]
+    needed = 2 if str(path) == task.eval_file else 1
+    wanted = list(task.text_columns or ())
+    examples = []
+    for number, row in rows:
+        columns = [name for name in wanted if row.get(name) is not None]
+        if len(columns) < needed or len(columns) > 2:
+            raise InputError(
+                f"{path}, line {number}: expected {needed} or two of task.text_columns={wanted}; "
+                f"found the columns {list(row)}"
+            )
+        score = _score(path, number, row, task) if needed == 2 else None
+        examples.append({"texts": [str(row[name]).strip() for name in columns], "score": score})
+    return examples
+
+
+def from_hub(row: Mapping[str, Any], task: TaskConfig) -> Example:
+    """Turn a row of a hub data set into an example: `columns` `text`, `text_pair` and `label`."""
+    names = [task.columns.get(key) for key in ("text", "text_pair")]
+    label = task.columns.get("label")
+    return {
+        "texts": [str(row[name]).strip() for name in names if name is not None],
+        "score": None if label is None else float(row[label]),
+    }
+
+
+def encode(
+    examples: Sequence[Example], tokenizer: Tokenizer, task: TaskConfig, training: bool
+) -> list[Feature]:
+    """Encode one feature per text, cut at `task.max_length` tokens; those of a pair in a row."""
+    tokenizer = unset(tokenizer)
+    tokenizer.enable_truncation(task.max_length)
+    numbered = [(i, text) for i, example in enumerate(examples) for text in example["texts"]]
+    encodings = tokenizer.encode_batch([text for _, text in numbered])
+    return [feature_of(encoding, i) for (i, _), encoding in zip(numbered, encodings, strict=True)]
+
+
+def score(
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+    outputs: Sequence[NDArray[Any]],
+    task: TaskConfig,
+) -> dict[str, float]:
+    """Judge hidden states (at least T, D), as far as there are scores or the teacher's vectors.
+
+    Raises:
+        UsageError: There are neither.
+    """
+    vectors = [
+        pool(output, len(feature["input_ids"]), task.pooling)
+        for feature, output in zip(features, outputs, strict=True)
+    ]
+    found = {}
+    if all(example["score"] is not None for example in examples):
+        of_example = defaultdict(list)
+        for feature, vector in zip(features, vectors, strict=True):
+            of_example[feature["example_index"]].append(vector)
+        cosines = [cosine(*of_example[i]) for i in range(len(examples))]
+        found["spearman"] = 100.0 * spearman(
+            np.array(cosines), np.array([example["score"] for example in examples])
+        )
+    if all(TEACHER_VECTOR in feature for feature in features):
+        theirs = [feature[TEACHER_VECTOR] for feature in features]
+        found["similarity"] = 100.0 * float(np.mean(list(map(cosine, vectors, theirs))))
+    if not found:
+        raise UsageError(
+            f"task={task.name} judges an embedding alone by scored pairs: name a file of them with "
+            "task.eval_file=F"
+        )
+    return found
+
+
+def pool(hidden: NDArray[Any], length: int, pooling: Pooling | None) -> NDArray[Any]:
+    """Make one vector (D,) of a text's hidden states (at least `length`, D)."""
+    return np.asarray(hidden[0] if pooling is Pooling.cls else hidden[:length].mean(axis=0))
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Return the cosine of two vectors (D,), in [-1, 1]; 0 where one is all zeros."""
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size > 0 else 0.0
+
+
+def spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Return the correlation of ranks, equal values sharing theirs; 0 where one is constant.
+
+    Args:
+        a: (N,)
+        b: (N,)
+
+    Source: Spearman 1904, with the usual mean ranks of ties.
+    """
+    ranks = []
+    for values in (a, b):
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])
+        if len(counts) == 1:
+            return 0.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]] | None:
+    """Read the rows of a file with columns, each with its line; None for lines of text."""
+    if path.suffix == ".csv":
+        return _csv_rows(content)
+    if path.suffix == ".tsv":
+        return _csv_rows(content, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _json_rows(path, content) if path.suffix == ".jsonl" else None
+
+
+def _csv_rows(content: str, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(content.split("\n"), **form)
+    return ((reader.line_num, row) for row in reader)
+
+
+def _json_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: expected a JSON object; found {row!r}")
+            yield number, row
+
+
+def _score(path: Path, number: int, row: dict[str, Any], task: TaskConfig) -> float:
+    found = row.get(task.label_column or "")
+    try:
+        return float(found)  # type: ignore[arg-type]  # None and others are refused below
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{path}, line {number}: expected a number in task.label_column="
+            f"{task.label_column}; found {found!r} among the columns {list(row)}"
+        ) from None

@@ -95,7 +95,7 @@ class DepthConfig:
 
 @dataclass(kw_only=True)
 class SparsityConfig:
-    """Gradual magnitude pruning of the encoder's linear weights.
+    """Pruning of the encoder: gradual, of single weights; before it, of whole heads and neurons.
 
     Attributes:
         name: Short name used in records and reports.
@@ -107,6 +107,11 @@ class SparsityConfig:
         update_frequency: Epochs between two mask updates, > 0.
         block_shape: [rows, columns] of the blocks that are kept or dropped together; [1, 1] is
             unstructured, [1, 4] four consecutive weights along the input dimension.
+        target_speedup: Structured pruning: heads and neurons are removed until the engine runs the
+            model so many times as fast as it does after `depth`, > 1; null removes none.
+        target_latency_ms: The same, until a call takes so long, > 0; one of the two at most.
+        calibration_samples: Training texts by which heads and neurons are chosen and what remains
+            is fitted, without their labels.
     """
 
     name: str
@@ -116,6 +121,14 @@ class SparsityConfig:
     end_epoch: float
     update_frequency: float
     block_shape: list[int]
+    target_speedup: float | None
+    target_latency_ms: float | None
+    calibration_samples: int
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether heads and neurons are removed."""
+        return self.target_speedup is not None or self.target_latency_ms is not None
 
     def __post_init__(self) -> None:
         for field in ("initial_sparsity", "final_sparsity"):
@@ -138,6 +151,18 @@ class SparsityConfig:
                 "sparsity.block_shape must be [rows, columns], both >= 1, such as [1,4]; "
                 f"got {list(self.block_shape)}"
             )
+        if self.target_speedup is not None and self.target_latency_ms is not None:
+            raise ValueError(
+                "sparsity.target_speedup and sparsity.target_latency_ms are two ways to say the "
+                "same: set one of them"
+            )
+        if self.target_speedup is not None and self.target_speedup <= 1:
+            raise ValueError(f"sparsity.target_speedup must be > 1; got {self.target_speedup}")
+        if self.target_latency_ms is not None and self.target_latency_ms <= 0:
+            raise ValueError(
+                f"sparsity.target_latency_ms must be > 0; got {self.target_latency_ms}"
+            )
+        _check_at_least("sparsity.calibration_samples", self.calibration_samples, 1)
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ is unfinished `trainer/`, from which `resume=true` continues.
 """
 
 import shutil
+from inspect import signature
 from pathlib import Path
 
 from transformers import TrainerCallback, set_seed
@@ -21,6 +22,7 @@ from toolkit.compress.trainer import load_data, make_trainer, predict, training_
 from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import GateError, UsageError
 from toolkit.files import size_of
+from toolkit.measure.structured import describe, keep_shrunk, kept_shrunk, shrink_to_target
 from toolkit.record import new_record, read_record, write_record
 from toolkit.tasks import check_names, main_metric
 
@@ -54,16 +56,29 @@ def train(config: TrainRoot) -> None:
     teacher = load_teacher(config.teacher, model, tokenizer, config.task)
     drop_layers(model, kept_layers(len(encoder_layers(model)), config.depth))
     data = load_data(config, tokenizer)
+    if config.sparsity.is_structured:
+        shrunk = output / "trainer" / "shrunk"
+        if config.resume and (shrunk / "structured.json").is_file():
+            model, record["structured"] = kept_shrunk(shrunk)
+        else:
+            record["structured"] = shrink_to_target(config, model, data.train)
+            with explain_full_disk(output):
+                keep_shrunk(shrunk, model, tokenizer, record["structured"])
+    is_trained = arguments.max_steps > 0 or arguments.num_train_epochs > 0
     stop = StopOnSignal()
     callbacks: list[TrainerCallback] = [stop]
     if config.sparsity.final_sparsity > 0:
-        schedule = {name: value for name, value in vars(config.sparsity).items() if name != "name"}
+        if not is_trained:
+            raise UsageError("sparsity.final_sparsity prunes while training: train some epochs")
+        names = signature(SparsificationCallback).parameters
+        schedule = {name: value for name, value in vars(config.sparsity).items() if name in names}
         callbacks.append(SparsificationCallback(**schedule))
     trainer = make_trainer(config, arguments, model, teacher, tokenizer, data, callbacks)
     with explain_full_disk(output):
         checkpoint = prepare(config, output)
         with stop:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            if is_trained:
+                trainer.train(resume_from_checkpoint=checkpoint)
         metrics = predict(config, trainer, data)
         if trainer.is_world_process_zero():
             save_checkpoint(output / "checkpoint", model, tokenizer)
@@ -99,6 +114,8 @@ def finish(config: TrainRoot, output: Path) -> None:
         f"{output / 'checkpoint'}: {record['model']['layers']} layers, {100 * zeros:.1f} % of the "
         f"encoder's weights are zero; {scores} on {record['metrics']['num_examples']} examples"
     )
+    if "structured" in record:
+        print(describe(record["structured"]))
     if Verb.export in config.then and not (output / "export" / "export.json").is_file():
         from toolkit.export import export
 

@@ -57,6 +57,9 @@ class SparsificationCallback(TrainerCallback):
             end_epoch=end_epoch,
             update_frequency=update_frequency,
             block_shape=list(block_shape),
+            target_speedup=None,  # structured pruning comes before training
+            target_latency_ms=None,
+            calibration_samples=1,
         )
         self.masks: dict[str, torch.Tensor] = {}  # True where kept; empty before the first step
 

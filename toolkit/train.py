@@ -49,6 +49,9 @@ def train(config: TrainRoot) -> None:
         return
     record = new_record("train", config)
     arguments = training_arguments(config, output)
+    is_trained = arguments.max_steps > 0 or arguments.num_train_epochs > 0
+    if config.sparsity.final_sparsity > 0 and not is_trained:
+        raise UsageError("sparsity.final_sparsity prunes while training: train some epochs")
     set_seed(config.seed)  # for new weights
 
     tokenizer = load_tokenizer(config.model)
@@ -64,12 +67,9 @@ def train(config: TrainRoot) -> None:
             record["structured"] = shrink_to_target(config, model, data.train)
             with explain_full_disk(output):
                 keep_shrunk(shrunk, model, tokenizer, record["structured"])
-    is_trained = arguments.max_steps > 0 or arguments.num_train_epochs > 0
     stop = StopOnSignal()
     callbacks: list[TrainerCallback] = [stop]
     if config.sparsity.final_sparsity > 0:
-        if not is_trained:
-            raise UsageError("sparsity.final_sparsity prunes while training: train some epochs")
         names = signature(SparsificationCallback).parameters
         schedule = {name: value for name, value in vars(config.sparsity).items() if name in names}
         callbacks.append(SparsificationCallback(**schedule))

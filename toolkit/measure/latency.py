@@ -54,12 +54,12 @@ class CostTable:
     def attention_ms(self, heads: Sequence[int], is_last: bool) -> list[float]:
         """Return what these numbers of heads cost in one layer, between the points on lines."""
         share = self.last_heads if is_last else 1.0
-        return (share * np.interp(heads, self.heads, self.heads_ms)).tolist()
+        return [share * float(ms) for ms in np.interp(heads, self.heads, self.heads_ms)]
 
     def feed_forward_ms(self, neurons: Sequence[int], is_last: bool) -> list[float]:
         """Return what these numbers of neurons cost in one layer."""
         share = self.last_neurons if is_last else 1.0
-        return (share * np.interp(neurons, self.neurons, self.neurons_ms)).tolist()
+        return [share * float(ms) for ms in np.interp(neurons, self.neurons, self.neurons_ms)]
 
     def model_ms(self, widths: Widths) -> float:
         """Predict the time of a whole model, [heads, neurons] per layer."""
@@ -107,21 +107,18 @@ def latency_meter(config: TrainRoot, onnx: Path) -> Iterator[LatencyMeter]:
 def cut(layer: Layer, heads: int, neurons: int) -> Layer:
     """Keep the first heads and neurons of a layer; its weights are views of the whole ones."""
     rows = len(layer.query.bias) // layer.num_heads * heads
-    first_rows = {
-        name: Linear(name, part.weight[:count], part.bias[:count])
-        for name, count in (
-            ("query", rows),
-            ("key", rows),
-            ("value", rows),
-            ("intermediate", neurons),
-        )
-        for part in [getattr(layer, name)]
-    }
+
+    def first(part: Linear, count: int) -> Linear:
+        return Linear(part.name, part.weight[:count], part.bias[:count])
+
     attention_output, output = layer.attention_output, layer.output
     return replace(
         layer,
-        **first_rows,
+        query=first(layer.query, rows),
+        key=first(layer.key, rows),
+        value=first(layer.value, rows),
         attention_output=replace(attention_output, weight=attention_output.weight[:, :rows]),
+        intermediate=first(layer.intermediate, neurons),
         output=replace(output, weight=output.weight[:, :neurons]),
         num_heads=heads,
     )
@@ -178,12 +175,11 @@ def _table(state: dict[str, Any], *, multiple: int) -> dict[str, Any]:
     plan, engine = state["plan"], state["engine"]
     whole = [[layer.num_heads, len(layer.intermediate.bias)] for layer in plan.layers]
     most = [max(column) for column in zip(*whole, strict=True)]
+    wide = max(plan.layers, key=lambda layer: layer.num_heads)
+    attention = ("query", "key", "value", "attention_output", "num_heads")
     widest = replace(
         max(plan.layers, key=lambda layer: len(layer.intermediate.bias)),
-        **{
-            name: getattr(max(plan.layers, key=lambda layer: layer.num_heads), name)
-            for name in ("query", "key", "value", "attention_output", "num_heads")
-        },
+        **{name: getattr(wide, name) for name in attention},
     )
     heads = grid_of(most[0], 1, HEAD_POINTS)
     neurons = grid_of(most[1], min(multiple, most[1]), NEURON_POINTS)

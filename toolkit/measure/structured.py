@@ -79,7 +79,8 @@ def shrink_to_target(
             )
             assert kept is not None  # `budget_ms` has checked that
             shrink(model, kept)
-            repair(model, original.to(model.device), batches)
+            original.to(model.device)  # type: ignore[arg-type]  # decorated without its types
+            repair(model, original, batches)
             after = widths_of(model)
             measured = meter.compare(before, after)
     predicted = [table.model_ms(widths) for widths in (before, after)]

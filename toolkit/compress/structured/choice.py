@@ -27,15 +27,15 @@ def choose(
     steps = [np.ceil(np.asarray(cost) / budget * BUCKETS - 1e-9).astype(int) for cost in costs]
     for cost, error in zip(steps, errors, strict=True):
         options = np.full((len(cost), BUCKETS + 1), np.inf)
-        for option, (buckets, value) in enumerate(zip(cost, np.asarray(error), strict=True)):
-            if buckets <= BUCKETS:
-                options[option, buckets:] = best[: BUCKETS + 1 - buckets] + value
+        for option, (part, value) in enumerate(zip(cost, np.asarray(error), strict=True)):
+            if part <= BUCKETS:
+                options[option, part:] = best[: BUCKETS + 1 - part] + value
         taken.append(options.argmin(axis=0))
         best = options.min(axis=0)
     if not np.isfinite(best[BUCKETS]):
         return None
     left, chosen = BUCKETS, []
-    for option, cost in zip(reversed(taken), reversed(steps), strict=True):
+    for option, buckets in zip(reversed(taken), reversed(steps), strict=True):
         chosen.append(int(option[left]))
-        left -= cost[chosen[-1]]
+        left -= int(buckets[chosen[-1]])
     return chosen[::-1]

@@ -151,6 +151,11 @@ class SparsityConfig:
                 "sparsity.block_shape must be [rows, columns], both >= 1, such as [1,4]; "
                 f"got {list(self.block_shape)}"
             )
+        if self.name == "structured" and not self.is_structured:
+            raise ValueError(
+                "sparsity=structured needs a target: sparsity.target_speedup=3, or "
+                "sparsity.target_latency_ms=5"
+            )
         if self.target_speedup is not None and self.target_latency_ms is not None:
             raise ValueError(
                 "sparsity.target_speedup and sparsity.target_latency_ms are two ways to say the "

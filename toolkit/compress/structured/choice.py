@@ -25,9 +25,9 @@ def choose(
     best = np.zeros(BUCKETS + 1)  # smallest error with the modules so far within so many buckets
     taken: list[NDArray[np.intp]] = []
     steps = [np.ceil(np.asarray(cost) / budget * BUCKETS - 1e-9).astype(int) for cost in costs]
-    for cost, error in zip(steps, errors, strict=True):
-        options = np.full((len(cost), BUCKETS + 1), np.inf)
-        for option, (part, value) in enumerate(zip(cost, np.asarray(error), strict=True)):
+    for buckets, error in zip(steps, errors, strict=True):
+        options = np.full((len(buckets), BUCKETS + 1), np.inf)
+        for option, (part, value) in enumerate(zip(buckets, np.asarray(error), strict=True)):
             if part <= BUCKETS:
                 options[option, part:] = best[: BUCKETS + 1 - part] + value
         taken.append(options.argmin(axis=0))
@@ -35,7 +35,7 @@ def choose(
     if not np.isfinite(best[BUCKETS]):
         return None
     left, chosen = BUCKETS, []
-    for option, buckets in zip(reversed(taken), reversed(steps), strict=True):
-        chosen.append(int(option[left]))
+    for best_option, buckets in zip(reversed(taken), reversed(steps), strict=True):
+        chosen.append(int(best_option[left]))
         left -= int(buckets[chosen[-1]])
     return chosen[::-1]

@@ -73,19 +73,23 @@ cdef class Encoder:
         layer.attention_norm = norm(parts.attention_norm, hidden)
         layer.output_norm = norm(parts.output_norm, hidden)
         layer.num_heads = parts.num_heads
-        if layer.num_heads < 1 or hidden % layer.num_heads:
-            raise ValueError(f"num_heads must divide {hidden} features; got {layer.num_heads}")
-        layer.head_size = hidden // layer.num_heads
+        # all heads together may be narrower than the hidden state, whose tiles their context shares
+        cdef int context = attention_output.k
+        if layer.num_heads < 1 or context % layer.num_heads:
+            raise ValueError(f"num_heads must divide {context} features; got {layer.num_heads}")
+        layer.head_size = context // layer.num_heads
         if parts.activation == "gelu":
             layer.activation = self.encoder.kernels.f32_gelu
         elif parts.activation == "gelu_tanh":
             layer.activation = self.encoder.kernels.f32_gelu_tanh
         else:
             layer.activation = self.encoder.kernels.f32_relu
-        if (qkv.rows != 3 * hidden or output.k != intermediate.rows
-                or not (qkv.k == attention_output.k == intermediate.k == hidden)
+        if (output.k != intermediate.rows or not (qkv.k == intermediate.k == hidden)
                 or not (attention_output.rows == output.rows == hidden)):
             raise ValueError(f"the weights of a layer must take and give {hidden} features")
+        if qkv.rows != 3 * context or context > hidden:
+            raise ValueError(f"query, key and value must give as many features as attention's output takes, at most "
+                             f"{hidden}; got {qkv.rows} together, {context} taken")
         if qkv.panel_rows % (3 * layer.head_size) or qkv.rows % qkv.panel_rows:
             raise ValueError("the panels of qkv must be equal and hold whole heads")
         # a chunk of the feed-forward layer is one k-block of `output` and must be whole panels of `intermediate`

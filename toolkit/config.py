@@ -212,7 +212,8 @@ class FisherOptions:
 
 @dataclass(kw_only=True)
 class SparsityConfig:
-    """Pruning of the encoder's linear weights: by which rule, in which pattern, and when.
+    """Pruning of the encoder: of single weights, by which rule, in which pattern, and when; before
+    it, of whole heads and neurons.
 
     Attributes:
         name: Short name used in records and reports.
@@ -240,10 +241,13 @@ class SparsityConfig:
             Trainer.
         floor: What every evaluation shall fulfil, such as `accuracy>=86` (percent); see
             `toolkit.compress.sparsity.floor`. Null sets none.
-        num_calibration: Training examples that `schedule=once` looks at, >= 1 (`obert` looks at
-            those of `fisher`).
+        num_calibration: Training examples that `schedule=once` and structured pruning look at,
+            >= 1 (`obert` looks at those of `fisher`).
         movement: Of `method=movement` and `soft_movement`.
         fisher: Of `method=obert`.
+        target_speedup: Structured pruning: heads and neurons are removed until the engine runs the
+            model so many times as fast as it does after `depth`, > 1; null removes none.
+        target_latency_ms: The same, until a call takes so long, > 0; one of the two at most.
     """
 
     name: str
@@ -264,6 +268,8 @@ class SparsityConfig:
     num_calibration: int
     movement: MovementOptions
     fisher: FisherOptions
+    target_speedup: float | None
+    target_latency_ms: float | None
 
     def __post_init__(self) -> None:
         for value in (self.initial_sparsity or 0.0, self.final_sparsity):
@@ -286,6 +292,7 @@ class SparsityConfig:
         _check_at_least("sparsity.num_calibration", self.num_calibration, 1)
         self._check_pattern()
         self._check_combination()
+        self._check_structured()
 
     def _check_pattern(self) -> None:
         if len(self.block_shape) != 2 or min(self.block_shape) < 1:
@@ -352,10 +359,33 @@ class SparsityConfig:
                 "the layers compete: choose one"
             )
 
+    def _check_structured(self) -> None:
+        if self.name == "structured" and not self.is_structured:
+            raise ValueError(
+                "sparsity=structured needs a target: sparsity.target_speedup=3, or "
+                "sparsity.target_latency_ms=5"
+            )
+        if self.target_speedup is not None and self.target_latency_ms is not None:
+            raise ValueError(
+                "sparsity.target_speedup and sparsity.target_latency_ms are two ways to say the "
+                "same: set one of them"
+            )
+        if self.target_speedup is not None and self.target_speedup <= 1:
+            raise ValueError(f"sparsity.target_speedup must be > 1; got {self.target_speedup}")
+        if self.target_latency_ms is not None and self.target_latency_ms <= 0:
+            raise ValueError(
+                f"sparsity.target_latency_ms must be > 0; got {self.target_latency_ms}"
+            )
+
     @property
     def is_on(self) -> bool:
         """Whether weights are pruned, or zeros of the starting weights kept."""
         return self.final_sparsity > 0 or self.schedule is Schedule.locked
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether heads and neurons are removed."""
+        return self.target_speedup is not None or self.target_latency_ms is not None
 
 
 @dataclass(kw_only=True)

@@ -172,6 +172,11 @@ def schema_violation(record: Any) -> str | None:
     return f"{field}: {message}"
 
 
+def metrics_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Leave out what a record says beside its metrics: the task, and how many examples."""
+    return {name: metrics[name] for name in metrics if name not in ("task", "num_examples")}
+
+
 def plain(value: Any) -> Any:
     """Turn enums into their values, paths into strings and tuples into lists, all the way down."""
     if isinstance(value, dict):

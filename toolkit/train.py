@@ -4,7 +4,6 @@ A run directory holds `checkpoint/` (a plain Hugging Face folder), `record.json`
 is unfinished `trainer/`, from which `resume=true` continues.
 """
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,26 +13,34 @@ from toolkit.bench import check_options
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
-from toolkit.compress.resume import explain_full_disk, is_finished, is_first_process, prepare
+from toolkit.compress.resume import (
+    clean_up,
+    explain_full_disk,
+    is_finished,
+    is_first_process,
+    prepare,
+)
 from toolkit.compress.sparsity.calibration import prune_before_training
 from toolkit.compress.sparsity.callback import SparsificationCallback
-from toolkit.compress.sparsity.floor import check_floor
 from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.teacher import DistillationTrainer, load_teacher, map_layers
 from toolkit.compress.trainer import (
     calibration_batches,
+    check_gates,
     check_training,
     describe_training,
     is_training,
     load_data,
     make_trainer,
     predict,
+    prunes_once,
     training_arguments,
 )
-from toolkit.config import BenchRoot, ExportRoot, Schedule, TrainRoot, Verb, narrow
-from toolkit.errors import GateError, UsageError
+from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
+from toolkit.errors import UsageError
 from toolkit.files import size_of
-from toolkit.record import new_record, plain, read_record, write_record
+from toolkit.measure.structured import describe, shrink_or_resume
+from toolkit.record import metrics_of, new_record, plain, read_record, write_record
 from toolkit.tasks import check_names
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
@@ -45,7 +52,7 @@ def train(config: TrainRoot) -> None:
     Raises:
         InputError: Data, checkpoint or teacher cannot be read, or the disk is full.
         UsageError: The options contradict each other or what the run directory holds.
-        GateError: The main metric is below `min_accuracy`; everything has been saved.
+        GateError: A metric is below its floor; everything has been saved.
     """
     output = Path(config.output_dir)
     check_names(config.task)
@@ -72,17 +79,20 @@ def train(config: TrainRoot) -> None:
         layer_map = map_layers(config.teacher, num_layers, keep, len(encoder_layers(teacher)))
     drop_layers(model, keep)
     data = load_data(config, tokenizer, teacher)
+    if config.sparsity.is_structured:
+        with explain_full_disk(output):
+            model, record["structured"] = shrink_or_resume(config, model, tokenizer, data.train)
     stop = StopOnSignal()
     callbacks: list[TrainerCallback] = [stop]
     if config.sparsity.is_on:
-        pruning = SparsificationCallback(
-            **plain(asdict(config.sparsity)), evaluate=lambda: predict(config, trainer, data)
+        options = plain(asdict(config.sparsity))
+        callbacks.append(
+            SparsificationCallback(**options, evaluate=lambda: predict(config, trainer, data))
         )
-        callbacks.append(pruning)
     trainer = make_trainer(config, arguments, model, teacher, layer_map, tokenizer, data, callbacks)
     with explain_full_disk(output):
         checkpoint = prepare(config, output)
-        if config.sparsity.schedule is Schedule.once and checkpoint is None:
+        if prunes_once(config) and checkpoint is None:
             prune_before_training(model, config.sparsity, *calibration_batches(config, trainer))
         if is_training(config):
             with stop:
@@ -93,39 +103,27 @@ def train(config: TrainRoot) -> None:
 
     if trainer.is_world_process_zero():
         record["model"] = describe_checkpoint(config.model.name, model)
-        record["metrics"] = {
-            "task": config.task.name,
-            "num_examples": len(data.examples),
-            **metrics,
-        }
-        if is_training(config):
-            record["training"] = describe_training(trainer)
+        about = {"task": config.task.name, "num_examples": len(data.examples)}
+        record["metrics"] = about | metrics
+        record["training"] = describe_training(trainer)
         record["size_bytes"] = {"checkpoint": size_of(output / "checkpoint")}
         write_record(output / "record.json", record)
-        if (output / "trainer" / "runs").is_dir():  # what trainer.report_to=tensorboard wrote
-            (output / "trainer" / "runs").rename(output / "tensorboard")
-        shutil.rmtree(output / "trainer")  # the optimizer's state is twice the model's size
+        clean_up(output)
         finish(config, output)
 
 
 def finish(config: TrainRoot, output: Path) -> None:
-    """Say what came out, run the verbs of `then` that have not run yet, check the floor.
-
-    Raises:
-        GateError: The main metric is below `min_accuracy`.
-    """
+    """Say what came out, run the verbs of `then` that have not run yet, check the floors."""
     record = read_record(output)
-    metrics = {
-        name: value
-        for name, value in record["metrics"].items()
-        if name not in ("task", "num_examples")
-    }
+    metrics = metrics_of(record["metrics"])
     scores = ", ".join(f"{name} {value:.2f} %" for name, value in metrics.items())
     zeros = record["model"]["sparsity"]["encoder"]
     print(
         f"{output / 'checkpoint'}: {record['model']['layers']} layers, {100 * zeros:.1f} % of the "
         f"encoder's weights are zero; {scores} on {record['metrics']['num_examples']} examples"
     )
+    if "structured" in record:
+        print(describe(record["structured"]))
     if Verb.export in config.then and not (output / "export" / "export.json").is_file():
         from toolkit.export import export
 
@@ -141,14 +139,7 @@ def finish(config: TrainRoot, output: Path) -> None:
         from toolkit.bench import bench
 
         bench(bench_of(config, output))
-    if config.sparsity.floor is not None:
-        check_floor(config.sparsity.floor, metrics, output)
-    metric = next(iter(metrics))  # the main one
-    if config.min_accuracy is not None and metrics[metric] < config.min_accuracy:
-        raise GateError(
-            f"{metric} is {metrics[metric]:.2f} %, below min_accuracy={config.min_accuracy:g} %; "
-            f"the run is saved in {output}"
-        )
+    check_gates(config, metrics, output)
 
 
 def bench_of(config: TrainRoot, output: Path) -> BenchRoot:

@@ -22,6 +22,7 @@ GROUPS = sorted(folder.name for folder in CONF.iterdir() if any(folder.glob("*.y
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml"))
 # What these options ask of the user.
 NEEDED = {"model=local": ["model.path=x"], "teacher=dense": ["teacher.path=x"]}
+NEEDED["sparsity=structured"] = ["sparsity.target_speedup=2"]
 
 
 def group_type(root: type, group: str) -> Any:
@@ -198,6 +199,9 @@ def test_recipes_are_the_published_ones(layers: int) -> None:
         ("train", ["model=local"], "train needs model.path: give model.path=VALUE"),
         ("train", ["teacher=dense"], "teacher=dense needs teacher.path=DIR"),
         ("train", ["sparsity.final_sparsity=1.5"], "final_sparsity must be in [0, 1); got 1.5"),
+        ("train", ["sparsity=structured"], "needs a target: sparsity.target_speedup=3, or"),
+        ("train", ["sparsity.target_speedup=1"], "target_speedup must be > 1; got 1"),
+        ("train", ["sparsity.target_latency_ms=0"], "target_latency_ms must be > 0; got 0"),
         ("report", [], "report needs paths"),
     ],
 )

@@ -31,6 +31,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "distilbert": {"num_types": 0, "inputs": ("input_ids", "attention_mask")},
     "no_mask": {"inputs": ("input_ids",), "num_types": 0},
     "classifier": {"first_token_only": True},
+    "shrunk": {"widths": ((2, 30), (1, 208)), "sparsity": 0.0},
+    "shrunk_classifier": {"widths": ((1, 16), (3, 200), (2, 7)), "first_token_only": True},
 }  # fmt: skip
 
 
@@ -47,6 +49,7 @@ def make_plan(
     padding_id: int | None = None,
     embedding_size: int | None = None,
     first_token_only: bool = False,
+    widths: tuple[tuple[int, int], ...] | None = None,
     inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids"),
     seed: int = 0,
 ) -> Plan:
@@ -57,6 +60,7 @@ def make_plan(
         embedding_size: Width of the embeddings where a projection follows (ELECTRA).
         first_token_only: A classifier on token 0 (output `logits`); otherwise the outputs are
             `hidden` and a head of every token, `scores`.
+        widths: Heads and inner features of every layer, where some of `heads` are removed.
     """
     rng = np.random.default_rng(seed)
 
@@ -71,17 +75,21 @@ def make_plan(
     def norm(size: int) -> LayerNorm:
         return LayerNorm(1.0 + array(size, scale=0.1), array(size, scale=0.1), 1e-5)
 
+    widths = widths or ((heads, inner),) * num_layers
+
     def layer(i: int) -> Layer:
+        num_heads, inner = widths[i]
+        context = hidden // heads * num_heads
         return Layer(
-            query=linear(f"layers.{i}.query", hidden, hidden),
-            key=linear(f"layers.{i}.key", hidden, hidden),
-            value=linear(f"layers.{i}.value", hidden, hidden),
-            attention_output=linear(f"layers.{i}.attention_output", hidden, hidden),
+            query=linear(f"layers.{i}.query", context, hidden),
+            key=linear(f"layers.{i}.key", context, hidden),
+            value=linear(f"layers.{i}.value", context, hidden),
+            attention_output=linear(f"layers.{i}.attention_output", hidden, context),
             attention_norm=norm(hidden),
             intermediate=linear(f"layers.{i}.intermediate", inner, hidden),
             output=linear(f"layers.{i}.output", hidden, inner),
             output_norm=norm(hidden),
-            num_heads=heads,
+            num_heads=num_heads,
             scale=1.0 / math.sqrt(hidden // heads),
             activation=activation,
         )
@@ -101,7 +109,7 @@ def make_plan(
         inputs=list(inputs),
         outputs=outputs,
         embeddings=embeddings,
-        layers=[layer(i) for i in range(num_layers)],
+        layers=[layer(i) for i in range(len(widths))],
         hidden="hidden",
         first_token_only=first_token_only,
         tail=tail,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +15,16 @@ from support.configs import TINY, compose
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from toolkit.bench import bench
-from toolkit.compress.model import load_model, load_tokenizer
+from toolkit.compress.model import load_checkpoint, load_model, load_tokenizer
 from toolkit.compress.resume import explain_full_disk, last_checkpoint
 from toolkit.compress.sparsity.callback import MASKS_FILE
 from toolkit.compress.sparsity.weights import prunable_weights
+from toolkit.compress.structured.widths import widths_of
 from toolkit.compress.trainer import load_data, make_trainer, predict, training_arguments
 from toolkit.config import BenchRoot, ExportRoot, TrainRoot, narrow
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.export import export
+from toolkit.measure.latency import CostTable
 from toolkit.record import read_record
 from toolkit.tasks.demo import generate_examples
 from toolkit.train import train
@@ -207,6 +210,97 @@ def test_question_answering(tmp_path: Path) -> None:
         assert entry["metrics"] == metrics
 
 
+STRUCTURED = (
+    "sparsity=structured",
+    "sparsity.target_speedup=1.3",
+    "sparsity.num_calibration=32",
+    "bench.batch_size=4",
+    "bench.seq_len=16",
+)
+
+
+@pytest.fixture
+def _fixed_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times that do not depend on the machine: of so small a model they are noise."""
+
+    class Meter:
+        def table(self, multiple: int) -> CostTable:
+            return CostTable(1.0, [1, 2], [2.0, 4.0], [multiple, 64], [2.0, 8.0], 1.0, 1.0)
+
+        def compare(self, *models: Any) -> list[float]:
+            return [self.table(16).model_ms(widths) for widths in models]
+
+    monkeypatch.setattr("toolkit.measure.structured.latency_meter", lambda *_: nullcontext(Meter()))
+
+
+@pytest.mark.usefixtures("_fixed_costs")
+def test_structured(tmp_path: Path, teacher: Path) -> None:
+    """Without training; exported, where all engines agree; then trained, pruned, depth dropped."""
+    start = ("model.weights=pretrained", f"model.path={teacher / 'checkpoint'}", *STRUCTURED)
+    untrained = ("trainer.num_train_epochs=0", "then=[export]")
+    train(configure(tmp_path / "once", *start, *untrained))
+    record = read_record(tmp_path / "once")
+    facts = record["structured"]
+    assert facts["predicted"]["speedup"] >= 1.3
+    assert facts["layer_widths"]["before"] == [[2, 64], [2, 64]]
+    widths = facts["layer_widths"]["after"]
+    assert widths != facts["layer_widths"]["before"]
+    assert all(1 <= heads <= 2 and 16 <= neurons <= 64 for heads, neurons in widths)
+    assert json.loads((tmp_path / "once/export/config.json").read_text())["layer_widths"] == widths
+    parity = json.loads((tmp_path / "once/export/export.json").read_text())["parity"]
+    assert max(parity["max_difference"].values()) < 1e-4
+
+    shrunk = ("model.weights=pretrained", f"model.path={tmp_path / 'once' / 'checkpoint'}")
+    again = ("teacher=self", "depth.keep=[1]", *PRUNED)
+    train(configure(tmp_path / "again", *shrunk, *again))
+    model = load_checkpoint(tmp_path / "again" / "checkpoint")
+    assert widths_of(model) == [widths[1]]
+    sparsity = read_record(tmp_path / "again")["model"]["sparsity"]["encoder"]
+    assert sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.usefixtures("_fixed_costs")
+def test_structured_then_interrupted(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was chosen is kept, since times measured again would choose otherwise."""
+    path = f"model.path={teacher / 'checkpoint'}"
+    overrides = (
+        "model.weights=pretrained",
+        path,
+        *STRUCTURED,
+        *PRUNED[1:],
+        "sparsity.final_sparsity=0.5",
+    )
+    with monkeypatch.context() as broken:
+        broken.setattr("toolkit.train.predict", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(configure(tmp_path, *overrides))
+    widths = widths_of(load_checkpoint(tmp_path / "trainer" / "shrunk"))
+    monkeypatch.setattr("toolkit.measure.structured.shrink_to_target", lambda *_: 1 / 0)
+    train(configure(tmp_path, *overrides, "resume=true"))
+    record = read_record(tmp_path)
+    assert record["structured"]["layer_widths"]["after"] == widths
+    assert widths_of(load_checkpoint(tmp_path / "checkpoint")) == widths
+    assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.5, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("sparsity.target_speedup=50",), "target_speedup=50 cannot be reached: with one head and"),
+        (("bench.seq_len=4096",), "bench.seq_len must be at most"),
+        (("trainer.num_train_epochs=0", "sparsity.final_sparsity=0.5"), "nothing is trained"),
+    ],
+)
+@pytest.mark.usefixtures("_fixed_costs")
+def test_structured_that_cannot_be(
+    tmp_path: Path, overrides: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        train(configure(tmp_path, *STRUCTURED, *overrides))
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU, which takes bf16 anyway")
 def test_bf16_on_a_cpu(tmp_path: Path) -> None:
     overrides = [word for word in TINY if not word.startswith("trainer.use_cpu")]
@@ -287,7 +381,7 @@ def test_pruning_without_training(tmp_path: Path) -> None:
     record = read_record(tmp_path / "once")
     assert record["model"]["sparsity"]["encoder"] == 0.5
     assert record["metrics"]["num_examples"] == 16
-    assert "training" not in record
+    assert record["training"] == {"precision": "fp32", "samples_per_s": None, "log": []}
     train(replace(config, resume=True))  # a finished run like any other
 
 

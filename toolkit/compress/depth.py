@@ -84,5 +84,7 @@ def drop_layers(model: PreTrainedModel, keep: list[int]) -> PreTrainedModel:
     for new, old in enumerate(keep):  # ascending, so none is overwritten before it has moved
         layers[new] = layers[old]
     del layers[len(keep) :]
+    if (widths := getattr(model.config, "layer_widths", None)) is not None:
+        model.config.layer_widths = [widths[layer] for layer in keep]
     model.config.num_hidden_layers = len(keep)  # DistilBERT maps this name to its n_layers
     return model

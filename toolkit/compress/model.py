@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from toolkit.compress.structured.widths import resize
 from toolkit.config import ModelConfig, TaskConfig, Weights
 from toolkit.errors import InputError, UsageError
 from toolkit.families import FAMILIES, inputs_of, longest_text
@@ -89,11 +90,15 @@ def load_model(
         )
     result = auto_model.from_config(config)
     assert isinstance(result, PreTrainedModel)
-    return result
+    widths = getattr(config, "layer_widths", None)
+    return result if widths is None else resize(result, widths)
 
 
 def load_checkpoint(folder: str | Path, **more: Any) -> PreTrainedModel:
     """Load a float32 model, its head included, with the class that its configuration names.
+
+    Its layers get the sizes that `layer_widths` in config.json says, where structured pruning has
+    written them; stock transformers refuses such a folder for the shapes of its weights.
 
     Args:
         folder: A Path names a folder; a str may be a hub id, too.
@@ -234,6 +239,9 @@ def _from_pretrained(
     model_class: Any, path: str, config: PreTrainedConfig, is_fine_tuned: bool, **more: Any
 ) -> PreTrainedModel:
     quiet_loading()
+    if (widths := getattr(config, "layer_widths", None)) is not None:
+        stock = getattr(model_class, "_model_mapping", {type(config): model_class})[type(config)]
+        model_class = _sized(stock, widths)
     try:
         model, found = model_class.from_pretrained(
             path, config=config, dtype=torch.float32, output_loading_info=True, **more
@@ -241,6 +249,8 @@ def _from_pretrained(
     except Exception as error:  # OSError, SafetensorError, RuntimeError (shapes), HTTP errors
         raise InputError(_cannot_load("weights", path, error)) from error
     assert isinstance(model, PreTrainedModel)
+    if widths is not None:
+        model.__class__ = stock
     # A pretrained body lacks the task's head, and the pooler if its own task had no use for it.
     parts = ("embeddings", "embeddings_project", "encoder", "transformer")
     body = tuple(f"{model.base_model_prefix}.{part}." for part in parts)
@@ -258,6 +268,16 @@ def _from_pretrained(
             f"{missing[0]}: the checkpoint is damaged or foreign"
         )
     return model
+
+
+def _sized(stock: Any, widths: list[list[int]]) -> Any:
+    """Make a class whose models have these [heads, neurons] per layer before weights are loaded."""
+
+    def init(self: Any, config: PreTrainedConfig, *args: Any, **more: Any) -> None:
+        stock.__init__(self, config, *args, **more)
+        resize(self, widths)
+
+    return type(stock.__name__, (stock,), {"__init__": init})
 
 
 def _cannot_load(what: str, path: str, error: Exception) -> str:

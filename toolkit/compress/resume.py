@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -98,6 +99,16 @@ def explain_full_disk(output: Path) -> Iterator[None]:
             f"cannot write to {output}, the disk is full ({error}): make room, then continue with "
             "resume=true and the same output_dir"
         ) from error
+
+
+def clean_up(output: Path) -> None:
+    """Drop what only an unfinished run needs; the optimizer's state is twice the model's size.
+
+    What `trainer.report_to=tensorboard` wrote is kept, as `tensorboard/`.
+    """
+    if (output / "trainer" / "runs").is_dir():
+        (output / "trainer" / "runs").rename(output / "tensorboard")
+    shutil.rmtree(output / "trainer")
 
 
 def compared(config: TrainRoot) -> dict[str, str]:

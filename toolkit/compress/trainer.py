@@ -17,11 +17,11 @@ from transformers import (
 from toolkit.compress.model import input_names
 from toolkit.compress.resume import say
 from toolkit.compress.sparsity.calibration import Batches, draw_batches
-from toolkit.compress.sparsity.floor import parse_floor
+from toolkit.compress.sparsity.floor import check_floor, parse_floor
 from toolkit.compress.teacher import DistillationTrainer, needs_states
 from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
-from toolkit.config import TrainRoot
-from toolkit.errors import UsageError, nearest
+from toolkit.config import Schedule, TrainRoot
+from toolkit.errors import GateError, UsageError, nearest
 from toolkit.tasks import encode, evaluate, kind_of, load_examples
 from toolkit.tasks.embedding import TEACHER_VECTOR
 from toolkit.tasks.features import collate
@@ -40,15 +40,37 @@ def check_training(config: TrainRoot) -> None:
     """Refuse what cannot be trained, before anything is loaded.
 
     Raises:
-        UsageError: Quantization is asked for, or a floor that is none.
+        UsageError: Quantization is asked for, or a floor that is none, or pruning while nothing is
+            trained.
     """
     if config.quantization.name != "none":
         raise UsageError(
             f"quantization={config.quantization.name} is not built yet: train in float32 with "
             "quantization=none"
         )
+    if config.sparsity.is_on and not is_training(config) and not prunes_once(config):
+        raise UsageError(
+            "sparsity.final_sparsity is reached while training, but nothing is trained: set "
+            "trainer.num_train_epochs, or prune at once with sparsity.schedule=once"
+        )
     if config.sparsity.floor is not None:
         parse_floor(config.sparsity.floor, config.task.metrics)
+
+
+def check_gates(config: TrainRoot, metrics: dict[str, float], output: Path) -> None:
+    """Judge a finished run, whose metrics are given in percent, the main one first.
+
+    Raises:
+        GateError: One is below `sparsity.floor`, or the main one below `min_accuracy`.
+    """
+    if config.sparsity.floor is not None:
+        check_floor(config.sparsity.floor, metrics, output)
+    metric, value = next(iter(metrics.items()))
+    if config.min_accuracy is not None and value < config.min_accuracy:
+        raise GateError(
+            f"{metric} is {value:.2f} %, below min_accuracy={config.min_accuracy:g} %; "
+            f"the run is saved in {output}"
+        )
 
 
 def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
@@ -91,7 +113,13 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
 
 def is_training(config: TrainRoot) -> bool:
     """Tell whether anything is trained: `trainer.num_train_epochs=0` only prunes and evaluates."""
-    return bool(config.trainer.get("num_train_epochs", 1) > 0)
+    steps, epochs = config.trainer.get("max_steps", -1), config.trainer.get("num_train_epochs", 1)
+    return bool(steps > 0 or epochs > 0)
+
+
+def prunes_once(config: TrainRoot) -> bool:
+    """Tell whether weights are pruned before training, all at once."""
+    return config.sparsity.schedule is Schedule.once and config.sparsity.is_on
 
 
 def cpu_multiplies_bf16() -> bool:

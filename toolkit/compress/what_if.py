@@ -11,6 +11,7 @@ from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.model import load_model, load_tokenizer
 from toolkit.compress.sparsity.masks import prune_once
 from toolkit.config import ExportRoot, ModelConfig, Weights
+from toolkit.errors import UsageError
 
 
 def make_checkpoint(config: ExportRoot, folder: Path) -> Path:
@@ -19,6 +20,11 @@ def make_checkpoint(config: ExportRoot, folder: Path) -> Path:
     The head is question answering's, unless another task than the default was chosen. A tokenizer
     is written where one is at hand without the network.
     """
+    if config.sparsity.is_structured:
+        raise UsageError(
+            "structured pruning chooses by a trained model's weights: use `toolkit train`; the "
+            "speed of given widths shows model.config.layer_widths=[[heads,neurons],…]"
+        )
     torch.manual_seed(config.seed)
     task = config.task
     if task.name == "demo":

@@ -162,7 +162,7 @@ def stack_qkv(layer: Layer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """
     check_qkv(layer)
     parts = (layer.query, layer.key, layer.value)
-    rows, columns = layer.query.weight.shape
+    rows, columns = layer.query.weight.shape  # rows of all heads together
     size = rows // layer.num_heads
     # in memory a column after the other, as ONNX stores the parts
     weight = huge_array(3 * rows * columns, np.float32).reshape(columns, -1, 3, size)
@@ -180,12 +180,12 @@ def check_qkv(layer: Layer) -> None:
     Raises:
         ValueError: They contradict each other.
     """
-    columns = layer.query.weight.shape[1]
-    if layer.num_heads < 1 or columns % layer.num_heads:
-        raise ValueError(f"num_heads must divide {columns} features; got {layer.num_heads}")
+    rows, columns = layer.query.weight.shape
+    if layer.num_heads < 1 or rows % layer.num_heads:
+        raise ValueError(f"num_heads must divide {rows} features; got {layer.num_heads}")
     parts = (layer.query, layer.key, layer.value)
-    if any(part.weight.shape != (columns, columns) for part in parts):
-        raise ValueError(f"the weights of a layer must take and give {columns} features")
+    if any(part.weight.shape != (rows, columns) for part in parts):
+        raise ValueError(f"query, key and value must all give {rows} of {columns} features")
 
 
 def whole_heads(num_heads: int, head_rows: int, most_rows: int) -> int:

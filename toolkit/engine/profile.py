@@ -51,7 +51,10 @@ def profile_rows(
             weight = _packed(parts[number], step, timed.is_large)
             row = {"op": step, "time_ms": seconds * 1e3, "gflops": None}
             row |= {"density": None, "kernel": isa, "note": ""}
-            row |= rates_of(step, weight, calls[number], seconds, peak)
+            counted = weight
+            if step == "attention":  # as wide as what the next step takes
+                counted = _packed(parts[number], "attention_output", timed.is_large)
+            row |= rates_of(step, counted, calls[number], seconds, peak)
             if number:
                 row["op"] = name = f"layer{number - 1}.{step}"
                 if weight is not None:

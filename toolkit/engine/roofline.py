@@ -81,7 +81,8 @@ def count(step: str, weight: Weight | None, call: Call) -> tuple[float, float]:
 
     Args:
         step: One of `_kernels.STEPS`.
-        weight: Its packed weight; of `embeddings` the projection, of `scatter` the head, or None.
+        weight: Its packed weight; of `embeddings` the projection, of `scatter` the head, of
+            `attention` that of `attention_output`, which takes what all heads give; or None.
         call: What the layer is asked for.
 
     Returns:
@@ -89,8 +90,9 @@ def count(step: str, weight: Weight | None, call: Call) -> tuple[float, float]:
     """
     hidden, tokens, queries, pairs = call
     if step == "attention":
-        moved = 2 * tokens * hidden + 2 * queries * hidden  # keys, values; queries, context
-        return 4.0 * pairs * hidden, float(FLOAT * moved)
+        width = hidden if weight is None else weight.k
+        moved = 2 * tokens * width + 2 * queries * width  # keys, values; queries, context
+        return 4.0 * pairs * width, float(FLOAT * moved)
     if step in ("attention_norm", "output_norm"):
         return float(NORM_OPERATIONS * queries * hidden), float(FLOAT * 2 * queries * hidden)
     operations, moved, width = 0.0, 0, hidden

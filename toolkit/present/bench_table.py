@@ -6,6 +6,7 @@ from typing import Any
 
 from toolkit.config import BenchRoot, Lengths, Scenario
 from toolkit.present.tables import text_table
+from toolkit.record import metrics_of
 
 
 def print_results(
@@ -49,9 +50,7 @@ def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> d
     ratio, first = entry["ratio_to"], config.engine.name
     size = sizes.get("checkpoint" if entry["engine"] == "torch" else "onnx", 0)
     metrics = {
-        f"{name} %": f"{value:.2f}"
-        for name, value in entry.get("metrics", {}).items()
-        if name not in ("task", "num_examples")
+        f"{name} %": f"{value:.2f}" for name, value in metrics_of(entry.get("metrics", {})).items()
     }
     return {
         "engine": entry["engine"],

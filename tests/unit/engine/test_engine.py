@@ -295,9 +295,10 @@ def test_texts_longer_than_the_model_are_refused(name: str, longest: int) -> Non
         ({"norm": 95}, "gamma and beta must have 96 elements; got 95, 95"),
         ({"position": 97}, "position embeddings must be 96 wide, as those of words; got 97"),
         ({"token_type": 1}, "token_type embeddings must be 96 wide, as those of words; got 1"),
-        ({"query": (64, 96)}, "the weights of a layer must take and give 96 features"),
+        ({"query": (66, 96)}, "query, key and value must all give 66 of 96 features"),
         ({"output": (96, 100)}, "the weights of a layer must take and give 96 features"),
-        ({"attention_output": (96, 64)}, "the weights of a layer must take and give 96 features"),
+        ({"attention_output": (96, 66)}, "as many features as attention's output takes"),
+        ({"attention_output": (64, 96)}, "the weights of a layer must take and give 96 features"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, Any], sentence: str) -> None:

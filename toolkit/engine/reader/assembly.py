@@ -66,8 +66,8 @@ def _attention_half(
         raise MismatchError("an encoder layer to start from the layer before it")
     if not (scores.query.source is scores.key.source is context.value.source is base):
         raise MismatchError("query, key and value of the hidden state that is added back here")
-    if scores.query.shapes != shapes:
-        raise MismatchError("heads that are together as wide as the hidden state")
+    if scores.query.shapes[0][-1] > shapes[0][-1]:
+        raise MismatchError("heads that are together at most as wide as the hidden state")
     _check_mask(scores, probes)
     name = f"layers.{len(state.layers)}"
     attention = {

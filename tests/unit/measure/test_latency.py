@@ -1,0 +1,102 @@
+"""The cost table of layers of any width, and the target that it is held against."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.configs import compose
+from support.plans import ISAS, REASON, make_inputs, make_plan, mask_of
+
+from toolkit.engine import Engine, reference
+from toolkit.errors import UsageError
+from toolkit.measure import latency
+from toolkit.measure.latency import CostTable, cut, fit_ends, grid_of
+from toolkit.measure.structured import budget_ms
+
+TABLE = CostTable(
+    fixed_ms=2.0,
+    heads=[1, 4],
+    heads_ms=[1.0, 4.0],
+    neurons=[16, 32, 64],
+    neurons_ms=[2.0, 3.0, 8.0],
+    last_heads=0.5,
+    last_neurons=0.1,
+)
+WHOLE = [[4, 64], [4, 64]]  # 2 + 4 + 8 + 2 + 0.8 ms; of one head and 16 neurons 2 + 1 + 2 + 0.7
+
+
+def test_time_of_a_model_is_the_sum_of_its_parts() -> None:
+    assert TABLE.model_ms([[2, 48], [4, 16]]) == pytest.approx(2 + (2 + 5.5) + (0.5 * 4 + 0.1 * 2))
+    assert TABLE.attention_ms([1, 2, 3, 4], False) == pytest.approx([1, 2, 3, 4])
+
+
+def test_grid_has_both_ends() -> None:
+    assert grid_of(12, 1, 16) == list(range(1, 13))
+    assert grid_of(1536, 16, 8) == [16, 206, 396, 586, 776, 966, 1156, 1346, 1536]
+    assert grid_of(16, 16, 8) == [16]
+
+
+def test_both_ends_of_the_table_are_whole_models() -> None:
+    factor, fixed = fit_ends((10.0, 2.0), (25.0, 9.0))
+    assert (factor, fixed) == (2.0, 5.0)
+    assert fit_ends((10.0, 2.0), (20.0, 2.0)) == (2.0, 0.0)  # noise: nothing costs less than 0
+
+
+def test_a_cut_layer_computes_with_its_first_heads_and_neurons() -> None:
+    plan = make_plan(num_layers=2)
+    layers = [cut(plan.layers[0], 2, 48), cut(plan.layers[1], 1, 200)]
+    small = replace(plan, layers=layers, linears=dict(plan.linears))
+    zeroed = []
+    for layer, rows, neurons in zip(plan.layers, (64, 32), (48, 200), strict=True):
+        attention_output, output = layer.attention_output.weight.copy(), layer.output.weight.copy()
+        attention_output[:, rows:] = output[:, neurons:] = 0.0
+        zeroed.append(
+            replace(
+                layer,
+                attention_output=replace(layer.attention_output, weight=attention_output),
+                output=replace(layer.output, weight=output),
+            )
+        )
+    inputs = make_inputs(plan, mask_of("right", 3, 33, seed=0))
+    expected = reference.run(replace(plan, layers=zeroed), inputs)["scores"]
+    found = Engine(small, 1, REASON, ISAS[0]).run(inputs)["scores"]
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
+
+
+def test_table_of_a_real_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Its ends are the times of the whole and of the narrowest model, and it grows in between."""
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    plan = make_plan(hidden=96, heads=3, inner=384, sparsity=0.0, first_token_only=True)
+    monkeypatch.setattr(latency, "read_graph", lambda _: plan)
+    state: dict[str, Any] = {}
+    asked: dict[str, Any] = {"num_threads": 1, "isa": "auto", "kernel": "auto", "shape": [8, 64]}
+    latency._load(state, onnx="x", **asked)
+    table = CostTable(**latency._table(state, multiple=16))
+    assert table.heads == [1, 2, 3]
+    assert (table.neurons[0], table.neurons[-1]) == (16, 384)
+    assert 0 < table.heads_ms[0] < table.heads_ms[-1]
+    assert 0 < table.neurons_ms[0] < table.neurons_ms[-1]
+    assert 0 < table.last_neurons < 0.5  # of 8 texts only the first tokens are computed
+    times = latency._compare(state, models=[[[3, 384]] * 2, [[1, 16]] * 2])["ms"]
+    assert times[0] > times[1] > 0
+
+
+def configured(override: str) -> Any:
+    return compose("train", "sparsity=structured", f"sparsity.{override}").sparsity
+
+
+def test_target() -> None:
+    assert budget_ms(configured("target_speedup=1.4"), TABLE, WHOLE) == 16.8 / 1.4
+    assert budget_ms(configured("target_latency_ms=7.5"), TABLE, WHOLE) == 7.5
+
+
+@pytest.mark.parametrize(
+    ("target", "asked"),
+    [("target_speedup=50", "sparsity.target_speedup=50"), ("target_latency_ms=5", "=5")],
+)
+def test_a_target_out_of_reach_names_the_fastest(target: str, asked: str) -> None:
+    sparsity = configured(target)
+    with pytest.raises(UsageError, match=r"cannot be reached: .* takes 5\.7 ms, 2\.95 times") as e:
+        budget_ms(sparsity, TABLE, WHOLE)
+    assert asked in str(e.value)

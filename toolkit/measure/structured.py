@@ -1,0 +1,160 @@
+"""Structured pruning to a latency target: measure layers, choose, remove, measure again."""
+
+import copy
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from toolkit.artifact.onnx_writer import quiet, write_onnx
+from toolkit.compress.model import load_checkpoint, longest_text_of, save_checkpoint
+from toolkit.compress.structured.calibrate import repair
+from toolkit.compress.structured.prune import (
+    NEURON_MULTIPLE,
+    calibration_batches,
+    choose_kept,
+    removal_paths,
+)
+from toolkit.compress.structured.widths import shrink, widths_of
+from toolkit.config import SparsityConfig, TrainRoot
+from toolkit.environment import decide_num_threads
+from toolkit.errors import UsageError
+from toolkit.files import write_text
+from toolkit.measure.latency import CostTable, latency_meter
+
+Facts = dict[str, Any]  # `structured` of the record
+
+
+def shrink_to_target(
+    config: TrainRoot,
+    model: PreTrainedModel,
+    features: list[dict[str, Any]],
+) -> Facts:
+    """Remove heads and neurons, in place, until the engine is predicted to meet the target.
+
+    Args:
+        config: `sparsity` says the target, `bench` batch size and length, `engine` the rest.
+        model: Fine-tuned; its layers are dropped already.
+        features: Training texts, of which `sparsity.num_calibration` are drawn.
+
+    Raises:
+        UsageError: The target cannot be reached, or several processes train.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "structured pruning measures and chooses in one process: run it alone with "
+            "trainer.num_train_epochs=0, then train its checkpoint with model.path=DIR"
+        )
+    longest = longest_text_of(model.config)
+    if config.bench.seq_len > longest:
+        raise UsageError(
+            f"bench.seq_len must be at most {longest}, the model's positions; "
+            f"got {config.bench.seq_len}"
+        )
+    original = copy.deepcopy(model)
+    original.set_attn_implementation("eager")  # the plainest graph, as `toolkit export` writes it
+    original.train(False)
+    before = widths_of(model)
+    with tempfile.TemporaryDirectory(prefix="toolkit-structured-") as name:
+        onnx = Path(name) / "model.onnx"
+        with quiet():
+            write_onnx(original.cpu(), onnx)
+        print("timing layers of many widths …", flush=True)
+        with latency_meter(config, onnx) as meter:
+            table = meter.table(NEURON_MULTIPLE)
+            budget = budget_ms(config.sparsity, table, before)
+            print(f"choosing by {config.sparsity.num_calibration} texts …", flush=True)
+            batches = calibration_batches(
+                model, features, config.sparsity.num_calibration, config.seed
+            )
+            kept = choose_kept(
+                removal_paths(model, batches),
+                table.attention_ms,
+                table.feed_forward_ms,
+                budget - table.fixed_ms,
+            )
+            assert kept is not None  # `budget_ms` has checked that
+            shrink(model, kept)
+            original.to(model.device)  # type: ignore[arg-type]  # decorated without its types
+            repair(model, original, batches)
+            after = widths_of(model)
+            measured = meter.compare(before, after)
+    predicted = [table.model_ms(widths) for widths in (before, after)]
+    return {
+        "target_speedup": config.sparsity.target_speedup,
+        "target_latency_ms": config.sparsity.target_latency_ms,
+        "batch_size": config.bench.batch_size,
+        "seq_len": config.bench.seq_len,
+        "num_threads": decide_num_threads(config.engine.num_threads)[0],
+        "layer_widths": {"before": before, "after": after},
+        "predicted": _times(*predicted),
+        "measured": _times(*measured),
+        "cost_table": asdict(table),
+    }
+
+
+def budget_ms(sparsity: SparsityConfig, table: CostTable, widths: list[list[int]]) -> float:
+    """Return the milliseconds that the target allows a call of the whole model.
+
+    Raises:
+        UsageError: No widths are as fast as that; the sentence names the fastest.
+    """
+    dense = table.model_ms(widths)
+    budget = sparsity.target_latency_ms
+    if budget is None:
+        assert sparsity.target_speedup is not None
+        budget = dense / sparsity.target_speedup
+    least = min(table.neurons)
+    narrowest = table.model_ms([[1, min(least, neurons)] for _, neurons in widths])
+    # rounding costs up, see `choose`, takes at most a few thousandths
+    if budget < 1.01 * narrowest:
+        asked = (
+            f"sparsity.target_speedup={sparsity.target_speedup:g}"
+            if sparsity.target_latency_ms is None
+            else f"sparsity.target_latency_ms={sparsity.target_latency_ms:g}"
+        )
+        raise UsageError(
+            f"{asked} cannot be reached: with one head and {least} neurons in each of the "
+            f"{len(widths)} layers a call takes {narrowest:.3g} ms, {dense / narrowest:.3g} times "
+            f"as fast as {dense:.3g} ms now; ask for less, or drop layers, too (depth=…)"
+        )
+    return budget
+
+
+def describe(facts: Facts) -> str:
+    """Say in one line what was removed and what it brought."""
+    widths = " ".join(f"{heads}/{neurons}" for heads, neurons in facts["layer_widths"]["after"])
+    predicted, measured = facts["predicted"], facts["measured"]
+    return (
+        f"heads/neurons left per layer: {widths}; {facts['batch_size']} x {facts['seq_len']} "
+        f"tokens: predicted {predicted['latency_ms']:.3g} ms, {predicted['speedup']:.2f}x; "
+        f"measured {measured['latency_ms']:.3g} ms, {measured['speedup']:.2f}x of "
+        f"{measured['dense_latency_ms']:.3g} ms"
+    )
+
+
+def shrink_or_resume(
+    config: TrainRoot,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    features: list[dict[str, Any]],
+) -> tuple[PreTrainedModel, Facts]:
+    """Shrink a model, and keep it; or, with `resume=true`, go on with the one that was kept.
+
+    Times measured again would differ, and what is chosen by them, too.
+    """
+    folder = Path(config.output_dir) / "trainer" / "shrunk"
+    if config.resume and (folder / "structured.json").is_file():
+        return load_checkpoint(folder), json.loads((folder / "structured.json").read_text())
+    facts = shrink_to_target(config, model, features)
+    save_checkpoint(folder, model, tokenizer)
+    write_text(folder / "structured.json", json.dumps(facts))
+    return model, facts
+
+
+def _times(dense_ms: float, ms: float) -> dict[str, float]:
+    return {"dense_latency_ms": dense_ms, "latency_ms": ms, "speedup": dense_ms / ms}

@@ -65,6 +65,7 @@ def train(config: TrainRoot) -> None:
         schedule = {name: value for name, value in vars(config.sparsity).items() if name != "name"}
         callbacks.append(SparsificationCallback(**schedule))
     trainer = make_trainer(config, arguments, model, teacher, layer_map, tokenizer, data, callbacks)
+    del teacher  # which is mostly done: the Trainer holds it if it runs beside the student
     with explain_full_disk(output):
         checkpoint = prepare(config, output)
         with stop:

@@ -90,6 +90,7 @@ def train(config: TrainRoot) -> None:
             SparsificationCallback(**options, evaluate=lambda: predict(config, trainer, data))
         )
     trainer = make_trainer(config, arguments, model, teacher, layer_map, tokenizer, data, callbacks)
+    del teacher  # which is mostly done: the Trainer holds it if it runs beside the student
     with explain_full_disk(output):
         checkpoint = prepare(config, output)
         if prunes_once(config) and checkpoint is None:

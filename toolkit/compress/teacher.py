@@ -138,7 +138,7 @@ class DistillationTrainer(Trainer):
 
     Args:
         layer_map: The teacher's layer for each of the student's; None spaces them evenly.
-        pooling: Set for embeddings, which have no labels.
+        pooling: Set for embeddings, which have no labels and train without dropout.
 
     Raises:
         UsageError: Hidden states of different sizes, or attention with different numbers of heads,
@@ -176,6 +176,11 @@ class DistillationTrainer(Trainer):
         # forward with **kwargs has divided by all accumulated items of all processes, and would
         # take steps 2x too large with 2 accumulated micro-batches or 2 processes.
         self.model_accepts_loss_kwargs = False
+        if pooling is not None:
+            # A vector to hit leaves nothing to overfit; docs/distillation.md measures the gain.
+            for module in self.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
         if teacher is None:
             return
         teacher.train(False).requires_grad_(False).to(device=self.args.device)

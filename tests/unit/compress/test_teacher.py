@@ -9,13 +9,26 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support import configs
-from support.tiny import examples_of, make_model, trainer_for
-from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedTokenizerFast
+from support.tiny import FAMILIES, examples_of, make_model, trainer_for
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+)
 
 from toolkit.compress.distillation import distillation_loss
 from toolkit.compress.model import load_tokenizer, save_checkpoint
 from toolkit.compress.teacher import DistillationTrainer, load_teacher
-from toolkit.config import ModelConfig, TaskConfig, TeacherConfig, TeacherKind, Weights
+from toolkit.config import (
+    EmbeddingLoss,
+    ModelConfig,
+    Pooling,
+    TaskConfig,
+    TeacherConfig,
+    TeacherKind,
+    Weights,
+)
 from toolkit.errors import InputError, UsageError
 from toolkit.tasks import demo
 
@@ -203,6 +216,44 @@ def test_teachers_of_embeddings(tmp_path: Path) -> None:
     wide = make_model(hidden_size=32, vocab_size=len(tokenizer)).base_model
     with pytest.raises(UsageError, match=r"hidden_size=32, the teacher 16.*vectors are as long"):
         load_teacher(dense, wide, tokenizer, embedding)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("kind", list(EmbeddingLoss))
+def test_vectors_of_texts(tmp_path: Path, family: str, kind: EmbeddingLoss) -> None:
+    """The formulas in float64; no dropout, so that a copy of the teacher has nothing to learn."""
+    teacher = make_model(family, seed=1).base_model
+    student = make_model(family, seed=2, dropout=0.5).base_model
+    trainer = DistillationTrainer(
+        model=student,
+        teacher=teacher,
+        args=TrainingArguments(str(tmp_path), use_cpu=True),
+        pooling=Pooling.mean,
+        embedding_loss=kind,
+    )
+    batch = {
+        name: torch.tensor([feature[name] for feature in examples_of(4)])
+        for name in trainer.student_inputs
+    }
+    batch["attention_mask"][1, 5:] = 0
+    student.train()
+    found = trainer.compute_loss(student, dict(batch)).item()
+
+    with torch.no_grad():
+        both = [model.eval()(**batch).last_hidden_state.double() for model in (student, teacher)]
+    s, t = (
+        np.array([row[: int(length)].mean(0).numpy() for row, length in zip(
+            hidden, batch["attention_mask"].sum(1), strict=True)])
+        for hidden in both
+    )  # fmt: skip
+    if kind is EmbeddingLoss.cosine:
+        sizes = np.linalg.norm(s, axis=1) * np.linalg.norm(t, axis=1)
+        expected = float(np.mean(1 - (s * t).sum(axis=1) / sizes))
+    else:
+        expected = float(((s - t) ** 2).sum() / (t**2).sum())
+    assert found == pytest.approx(expected, rel=1e-4)
+    student.load_state_dict(teacher.state_dict())
+    assert trainer.compute_loss(student.train(), dict(batch)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_users_own_script() -> None:

@@ -1,6 +1,7 @@
 """`toolkit train` as a user runs it: interrupts, several processes, a full disk, real data."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -235,3 +236,17 @@ def test_pretrained_weights_on_real_data(toolkit: Run, data_dir: Path, tmp_path:
     assert record["run"]["verb"] == "train"
     assert [entry["engine"] for entry in record["speed"]] == ["sparse"]
     assert (tmp_path / "run" / "export" / "model.onnx").is_file()
+
+
+def test_a_target_of_speed_out_of_reach(tmp_path: Path, toolkit: Run) -> None:
+    """Said after the engine has been timed in a process of its own; nothing is left behind."""
+    target = ("sparsity=structured", "sparsity.target_speedup=1000", "output_dir=run")
+    result = toolkit("train", *TINY, *target, "trainer.num_train_epochs=0", **ONE_THREAD)
+    assert result.returncode == 2
+    assert re.search(
+        r"target_speedup=1000 cannot be reached: .* \d+ neurons in each of the 2 layers a call "
+        r"takes [\d.]+ ms, [\d.]+ times as fast",
+        error_of(result.stderr),
+    )
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not (tmp_path / "run" / "record.json").exists()

@@ -32,6 +32,7 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 48,
     "max_position_embeddings": 42,
 }
+WIDTHS = [[3, 20], [1, 48]]  # heads and neurons of both layers after structured pruning
 DISTILBERT_NAMES = {
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
@@ -53,12 +54,14 @@ class Case:
     fold: bool = True
     activation: str = "gelu"
     heads: int = 4
+    is_shrunk: bool = False  # to `WIDTHS`
 
     def __str__(self) -> str:
         exporter = "dynamo" if self.dynamo else "torchscript"
         fold = "fold" if self.fold else "nofold"
         parts = (self.family, self.head, self.attention, exporter, self.opset, fold)
-        return "-".join(str(part) for part in (*parts, self.activation, self.heads))
+        width = "shrunk" if self.is_shrunk else self.heads
+        return "-".join(str(part) for part in (*parts, self.activation, width))
 
 
 Export = Callable[[Case], Path]  # gives the ONNX file of a case
@@ -80,6 +83,10 @@ def make_model(case: Case) -> Any:
     torch.manual_seed(0)
     model_class = getattr(transformers, CLASSES[case.family] + HEADS[case.head])
     model = model_class._from_config(config, attn_implementation=case.attention)
+    if case.is_shrunk:
+        from toolkit.compress.structured.widths import resize
+
+        resize(model, WIDTHS)
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.2)
         if "norm" in name.lower() and name.endswith("weight"):

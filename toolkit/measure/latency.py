@@ -25,6 +25,7 @@ from toolkit.measure.worker import Worker, answer_requests
 NEURON_POINTS = 8  # equal steps at which the feed-forward part is timed; between them it is a line
 HEAD_POINTS = 16  # more heads than this are timed at as many points only
 ROUNDS, SECONDS = 7, 15.0  # as many as fit in, and at least these; the fastest of each counts
+ATTENTION = ("qkv", "attention", "attention_output", "attention_norm")  # steps of a profile
 Widths = Sequence[Sequence[int]]  # [heads, neurons] per layer
 
 
@@ -137,15 +138,14 @@ def fit_ends(parts: tuple[float, float], whole: tuple[float, float]) -> tuple[fl
         whole: Time of a call of each.
 
     Returns:
-        `factor`, `fixed` with `whole = fixed + factor · parts` for both; a `fixed` below 0, which
-        only noise can give, is 0.
+        `factor`, `fixed` with `whole = fixed + factor · parts` for both. `fixed` is 0 where both
+        models are the same, and where noise would make it negative or the narrowest one slower.
     """
+    if parts[0] <= parts[1] or whole[0] <= whole[1]:
+        return whole[0] / parts[0], 0.0
     factor = (whole[0] - whole[1]) / (parts[0] - parts[1])
     fixed = whole[0] - factor * parts[0]
     return (factor, fixed) if fixed >= 0 else (whole[0] / parts[0], 0.0)
-
-
-ATTENTION = ("qkv", "attention", "attention_output", "attention_norm")
 
 
 def _load(
@@ -207,9 +207,9 @@ def _table(state: dict[str, Any], *, multiple: int) -> dict[str, Any]:
         name: lambda name=name: engines[name].run(inputs) for name in ("whole", "narrow")
     }
     times = _in_turn(calls)
-    middle = np.array(profiles[1:]).min(axis=0)
+    fastest = np.array(profiles[1:]).min(axis=0)
     parts = np.zeros((len(grid), 2))  # ms of attention, of the feed-forward part
-    for row, spent in zip(rows, middle, strict=True):
+    for row, spent in zip(rows, fastest, strict=True):
         layer, dot, step = row["op"].partition(".")
         if dot:
             parts[int(layer.removeprefix("layer")), int(step not in ATTENTION)] += spent

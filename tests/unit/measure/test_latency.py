@@ -41,6 +41,8 @@ def test_both_ends_of_the_table_are_whole_models() -> None:
     factor, fixed = fit_ends((10.0, 2.0), (25.0, 9.0))
     assert (factor, fixed) == (2.0, 5.0)
     assert fit_ends((10.0, 2.0), (20.0, 2.0)) == (2.0, 0.0)  # noise: nothing costs less than 0
+    assert fit_ends((10.0, 2.0), (20.0, 21.0)) == (2.0, 0.0)
+    assert fit_ends((10.0, 10.0), (20.0, 20.0)) == (2.0, 0.0)
 
 
 def test_a_cut_layer_computes_with_its_first_heads_and_neurons() -> None:

@@ -12,7 +12,7 @@ import torch
 DAMPING = 0.01
 
 
-class Path(NamedTuple):
+class RemovalPath(NamedTuple):
     """The way from a whole layer to its last units.
 
     Attributes:
@@ -27,7 +27,7 @@ class Path(NamedTuple):
 
 def removal_path(
     weight: torch.Tensor, gram: torch.Tensor, unit: int, per_step: int, least: int
-) -> Path:
+) -> RemovalPath:
     """Remove units one after the other, always those that are missed least.
 
     With H = E[x xᵀ] + damping and S the inputs of a unit, the error grows by
@@ -68,7 +68,7 @@ def removal_path(
         gone = set(going.tolist())
         order += [units[i] for i in going.tolist()]
         units = [name for i, name in enumerate(units) if i not in gone]
-    return Path(order + units, errors)
+    return RemovalPath(order + units, errors)
 
 
 def damped(gram: torch.Tensor) -> torch.Tensor:

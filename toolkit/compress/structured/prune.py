@@ -15,12 +15,12 @@ from toolkit.compress.structured.calibrate import (
     output_sensitivities,
 )
 from toolkit.compress.structured.choice import choose
-from toolkit.compress.structured.order import Path, removal_path
+from toolkit.compress.structured.order import RemovalPath, removal_path
 from toolkit.compress.structured.widths import Kept, head_size_of, linears_of
 from toolkit.tasks.features import collate
 
-# Neurons stay in multiples of this, one tile of the kernels' rows. The engine's time is a line in
-# the number of neurons, so that a finer choice would gain nothing.
+# Neurons go so many at a time, one tile of the kernels' rows. The engine's time is a line in their
+# number, so that finer steps would gain nothing.
 NEURON_MULTIPLE = 16
 BATCH = 32  # calibration texts that run together
 
@@ -33,9 +33,9 @@ class LayerPaths(NamedTuple):
     `heads[i]` are left after i steps of `attention`, likewise `neurons` of `feed_forward`.
     """
 
-    attention: Path
+    attention: RemovalPath
     heads: list[int]
-    feed_forward: Path
+    feed_forward: RemovalPath
     neurons: list[int]
 
 
@@ -72,7 +72,6 @@ def removal_paths(model: PreTrainedModel, batches: Sequence[TextBatch]) -> list[
         size, neurons = head_size_of(layer), linears["output"].in_features
         heads = linears["attention_output"].in_features // size
         first = removal_path(weights["attention_output"], gram["attention_output"], size, 1, 1)
-        # what is left over a multiple goes with the first step
         least = min(NEURON_MULTIPLE, neurons)
         second = removal_path(weights["output"], gram["output"], 1, NEURON_MULTIPLE, least)
         steps = range(len(second.errors))

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.edits import Edit, change, edited
-from support.graphs import Case, Export
+from support.graphs import WIDTHS, Case, Export
 from support.reading import difference, refused, refused_or_equal
 
 from toolkit.engine.reader.graph import read_graph
@@ -64,6 +64,27 @@ def test_the_plan_computes_what_the_graph_computes(case: Case, export_case: Expo
     assert (plan.embeddings.padding_id == 1) is ("roberta" in case.family or "cam" in case.family)
     assert (plan.embeddings.projection is not None) is (case.family == "electra")
     assert plan.first_token_only is (case.head == "seq")
+    for batch, length in ((1, 1), (3, 9), (2, 40)):
+        assert difference(path, plan, batch, length) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("bert", "seq", dynamo=True, opset=18, is_shrunk=True),
+        Case("roberta", "qa", "sdpa", dynamo=True, opset=23, is_shrunk=True),
+        Case("distilbert", "tok", opset=13, is_shrunk=True),
+        Case("electra", "base", "sdpa", opset=17, is_shrunk=True),
+    ],
+    ids=str,
+)
+def test_layers_of_different_widths(case: Case, export_case: Export) -> None:
+    path = export_case(case)
+    plan = read_graph(path)
+    widths = [[layer.num_heads, len(layer.intermediate.bias)] for layer in plan.layers]
+    assert widths == WIDTHS
+    assert [layer.query.weight.shape for layer in plan.layers] == [(24, 32), (8, 32)]
+    assert plan.layers[0].scale == pytest.approx(8**-0.5, rel=1e-6)
     for batch, length in ((1, 1), (3, 9), (2, 40)):
         assert difference(path, plan, batch, length) < 1e-5
 

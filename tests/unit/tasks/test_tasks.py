@@ -13,7 +13,7 @@ from support import configs
 
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
-from toolkit.tasks import demo, encode, evaluate, load_examples, main_metric
+from toolkit.tasks import demo, encode, evaluate, load_examples
 from toolkit.tasks.features import collate, load_tokenizer
 
 
@@ -156,8 +156,6 @@ def test_metrics() -> None:
         "accuracy": pytest.approx(60.0),
         "f1": pytest.approx(200 / 3),
     }
-    assert main_metric(task()) == "accuracy"
-    assert main_metric(task("squad")) == "f1"
     with pytest.raises(ValueError, match="expected 5 outputs"):
         evaluate(task(), examples, features, logits[:4])
 

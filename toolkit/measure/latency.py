@@ -1,8 +1,8 @@
 """What encoder layers of any width cost in the sparse engine, on this machine.
 
-One engine holds layers of all widths on a grid, so that a single profiled call times them all; the
-whole model and the narrowest one, timed in turn with it, pin the ends. Runs in a process of its own
-(`python -m toolkit.measure.latency`), which torch's threads do not disturb.
+One engine holds layers of all widths on a grid, so that a single profiled call times them all, and
+of every operation the fastest of many calls counts: other programs can only make it slower. Runs in
+a process of its own (`python -m toolkit.measure.latency`), which torch's threads do not disturb.
 """
 
 import time
@@ -24,7 +24,7 @@ from toolkit.measure.worker import Worker, answer_requests
 
 NEURON_POINTS = 8  # equal steps at which the feed-forward part is timed; between them it is a line
 HEAD_POINTS = 16  # more heads than this are timed at as many points only
-ROUNDS, SECONDS = 7, 15.0  # as many as fit in, and at least these; the fastest of each counts
+ROUNDS, SECONDS = 7, 15.0  # as many as fit in, and at least these
 ATTENTION = ("qkv", "attention", "attention_output", "attention_norm")  # steps of a profile
 Widths = Sequence[Sequence[int]]  # [heads, neurons] per layer
 
@@ -130,22 +130,31 @@ def grid_of(most: int, least: int, points: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(least, most, min(points, most - least) + 1)})
 
 
-def fit_ends(parts: tuple[float, float], whole: tuple[float, float]) -> tuple[float, float]:
-    """Find factor and remainder with which the sum of parts gives the time of a whole model.
+def rising(points: Sequence[int], widths: Sequence[int], times: Sequence[float]) -> list[float]:
+    """Return the time at each point: what a layer that is at least as wide took at least.
 
-    Args:
-        parts: Sum of the profiled parts of the widest and of the narrowest model.
-        whole: Time of a call of each.
+    Something else that ran can only have made a layer slower, and a narrower one is no slower than
+    a wider one.
+    """
+    return [
+        min(spent for width, spent in zip(widths, times, strict=True) if width >= point)
+        for point in points
+    ]
+
+
+def parts_of(profiles: Sequence[Sequence[Mapping[str, Any]]], layers: int) -> list[list[float]]:
+    """Add up what `Engine.profile` returned for the same call several times.
 
     Returns:
-        `factor`, `fixed` with `whole = fixed + factor · parts` for both. `fixed` is 0 where both
-        models are the same, and where noise would make it negative or the narrowest one slower.
+        Milliseconds of attention and of the feed-forward part: first of what is no layer, which is
+        counted as the latter, then of each layer. Of every operation its fastest run counts.
     """
-    if parts[0] <= parts[1] or whole[0] <= whole[1]:
-        return whole[0] / parts[0], 0.0
-    factor = (whole[0] - whole[1]) / (parts[0] - parts[1])
-    fixed = whole[0] - factor * parts[0]
-    return (factor, fixed) if fixed >= 0 else (whole[0] / parts[0], 0.0)
+    parts = [[0.0, 0.0] for _ in range(layers + 1)]
+    for rows in zip(*profiles, strict=True):
+        layer, dot, step = rows[0]["op"].partition(".")
+        number = int(layer.removeprefix("layer")) + 1 if dot else 0
+        parts[number][step not in ATTENTION] += min(row["time_ms"] for row in rows)
+    return parts
 
 
 def _load(
@@ -162,10 +171,10 @@ def _load(
     known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}
     state["inputs"] = {name: known[name] for name in plan.inputs}
 
-    def engine(widths: Widths, layers: Sequence[Layer]) -> Engine:
+    def engine(widths: Widths, layers: Sequence[Layer], threads: int = num_threads) -> Engine:
         cuts = [cut(layer, *width) for layer, width in zip(layers, widths, strict=True)]
         fresh = replace(plan, layers=cuts, linears=dict(plan.linears))  # an engine empties both
-        return Engine(fresh, num_threads, "asked for", find_isa(isa), kernel)
+        return Engine(fresh, threads, "asked for", find_isa(isa), kernel)
 
     state["engine"], state["plan"] = engine, plan
     return {}
@@ -188,51 +197,29 @@ def _table(state: dict[str, Any], *, multiple: int) -> dict[str, Any]:
         [heads[min(i, len(heads) - 1)], neurons[min(i, len(neurons) - 1)]] for i in range(count)
     ]
     # the last layer may do less than the others, so it is one more of full width
-    grid = [*grid, most]
-    narrow = [[1, neurons[0]] for _ in whole]
-    engines = {
-        "grid": engine(grid, [widest] * len(grid)),
-        "whole": engine(whole, plan.layers),
-        "narrow": engine(narrow, plan.layers),
-    }
+    big = engine([*grid, most], [widest] * (count + 1))
+    # one thread waits for no other, which on a busy system may take longer than the call
+    small = engine([[1, neurons[0]] for _ in whole], plan.layers, 1)
     inputs = state["inputs"]
-    profiles: list[list[float]] = []
-    rows: list[dict[str, Any]] = []
-
-    def profiled() -> None:
-        rows[:] = engines["grid"].profile(inputs)
-        profiles.append([row["time_ms"] for row in rows])
-
-    calls = {"grid": profiled} | {
-        name: lambda name=name: engines[name].run(inputs) for name in ("whole", "narrow")
-    }
-    times = _in_turn(calls)
-    fastest = np.array(profiles[1:]).min(axis=0)
-    parts = np.zeros((len(grid), 2))  # ms of attention, of the feed-forward part
-    for row, spent in zip(rows, fastest, strict=True):
-        layer, dot, step = row["op"].partition(".")
-        if dot:
-            parts[int(layer.removeprefix("layer")), int(step not in ATTENTION)] += spent
-    last = parts[-1] / parts[-2]
+    rows: dict[str, list[list[dict[str, Any]]]] = {"big": [], "small": []}
+    _in_turn({"": lambda: rows["big"].append(big.profile(inputs))}, SECONDS)
+    _in_turn({"": lambda: rows["small"].append(small.profile(inputs))}, SECONDS / 5)
+    run_ms = _in_turn({"run": lambda: small.run(inputs)}, SECONDS / 5)["run"]
+    parts = parts_of(rows["big"], count + 1)
+    # what a call takes besides its operations: the model's head, and Python
+    beside = max(run_ms - sum(map(sum, parts_of(rows["small"], len(whole)))), 0.0)
+    heads_ms = rising(heads, [width[0] for width in grid], [ms[0] for ms in parts[1:-1]])
+    neurons_ms = rising(neurons, [width[1] for width in grid], [ms[1] for ms in parts[1:-1]])
     table = CostTable(
-        fixed_ms=0.0,
+        fixed_ms=sum(parts[0]) + beside,
         heads=heads,
-        heads_ms=parts[: len(heads), 0].tolist(),
+        heads_ms=heads_ms,
         neurons=neurons,
-        neurons_ms=parts[: len(neurons), 1].tolist(),
-        last_heads=float(last[0]),
-        last_neurons=float(last[1]),
+        neurons_ms=neurons_ms,
+        last_heads=min(parts[-1][0] / heads_ms[-1], 1.0),
+        last_neurons=min(parts[-1][1] / neurons_ms[-1], 1.0),
     )
-    sums = table.model_ms(whole), table.model_ms(narrow)
-    factor, fixed = fit_ends(sums, (times["whole"], times["narrow"]))
-    return asdict(
-        replace(
-            table,
-            fixed_ms=fixed,
-            heads_ms=[factor * ms for ms in table.heads_ms],
-            neurons_ms=[factor * ms for ms in table.neurons_ms],
-        )
-    )
+    return asdict(table)
 
 
 def _compare(state: dict[str, Any], *, models: Sequence[Widths]) -> dict[str, Any]:
@@ -241,15 +228,15 @@ def _compare(state: dict[str, Any], *, models: Sequence[Widths]) -> dict[str, An
         str(i): lambda engine=engine: engine.run(state["inputs"])
         for i, engine in enumerate(engines)
     }
-    return {"ms": list(_in_turn(calls).values())}
+    return {"ms": list(_in_turn(calls, SECONDS).values())}
 
 
-def _in_turn(calls: Mapping[str, Any]) -> dict[str, float]:
+def _in_turn(calls: Mapping[str, Any], seconds: float) -> dict[str, float]:
     """Call in turn, after one round that does not count; return the least milliseconds of each."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     number = 0
-    while number <= ROUNDS or time.perf_counter() - start < SECONDS:
+    while number <= ROUNDS or time.perf_counter() - start < seconds:
         for name, call in calls.items():
             begin = time.perf_counter()
             call()

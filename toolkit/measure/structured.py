@@ -25,6 +25,7 @@ from toolkit.environment import decide_num_threads
 from toolkit.errors import UsageError
 from toolkit.files import write_text
 from toolkit.measure.latency import CostTable, latency_meter
+from toolkit.measure.timing import warn_if_busy
 
 Facts = dict[str, Any]  # `structured` of the record
 
@@ -63,6 +64,7 @@ def shrink_to_target(
         onnx = Path(name) / "model.onnx"
         with quiet():
             write_onnx(original.cpu(), onnx)
+        warn_if_busy()
         print("timing layers of many widths …", flush=True)
         with latency_meter(config, onnx) as meter:
             table = meter.table(NEURON_MULTIPLE)

@@ -11,7 +11,7 @@ from support.plans import ISAS, REASON, make_inputs, make_plan, mask_of
 from toolkit.engine import Engine, reference
 from toolkit.errors import UsageError
 from toolkit.measure import latency
-from toolkit.measure.latency import CostTable, cut, fit_ends, grid_of
+from toolkit.measure.latency import CostTable, cut, grid_of
 from toolkit.measure.structured import budget_ms
 
 TABLE = CostTable(
@@ -37,12 +37,19 @@ def test_grid_has_both_ends() -> None:
     assert grid_of(16, 16, 8) == [16]
 
 
-def test_both_ends_of_the_table_are_whole_models() -> None:
-    factor, fixed = fit_ends((10.0, 2.0), (25.0, 9.0))
-    assert (factor, fixed) == (2.0, 5.0)
-    assert fit_ends((10.0, 2.0), (20.0, 2.0)) == (2.0, 0.0)  # noise: nothing costs less than 0
-    assert fit_ends((10.0, 2.0), (20.0, 21.0)) == (2.0, 0.0)
-    assert fit_ends((10.0, 10.0), (20.0, 20.0)) == (2.0, 0.0)
+def test_a_layer_that_was_interrupted_does_not_count() -> None:
+    """Of three layers of full width two were, and one of the narrower ones."""
+    times = [1.0, 9.0, 3.0, 50.0, 4.0, 60.0]
+    assert latency.rising([1, 2, 3, 4], [1, 2, 3, 4, 4, 4], times) == [1.0, 3.0, 3.0, 4.0]
+
+
+def test_fastest_run_of_every_operation_counts() -> None:
+    def profile(*times: float) -> list[dict[str, Any]]:
+        names = ("embeddings", "layer0.qkv", "layer0.attention_norm", "layer0.output", "scatter")
+        return [{"op": name, "time_ms": ms} for name, ms in zip(names, times, strict=True)]
+
+    found = latency.parts_of([profile(1, 2, 30, 4, 5), profile(10, 20, 3, 40, 5)], 1)
+    assert found == [[0.0, 6.0], [5.0, 4.0]]
 
 
 def test_a_cut_layer_computes_with_its_first_heads_and_neurons() -> None:
@@ -67,7 +74,7 @@ def test_a_cut_layer_computes_with_its_first_heads_and_neurons() -> None:
 
 
 def test_table_of_a_real_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """Its ends are the times of the whole and of the narrowest model, and it grows in between."""
+    """It grows with heads and neurons, and so do the times of whole models."""
     monkeypatch.setattr(latency, "SECONDS", 0.0)
     plan = make_plan(hidden=96, heads=3, inner=384, sparsity=0.0, first_token_only=True)
     monkeypatch.setattr(latency, "read_graph", lambda _: plan)

@@ -34,8 +34,8 @@ class Method(Enum):
     `magnitude`: the smallest (Zhu and Gupta 2017). `movement`: those that training moves towards
     zero, and `soft_movement`: those whose learnt score stays under a threshold (Sanh et al. 2020).
     `obert`: those whose loss, with the others adjusted, costs least to second order (Kurtic et al.
-    2022). Once, from calibration texts: `wanda`, magnitude times the size of the input (Sun et al.
-    2023), and `sparsegpt`, which keeps each layer's output (Frantar and Alistarh 2023).
+    2022). By texts alone: `wanda`, magnitude times the size of the input (Sun et al. 2023), and
+    `sparsegpt`, which changes each layer's output least (Frantar and Alistarh 2023).
     """
 
     magnitude = "magnitude"
@@ -241,8 +241,8 @@ class SparsityConfig:
             Trainer.
         floor: What every evaluation shall fulfil, such as `accuracy>=86` (percent); see
             `toolkit.compress.sparsity.floor`. Null sets none.
-        num_calibration: Training examples that `schedule=once` and structured pruning look at,
-            >= 1 (`obert` looks at those of `fisher`).
+        num_calibration: Training examples that wanda and sparsegpt look at for each mask update,
+            and structured pruning, >= 1 (obert looks at those of `fisher`).
         movement: Of `method=movement` and `soft_movement`.
         fisher: Of `method=obert`.
         target_speedup: Structured pruning: heads and neurons are removed until the engine runs the
@@ -336,13 +336,7 @@ class SparsityConfig:
                 )
         elif self.steps is not None:
             raise ValueError("sparsity.steps belongs to sparsity.schedule=stepwise")
-        calibrated = self.method in (Method.wanda, Method.sparsegpt)
         learnt = self.method in (Method.movement, Method.soft_movement)
-        if calibrated and self.schedule not in (Schedule.once, Schedule.locked):
-            raise ValueError(
-                f"sparsity.method={self.method.value} prunes once, from calibration texts: "
-                f"it needs sparsity.schedule=once; got {self.schedule.value}"
-            )
         if self.method is Method.sparsegpt and self.ranking is Ranking["global"]:
             raise ValueError(
                 "sparsity.method=sparsegpt prunes one layer at a time, which then cannot compete: "

@@ -192,9 +192,10 @@ def test_too_short_run_is_refused(tmp_path: Path) -> None:
         {"method": "movement"},
         {"method": "soft_movement"},
         {"method": "obert", "fisher": {"num_gradients": 4, "block": 8}, "ranking": "global"},
+        {"method": "sparsegpt", "num_calibration": 8},
         {"floor": "made>=55"},
     ],
-    ids=["magnitude", "movement", "soft_movement", "obert", "floor"],
+    ids=["magnitude", "movement", "soft_movement", "obert", "sparsegpt", "floor"],
 )
 def test_resumed_run_is_bit_identical(tmp_path: Path, options: dict[str, Any]) -> None:
     """Stopped after step 11 of 16, between two mask updates, with dropout and accumulation."""
@@ -338,6 +339,17 @@ def test_second_order_pruning_in_training(tmp_path: Path) -> None:
     fall = [1e-2 * (1 - 0.9 * step / 4) for step in range(4)]
     rest = [1e-2 * (1 - 0.9 * step / 8) for step in range(8)]
     assert rates == pytest.approx(fall * 6 + rest)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_pruning_by_texts_in_training(tmp_path: Path, method: str) -> None:
+    model = make_model("bert")
+    callback = pruning(0.8, method=method, end_epoch=2.0, update_frequency=0.5, num_calibration=16)
+    watch = Watch(callback)
+    trainer_for(model, tmp_path, epochs=3, callbacks=[callback, watch]).train()
+    levels = [sparsity_at(step, 0, 16, 0.0, 0.8) for step in range(0, 20, 4)]
+    assert watch.sparsities[:20] == pytest.approx(sorted(levels * 4), abs=2e-3)
+    assert sparsity_of(model) == pytest.approx(0.8, abs=2e-3)
 
 
 def test_a_sparse_model_is_pruned_on(tmp_path: Path) -> None:

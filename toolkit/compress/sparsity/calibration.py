@@ -54,11 +54,53 @@ def prune_before_training(
         targets = final_targets(weights, sparsity)
         second_order_step(model, weights, targets, sparsity, gradients)
     elif sparsity.method in (Method.wanda, Method.sparsegpt):
-        _prune_layer_by_layer(model, sparsity, texts)
+        layerwise_step(model, final_targets(prunable_weights(model), sparsity), sparsity, texts)
     else:
         prune_once(model, sparsity)
     model.train(is_training)
     return model
+
+
+def layerwise_step(
+    model: PreTrainedModel, targets: Mapping[str, float], sparsity: SparsityConfig, texts: Batches
+) -> dict[str, torch.Tensor]:
+    """Prune to `targets` by what each layer takes, as the pruned layers before it make it.
+
+    Args:
+        model: Its weights change in place.
+        targets: The sparsity of each prunable weight.
+        sparsity: `method` wanda or sparsegpt, pattern, ranking.
+        texts: Calibration batches; each call gives the same ones.
+
+    Returns:
+        (N, K) bool of each weight, True where kept.
+    """
+    is_training = model.training
+    model.train(False)  # no dropout: nothing random may happen between two steps of training
+    weights = prunable_weights(model)
+    names = {id(weight): name for name, weight in weights.items()}
+    masks: dict[str, torch.Tensor] = {}
+    for layer in encoder_layers(model):
+        linears = {
+            names[id(module.weight)]: module
+            for module in layer.modules()
+            if isinstance(module, nn.Linear)
+        }
+        grams = _gram_matrices(model, linears, texts)
+        if sparsity.method is Method.sparsegpt:
+            for name in linears:
+                new = sparsegpt(weights[name], grams[name], targets[name], sparsity)
+                weights[name].data.copy_(new)
+                masks[name] = new != 0
+        else:
+            scores = {
+                name: wanda_scores(weights[name], grams[name].diagonal().sqrt()) for name in linears
+            }
+            masks |= masks_of(scores, targets, sparsity)
+            for name in linears:
+                weights[name].data.masked_fill_(~masks[name], 0.0)
+    model.train(is_training)
+    return masks
 
 
 def second_order_step(
@@ -255,30 +297,6 @@ def _on_device(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dic
     """Move a batch to the model, without what only a teacher takes."""
     known = inspect.signature(type(model).forward).parameters
     return {name: part.to(model.device) for name, part in batch.items() if name in known}
-
-
-def _prune_layer_by_layer(model: PreTrainedModel, sparsity: SparsityConfig, texts: Batches) -> None:
-    """Prune by inputs: each layer's as the pruned layers before it make them."""
-    weights = prunable_weights(model)
-    targets = final_targets(weights, sparsity)
-    names = {id(weight): name for name, weight in weights.items()}
-    for layer in encoder_layers(model):
-        linears = {
-            names[id(module.weight)]: module
-            for module in layer.modules()
-            if isinstance(module, nn.Linear)
-        }
-        grams = _gram_matrices(model, linears, texts)
-        if sparsity.method is Method.sparsegpt:
-            for name in linears:
-                new = sparsegpt(weights[name], grams[name], targets[name], sparsity)
-                weights[name].data.copy_(new)
-        else:
-            scores = {
-                name: wanda_scores(weights[name], grams[name].diagonal().sqrt()) for name in linears
-            }
-            for name, mask in masks_of(scores, targets, sparsity).items():
-                weights[name].data.masked_fill_(~mask, 0.0)
 
 
 class _EnoughError(Exception):

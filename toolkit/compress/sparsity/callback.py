@@ -12,7 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from toolkit.compress.sparsity.calibration import draw_batches, second_order_step
+from toolkit.compress.sparsity.calibration import (
+    Batches,
+    draw_batches,
+    layerwise_step,
+    second_order_step,
+)
 from toolkit.compress.sparsity.floor import Floor, Verdict, parse_floor
 from toolkit.compress.sparsity.masks import final_targets, masks_of
 from toolkit.compress.sparsity.movement import MovementScores
@@ -135,13 +140,16 @@ class SparsificationCallback(TrainerCallback):
             else:
                 masks = masks_of(self.movement.scores, targets, self.sparsity)
         elif self.sparsity.method is Method.obert:
+            fisher = self.sparsity.fisher
+            count = fisher.num_gradients * fisher.batch_size
+            batches = self._drawn(kwargs, count, fisher.batch_size, state)
             masks = second_order_step(
-                kwargs["model"],
-                self.weights,
-                targets,
-                self.sparsity,
-                self._fisher_batches(kwargs["train_dataloader"], state.global_step),
+                kwargs["model"], self.weights, targets, self.sparsity, batches
             )
+        elif self.sparsity.method in (Method.wanda, Method.sparsegpt):
+            count, size = self.sparsity.num_calibration, args.per_device_eval_batch_size
+            batches = self._drawn(kwargs, count, size, state)
+            masks = layerwise_step(kwargs["model"], targets, self.sparsity, batches)
         else:
             magnitudes = {name: weight.detach().abs() for name, weight in self.weights.items()}
             masks = masks_of(magnitudes, targets, self.sparsity)
@@ -264,13 +272,13 @@ class SparsificationCallback(TrainerCallback):
         schedule = Schedule.cubic if self.sparsity.steps else self.sparsity.schedule
         return sparsity_at(step, self.start_step, self.end_step, 0.0, 1.0, schedule)
 
-    def _fisher_batches(self, dataloader: Any, seed: int) -> Callable[[], Iterator[Any]]:
-        fisher = self.sparsity.fisher
+    def _drawn(self, kwargs: Any, count: int, batch_size: int, state: Any) -> Batches:
+        """Draw training examples, others at every step of training."""
+        data = kwargs["train_dataloader"]
 
         def batches() -> Iterator[Any]:
-            count = fisher.num_gradients * fisher.batch_size
             return draw_batches(
-                dataloader.dataset, dataloader.collate_fn, count, fisher.batch_size, seed
+                data.dataset, data.collate_fn, count, batch_size, seed=state.global_step
             )
 
         return batches

@@ -318,7 +318,9 @@ def _gram_matrices(
     def look(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             tokens = inputs[0].reshape(-1, inputs[0].shape[-1])[keep].float()
-            grams[name] += tokens.T @ tokens
+            # Rounded to bfloat16, as autocast would have it, the sum would have no inverse.
+            with torch.autocast(tokens.device.type, enabled=False):
+                grams[name] += tokens.T @ tokens
             seen.add(name)
 
         return hook

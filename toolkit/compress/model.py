@@ -91,7 +91,10 @@ def load_model(
     result = auto_model.from_config(config)
     assert isinstance(result, PreTrainedModel)
     widths = getattr(config, "layer_widths", None)
-    return result if widths is None else resize(result, widths)
+    try:
+        return result if widths is None else resize(result, widths)
+    except ValueError as error:
+        raise UsageError(f"model.config: {error}") from None
 
 
 def load_checkpoint(folder: str | Path, **more: Any) -> PreTrainedModel:

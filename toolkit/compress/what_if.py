@@ -23,7 +23,7 @@ def make_checkpoint(config: ExportRoot, folder: Path) -> Path:
     if config.sparsity.is_structured:
         raise UsageError(
             "structured pruning chooses by a trained model's weights: use `toolkit train`; the "
-            "speed of given widths shows model.config.layer_widths=[[heads,neurons],…]"
+            "speed of given widths shows +model.config.layer_widths=[[heads,neurons],…]"
         )
     torch.manual_seed(config.seed)
     task = config.task

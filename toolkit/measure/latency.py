@@ -6,7 +6,7 @@ a process of its own (`python -m toolkit.measure.latency`), which torch's thread
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -198,13 +198,14 @@ def _table(state: dict[str, Any], *, multiple: int) -> dict[str, Any]:
     ]
     # the last layer may do less than the others, so it is one more of full width
     big = engine([*grid, most], [widest] * (count + 1))
-    # one thread waits for no other, which on a busy system may take longer than the call
+    # on one thread, whose own time can be taken: on a busy system calls mostly wait
     small = engine([[1, neurons[0]] for _ in whole], plan.layers, 1)
     inputs = state["inputs"]
     rows: dict[str, list[list[dict[str, Any]]]] = {"big": [], "small": []}
     _in_turn({"": lambda: rows["big"].append(big.profile(inputs))}, SECONDS)
     _in_turn({"": lambda: rows["small"].append(small.profile(inputs))}, SECONDS / 5)
-    run_ms = _in_turn({"run": lambda: small.run(inputs)}, SECONDS / 5)["run"]
+    alone = {"run": lambda: small.run(inputs)}
+    run_ms = _in_turn(alone, SECONDS / 5, time.process_time)["run"]
     parts = parts_of(rows["big"], count + 1)
     # what a call takes besides its operations: the model's head, and Python
     beside = max(run_ms - sum(map(sum, parts_of(rows["small"], len(whole)))), 0.0)
@@ -231,17 +232,19 @@ def _compare(state: dict[str, Any], *, models: Sequence[Widths]) -> dict[str, An
     return {"ms": list(_in_turn(calls, SECONDS).values())}
 
 
-def _in_turn(calls: Mapping[str, Any], seconds: float) -> dict[str, float]:
+def _in_turn(
+    calls: Mapping[str, Any], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Call in turn, after one round that does not count; return the least milliseconds of each."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     number = 0
     while number <= ROUNDS or time.perf_counter() - start < seconds:
         for name, call in calls.items():
-            begin = time.perf_counter()
+            begin = clock()
             call()
             if number:
-                times[name].append(1e3 * (time.perf_counter() - begin))
+                times[name].append(1e3 * (clock() - begin))
         number += 1
     return {name: min(ms) for name, ms in times.items()}
 

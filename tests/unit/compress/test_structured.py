@@ -25,7 +25,7 @@ from toolkit.compress.structured.calibrate import (
 from toolkit.compress.structured.choice import choose
 from toolkit.compress.structured.order import DAMPING, removal_path
 from toolkit.compress.structured.prune import calibration_batches, choose_kept, removal_paths
-from toolkit.compress.structured.widths import Kept, linears_of, shrink, widths_of
+from toolkit.compress.structured.widths import Kept, linears_of, resize, shrink, widths_of
 from toolkit.errors import InputError
 
 HEAD = 8  # features of a head of `make_model`
@@ -174,6 +174,12 @@ def test_a_damaged_folder_of_this_kind_gets_its_sentence(tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="cannot read the weights"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("widths", [[[1, 8]], [[1, 8], [3, 8]], [[1, 8], [0, 8]], [[1, 8], [1]]])
+def test_widths_that_do_not_fit(widths: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"of the 2 layers, .* at most \[2, 32\]; got"):
+        resize(make_model(), widths)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])

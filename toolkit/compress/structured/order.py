@@ -64,7 +64,7 @@ def removal_path(
         stay = torch.ones(len(w[0]), dtype=torch.bool)
         stay[at] = False
         w = (w - w[:, at] @ solved)[:, stay]
-        inverse = (inverse - inverse[:, at] @ solved)[stay][:, stay]
+        inverse = inverse.addmm_(inverse[:, at], solved, alpha=-1)[stay][:, stay]
         gone = set(going.tolist())
         order += [units[i] for i in going.tolist()]
         units = [name for i, name in enumerate(units) if i not in gone]

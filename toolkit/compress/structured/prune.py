@@ -1,5 +1,6 @@
 """From texts to what stays of every layer: the removal paths of a model, and a choice on them."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +20,10 @@ from toolkit.compress.structured.order import RemovalPath, removal_path
 from toolkit.compress.structured.widths import Kept, head_size_of, linears_of
 from toolkit.tasks.features import collate
 
-# Neurons go so many at a time, one tile of the kernels' rows. The engine's time is a line in their
-# number, so that finer steps would gain nothing.
+# Neurons go so many at a time, one tile of the kernels' rows, and more of a layer with more than
+# `STEPS` of these. The engine's time is a line in their number, so finer steps would gain nothing.
 NEURON_MULTIPLE = 16
+STEPS = 96
 BATCH = 32  # calibration texts that run together
 
 Costs = Callable[[Sequence[int], bool], Sequence[float]]  # of numbers of units; in the last layer?
@@ -73,9 +75,9 @@ def removal_paths(model: PreTrainedModel, batches: Sequence[TextBatch]) -> list[
         heads = linears["attention_output"].in_features // size
         first = removal_path(weights["attention_output"], gram["attention_output"], size, 1, 1)
         least = min(NEURON_MULTIPLE, neurons)
-        second = removal_path(weights["output"], gram["output"], 1, NEURON_MULTIPLE, least)
-        steps = range(len(second.errors))
-        counts = [max(neurons - NEURON_MULTIPLE * step, least) for step in steps]
+        per_step = NEURON_MULTIPLE * math.ceil(neurons / (STEPS * NEURON_MULTIPLE))
+        second = removal_path(weights["output"], gram["output"], 1, per_step, least)
+        counts = [max(neurons - per_step * step, least) for step in range(len(second.errors))]
         paths.append(LayerPaths(first, list(range(heads, 0, -1)), second, counts))
     return paths
 

@@ -74,7 +74,20 @@ def shrink(model: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedModel:
 
 
 def resize(model: PreTrainedModel, widths: Sequence[Sequence[int]]) -> PreTrainedModel:
-    """Give a new model these [heads, neurons] per layer, in place, before weights are loaded."""
+    """Give a new model these [heads, neurons] per layer, in place, before weights are loaded.
+
+    Raises:
+        ValueError: They are not one pair per layer, of at least 1 and at most what the model has.
+    """
+    whole = widths_of(model)
+    if len(widths) != len(whole) or not all(
+        len(pair) == 2 and all(1 <= n <= most for n, most in zip(pair, full, strict=True))
+        for pair, full in zip(widths, whole, strict=True)
+    ):
+        raise ValueError(
+            f"layer_widths must be [heads, neurons] of each of the {len(whole)} layers, at least "
+            f"[1, 1] and at most {whole[0]}; got {[list(pair) for pair in widths]}"
+        )
     return shrink(model, [Kept(range(heads), range(neurons)) for heads, neurons in widths])
 
 

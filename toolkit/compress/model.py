@@ -260,15 +260,11 @@ def _from_pretrained(
     missing = [
         key for key in sorted(found["missing_keys"]) if is_fine_tuned or key.startswith(body)
     ]
-    if missing and not any(key.startswith(body) for key in missing):
-        raise InputError(
-            f"{path} lacks {missing[0]}, the head of the task, which nothing trains here: name a "
-            "checkpoint that was fine-tuned on this task"
-        )
     if missing:
         raise InputError(
             f"{path} lacks {len(missing)} weights of a {config.model_type} model, such as "
             f"{missing[0]}: the checkpoint is damaged or foreign"
+            + ("" if missing[0].startswith(body) else ", or not fine-tuned on this task")
         )
     return model
 

@@ -342,11 +342,14 @@ def test_second_order_pruning_in_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_pruning_by_texts_in_training(tmp_path: Path, method: str) -> None:
+def test_pruning_by_texts_in_training(
+    tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make_model("bert")
     callback = pruning(0.8, method=method, end_epoch=2.0, update_frequency=0.5, num_calibration=16)
     watch = Watch(callback)
     trainer_for(model, tmp_path, epochs=3, callbacks=[callback, watch], bf16=True).train()
+    assert f"by {method}: 5 mask updates, each looks at 16 examples" in capsys.readouterr().out
     levels = [sparsity_at(step, 0, 16, 0.0, 0.8) for step in range(0, 20, 4)]
     assert watch.sparsities[:20] == pytest.approx(sorted(levels * 4), abs=2e-3)
     assert sparsity_of(model) == pytest.approx(0.8, abs=2e-3)

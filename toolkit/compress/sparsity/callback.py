@@ -106,6 +106,8 @@ class SparsificationCallback(TrainerCallback):
             self._read_state(args, state)
         if self.sparsity.rewind is not None:
             self._rewind(kwargs["lr_scheduler"], state.max_steps)
+        if state.is_world_process_zero:
+            self._announce()
         # Masked before they are clipped: the norm must not count gradients that are thrown away.
         if self.movement is not None:
             self.hooks = [
@@ -244,6 +246,22 @@ class SparsificationCallback(TrainerCallback):
         self.every = max(round(s.update_frequency * steps_per_epoch), 1)
         if s.steps is not None:
             self.every = max((self.end_step - self.start_step) // max(len(s.steps) - 1, 1), 1)
+
+    def _announce(self) -> None:
+        """Say what mask updates will cost, where they look at data."""
+        s = self.sparsity
+        looked_at = {
+            Method.obert: s.fisher.num_gradients * s.fisher.batch_size * s.fisher.recomputations,
+            Method.wanda: s.num_calibration,
+            Method.sparsegpt: s.num_calibration,
+        }.get(s.method)
+        if looked_at is not None and s.schedule not in KEEPS_ZEROS:
+            updates = len({*range(self.start_step, self.end_step, self.every), self.end_step})
+            print(
+                f"pruning by {s.method.value}: {updates} mask updates, each looks at {looked_at} "
+                "examples (sparsity.update_frequency sets how many updates)",
+                flush=True,
+            )
 
     def _initial_sparsity(self) -> dict[str, float]:
         """Return where each weight starts: as configured, or with the zeros that it has."""

@@ -337,10 +337,11 @@ class SparsityConfig:
         elif self.steps is not None:
             raise ValueError("sparsity.steps belongs to sparsity.schedule=stepwise")
         learnt = self.method in (Method.movement, Method.soft_movement)
-        if self.method is Method.sparsegpt and self.ranking is Ranking["global"]:
+        one_by_one = self.method in (Method.wanda, Method.sparsegpt)
+        if one_by_one and self.ranking is Ranking["global"]:
             raise ValueError(
-                "sparsity.method=sparsegpt prunes one layer at a time, which then cannot compete: "
-                "use sparsity.ranking=uniform or row"
+                f"sparsity.method={self.method.value} prunes one layer at a time, which then "
+                "cannot compete: use sparsity.ranking=uniform or row"
             )
         if learnt and self.schedule in (Schedule.once, Schedule.locked):
             raise ValueError(

@@ -1,6 +1,8 @@
 """Models and tokenizers: loaded from the hub or a folder, or made anew. Writes plain HF folders."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,17 @@ def save_checkpoint(
         quiet_loading()
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout off for a while: nothing random happens then."""
+    was_training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def longest_text_of(config: PreTrainedConfig) -> int:

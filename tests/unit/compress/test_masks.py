@@ -118,6 +118,7 @@ def test_targets_per_layer() -> None:
         ({"method": "movement", "schedule": "once"}, "learns its scores while training"),
         ({"ranking": "global", "layer_sparsity": [0.5, 0.5]}, "choose one"),
         ({"method": "sparsegpt", "schedule": "once", "ranking": "global"}, "one layer at a time"),
+        ({"method": "wanda", "schedule": "once", "ranking": "global"}, "one layer at a time"),
         ({"method": "magnitud"}, "Invalid value 'magnitud'"),
         ({"rewind": 0.0}, r"rewind must be in \(0, 1\]"),
         ({"layer_sparsity": [1.0]}, r"layer_sparsity must list numbers in \[0, 1\)"),

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.compress.depth import encoder_layers
+from toolkit.compress.model import evaluating
 from toolkit.compress.sparsity.fisher import (
     groups_that_fit,
     inverse_fisher,
@@ -47,17 +48,14 @@ def prune_before_training(
     Returns:
         The same model.
     """
-    is_training = model.training
-    model.train(False)
+    weights = prunable_weights(model)
+    targets = final_targets(weights, sparsity)
     if sparsity.method is Method.obert:
-        weights = prunable_weights(model)
-        targets = final_targets(weights, sparsity)
         second_order_step(model, weights, targets, sparsity, gradients)
     elif sparsity.method in (Method.wanda, Method.sparsegpt):
-        layerwise_step(model, final_targets(prunable_weights(model), sparsity), sparsity, texts)
+        layerwise_step(model, targets, sparsity, texts)
     else:
         prune_once(model, sparsity)
-    model.train(is_training)
     return model
 
 
@@ -75,8 +73,6 @@ def layerwise_step(
     Returns:
         (N, K) bool of each weight, True where kept.
     """
-    is_training = model.training
-    model.train(False)  # no dropout: nothing random may happen between two steps of training
     weights = prunable_weights(model)
     names = {id(weight): name for name, weight in weights.items()}
     masks: dict[str, torch.Tensor] = {}
@@ -86,7 +82,8 @@ def layerwise_step(
             for module in layer.modules()
             if isinstance(module, nn.Linear)
         }
-        grams = _gram_matrices(model, linears, texts)
+        with evaluating(model):
+            grams = _gram_matrices(model, linears, texts)
         if sparsity.method is Method.sparsegpt:
             for name in linears:
                 new = sparsegpt(weights[name], grams[name], targets[name], sparsity)
@@ -99,7 +96,6 @@ def layerwise_step(
             masks |= masks_of(scores, targets, sparsity)
             for name in linears:
                 weights[name].data.masked_fill_(~masks[name], 0.0)
-    model.train(is_training)
     return masks
 
 
@@ -147,8 +143,6 @@ def _second_order_masks(
     gradients: Batches,
 ) -> dict[str, torch.Tensor]:
     n, k = sparsity.block_shape
-    is_training = model.training
-    model.train(False)  # no dropout: nothing random may happen between two steps of training
     passes = groups_that_fit(weights, sparsity.fisher)
     is_global = sparsity.ranking is Ranking["global"]
     scores: dict[str, torch.Tensor] = {}
@@ -156,9 +150,10 @@ def _second_order_masks(
 
     def inverses(names: Sequence[str]) -> dict[str, torch.Tensor]:
         part = {name: weights[name] for name in names}
-        found = inverse_fisher(
-            part, lambda batch: _backward(model, batch), gradients(), sparsity.fisher
-        )
+        with evaluating(model):
+            found = inverse_fisher(
+                part, lambda batch: _backward(model, batch), gradients(), sparsity.fisher
+            )
         model.zero_grad(set_to_none=True)
         return found
 
@@ -181,7 +176,6 @@ def _second_order_masks(
         masks = masks_of(scores, targets, sparsity)
         for names in passes:  # one pass keeps its matrices; several make theirs again
             apply(names, found if len(passes) == 1 else inverses(names))
-    model.train(is_training)
     return masks
 
 

@@ -135,7 +135,7 @@ class SparsificationCallback(TrainerCallback):
         is_due = (step - self.start_step) % self.every == 0 or step == self.end_step
         if not (is_in_time and is_due):
             return
-        targets = {name: self._target(step, name) for name in self.weights}
+        targets = self._targets(step)
         if self.movement is not None:
             if self.movement.is_soft:
                 masks = self.movement.soft_masks(self._progress(step))
@@ -256,10 +256,9 @@ class SparsificationCallback(TrainerCallback):
             Method.sparsegpt: s.num_calibration,
         }.get(s.method)
         if looked_at is not None and s.schedule not in KEEPS_ZEROS:
-            updates = len({*range(self.start_step, self.end_step, self.every), self.end_step})
             print(
-                f"pruning by {s.method.value}: {updates} mask updates, each looks at {looked_at} "
-                "examples (sparsity.update_frequency sets how many updates)",
+                f"pruning by {s.method.value}: {len(self._updates())} mask updates, each looks at "
+                f"{looked_at} examples (sparsity.update_frequency sets how many updates)",
                 flush=True,
             )
 
@@ -274,16 +273,25 @@ class SparsificationCallback(TrainerCallback):
             return dict.fromkeys(self.weights, zero_share(self.weights.values()))
         return {name: zero_share([weight]) for name, weight in self.weights.items()}
 
-    def _target(self, step: int, name: str) -> float:
-        s, final = self.sparsity, final_targets(self.weights, self.sparsity)[name]
-        if self.initial[name] > final + 1e-3:
-            raise UsageError(
-                f"{name} already has {self.initial[name]:.1%} zeros, more than the final sparsity "
-                f"of {final:.1%}: ask for more, or keep its zeros with sparsity.schedule=locked"
+    def _updates(self) -> list[int]:
+        """List the steps at which the schedule updates the masks."""
+        return sorted({*range(self.start_step, self.end_step, self.every), self.end_step})
+
+    def _targets(self, step: int) -> dict[str, float]:
+        s, steps = self.sparsity, self.sparsity.steps or ()
+        targets = {}
+        for name, final in final_targets(self.weights, s).items():
+            if self.initial[name] > final + 1e-3:
+                raise UsageError(
+                    f"{name} already has {self.initial[name]:.1%} zeros, more than the final "
+                    f"sparsity of {final:.1%}: ask for more, or keep its zeros with "
+                    "sparsity.schedule=locked"
+                )
+            initial = min(self.initial[name], final)
+            targets[name] = sparsity_at(
+                step, self.start_step, self.end_step, initial, final, s.schedule, steps
             )
-        initial = min(self.initial[name], final)
-        steps = s.steps or ()
-        return sparsity_at(step, self.start_step, self.end_step, initial, final, s.schedule, steps)
+        return targets
 
     def _progress(self, step: int) -> float:
         """Return how far the schedule is from 0 to 1."""
@@ -336,8 +344,7 @@ class SparsificationCallback(TrainerCallback):
                 "sparsity.rewind replaces schedules such as trainer.lr_scheduler_type=linear; "
                 f"it cannot replace a {type(scheduler).__name__}"
             )
-        updates = [*range(self.start_step, self.end_step, self.every), self.end_step]
-        boundaries = sorted({0, *updates, max_steps})
+        boundaries = sorted({0, *self._updates(), max_steps})
         final = self.sparsity.rewind
 
         def factor(step: int) -> float:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.compress.depth import encoder_layers
+from toolkit.compress.model import evaluating
 from toolkit.compress.structured.order import damped
 from toolkit.compress.structured.widths import linears_of
 
@@ -39,7 +40,7 @@ def input_grams(
     Returns:
         Per layer by name (`REPAIRED`): (K + 1, K + 1) float64, of x with a 1 at its end.
     """
-    with _evaluating(model):
+    with evaluating(model):
         flows = [_enter(model, batch) for batch in batches]
         tokens = sum(int(flow.is_token.sum()) for flow in flows)
         grams = []
@@ -68,7 +69,7 @@ def repair(model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[
     Source: least squares in sequence, as Park et al. 2024, "Accurate retraining-free pruning for
         pretrained encoder-based language models" (K-prune), https://arxiv.org/abs/2308.03449.
     """
-    with _evaluating(model), _evaluating(original):
+    with evaluating(model), evaluating(original):
         ours = [_enter(model, batch) for batch in batches]
         theirs = [_enter(original, batch) for batch in batches]
         layers = zip(encoder_layers(model), encoder_layers(original), strict=True)
@@ -131,7 +132,7 @@ def output_sensitivities(
     modules = [linears_of(layer)[name] for layer in encoder_layers(model) for name in REPAIRED]
     sums: list[Any] = [0.0] * len(modules)
     tokens = 0
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         for batch in batches:
             with _seen(modules, made=True) as made:
                 outputs = model(**batch)
@@ -230,14 +231,3 @@ def _norms(layer: nn.Module) -> list[nn.Module]:
     """Return attention's LayerNorm and the one behind the feed-forward part."""
     first, second = (module for module in layer.modules() if isinstance(module, nn.LayerNorm))
     return [first, second]
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switch dropout off for a while."""
-    was_training = model.training
-    model.train(False)
-    try:
-        yield
-    finally:
-        model.train(was_training)

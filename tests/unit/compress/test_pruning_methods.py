@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from support.tiny import examples_of, make_model
 from torch import nn
 
+from toolkit.compress.depth import encoder_layers
+from toolkit.compress.model import evaluating
 from toolkit.compress.sparsity.calibration import (
     draw_batches,
+    layerwise_step,
     prune_before_training,
     sparsegpt,
     wanda_scores,
@@ -24,6 +27,7 @@ from toolkit.compress.sparsity.fisher import (
     obs_scores,
     obs_update,
 )
+from toolkit.compress.sparsity.masks import final_targets, masks_of
 from toolkit.compress.sparsity.movement import MovementScores, regularization_gradient
 from toolkit.compress.sparsity.weights import describe_checkpoint, prunable_weights
 from toolkit.config import default_sparsity
@@ -217,6 +221,73 @@ def batches_of(size: int) -> Any:
             yield {name: torch.tensor([each[name] for each in part]) for name in part[0]}
 
     return batches
+
+
+def plain_layerwise_step(model: Any, texts: Any, sparsity: Any) -> None:
+    """Prune layer by layer, the whole model run with hooks on it, anew for every layer."""
+    weights = prunable_weights(model)
+    targets = final_targets(weights, sparsity)
+    for layer in encoder_layers(model):
+        linears = {
+            name: module
+            for name, weight in weights.items()
+            for module in layer.modules()
+            if getattr(module, "weight", None) is weight
+        }
+        taken: dict[str, list[torch.Tensor]] = {name: [] for name in linears}
+        hooks = [
+            linear.register_forward_pre_hook(lambda _, x, into=taken[name]: into.append(x[0]))
+            for name, linear in linears.items()
+        ]
+        grams = dict.fromkeys(linears, torch.zeros(()))
+        with torch.no_grad(), evaluating(model):
+            for text in texts():
+                model(**text)
+                for name, (x,) in taken.items():
+                    tokens = x[text["attention_mask"] == 1].float()
+                    grams[name] = grams[name] + tokens.T @ tokens
+                    taken[name].clear()
+        for hook in hooks:
+            hook.remove()
+        if sparsity.method.value == "sparsegpt":
+            for name in linears:
+                weights[name].data = sparsegpt(weights[name], grams[name], targets[name], sparsity)
+        else:
+            scores = {n: wanda_scores(weights[n], grams[n].diagonal().sqrt()) for n in linears}
+            for name, mask in masks_of(scores, targets, sparsity).items():
+                weights[name].data *= mask
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra"])
+def test_layers_see_what_the_whole_pruned_model_gives_them(
+    family: str, method: str, precision: str
+) -> None:
+    """In mixed precision, too, which a Trainer puts around the forward pass of the whole model."""
+    sparsity = default_sparsity(final_sparsity=0.5, schedule="once", method=method)
+
+    def texts() -> Iterator[dict[str, torch.Tensor]]:
+        for batch in batches_of(8)():
+            batch["attention_mask"][1, 5:] = 0
+            if family == "distilbert":
+                del batch["token_type_ids"]
+            yield batch
+
+    models = [make_model(family, dropout=0.1) for _ in range(2)]
+    if precision == "bf16":
+        for model in models:
+            model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    plain_layerwise_step(models[0], texts, sparsity)
+    masks = layerwise_step(
+        models[1], final_targets(prunable_weights(models[1]), sparsity), sparsity, texts
+    )
+    wanted, found = (prunable_weights(model) for model in models)
+    assert masks.keys() == found.keys()
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-6)
+        assert torch.equal(masks[name], weight != 0)
+    assert models[1].training
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.compress.depth import encoder_layers
+from toolkit.compress.flow import enter, run_layer, seen
 from toolkit.compress.model import evaluating
 from toolkit.compress.sparsity.fisher import (
     groups_that_fit,
@@ -59,6 +60,7 @@ def prune_before_training(
     return model
 
 
+@torch.no_grad()
 def layerwise_step(
     model: PreTrainedModel, targets: Mapping[str, float], sparsity: SparsityConfig, texts: Batches
 ) -> dict[str, torch.Tensor]:
@@ -68,7 +70,7 @@ def layerwise_step(
         model: Its weights change in place.
         targets: The sparsity of each prunable weight.
         sparsity: `method` wanda or sparsegpt, pattern, ranking.
-        texts: Calibration batches; each call gives the same ones.
+        texts: Calibration batches, called once.
 
     Returns:
         (N, K) bool of each weight, True where kept.
@@ -76,26 +78,38 @@ def layerwise_step(
     weights = prunable_weights(model)
     names = {id(weight): name for name, weight in weights.items()}
     masks: dict[str, torch.Tensor] = {}
-    for layer in encoder_layers(model):
-        linears = {
-            names[id(module.weight)]: module
-            for module in layer.modules()
-            if isinstance(module, nn.Linear)
-        }
-        with evaluating(model):
-            grams = _gram_matrices(model, linears, texts)
-        if sparsity.method is Method.sparsegpt:
-            for name in linears:
-                new = sparsegpt(weights[name], grams[name], targets[name], sparsity)
-                weights[name].data.copy_(new)
-                masks[name] = new != 0
-        else:
-            scores = {
-                name: wanda_scores(weights[name], grams[name].diagonal().sqrt()) for name in linears
+    with evaluating(model):
+        flows = [enter(model, _on_device(model, batch)) for batch in texts()]
+        for layer in encoder_layers(model):
+            linears = {
+                names[id(module.weight)]: module
+                for module in layer.modules()
+                if isinstance(module, nn.Linear)
             }
-            masks |= masks_of(scores, targets, sparsity)
-            for name in linears:
-                weights[name].data.masked_fill_(~masks[name], 0.0)
+            grams: dict[str, Any] = dict.fromkeys(linears, 0.0)  # (K, K) float32 each
+            for flow in flows:
+                with seen([*linears.values()]) as inputs:
+                    run_layer(layer, flow)
+                for name, x in zip(linears, inputs, strict=True):
+                    # float32 here, outside of the model's autocast: rounded to bfloat16, the sum
+                    # would have no inverse
+                    tokens = x[flow.is_token].float()
+                    grams[name] = grams[name] + tokens.T @ tokens
+            if sparsity.method is Method.sparsegpt:
+                for name in linears:
+                    new = sparsegpt(weights[name], grams[name], targets[name], sparsity)
+                    weights[name].copy_(new)
+                    masks[name] = new != 0
+            else:
+                scores = {
+                    name: wanda_scores(weights[name], grams[name].diagonal().sqrt())
+                    for name in linears
+                }
+                masks |= masks_of(scores, targets, sparsity)
+                for name in linears:
+                    weights[name].masked_fill_(~masks[name], 0.0)
+            for flow in flows:
+                flow.hidden = run_layer(layer, flow)
     return masks
 
 
@@ -291,49 +305,3 @@ def _on_device(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dic
     """Move a batch to the model, without what only a teacher takes."""
     known = inspect.signature(type(model).forward).parameters
     return {name: part.to(model.device) for name, part in batch.items() if name in known}
-
-
-class _EnoughError(Exception):
-    """Ends a forward pass whose rest is of no interest."""
-
-
-@torch.no_grad()
-def _gram_matrices(
-    model: PreTrainedModel, linears: Mapping[str, nn.Linear], texts: Batches
-) -> dict[str, torch.Tensor]:
-    """Add up the outer products of some layers' inputs, (K, K) float32 each, padding left out."""
-    grams = {
-        name: torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
-        for name, linear in linears.items()
-    }
-    keep: torch.Tensor = torch.empty(0)
-    seen: set[str] = set()
-
-    def look(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            tokens = inputs[0].reshape(-1, inputs[0].shape[-1])[keep].float()
-            # Rounded to bfloat16, as autocast would have it, the sum would have no inverse.
-            with torch.autocast(tokens.device.type, enabled=False):
-                grams[name] += tokens.T @ tokens
-            seen.add(name)
-
-        return hook
-
-    def stop(*_: Any) -> None:
-        if len(seen) == len(linears):
-            raise _EnoughError
-
-    hooks: list[Any] = []
-    for name, linear in linears.items():
-        hooks += [linear.register_forward_pre_hook(look(name)), linear.register_forward_hook(stop)]
-    for batch in texts():
-        inputs = _on_device(model, batch)
-        keep = inputs["attention_mask"].flatten().bool()
-        seen.clear()
-        try:
-            model(**inputs)
-        except _EnoughError:
-            continue
-    for hook in hooks:
-        hook.remove()
-    return grams

@@ -1,11 +1,9 @@
-"""Texts through the encoder, layer by layer: what linear layers take, and how they are repaired.
+"""What linear layers take, how much their outputs matter, and how they are repaired.
 
 B texts, T tokens, K inputs and N outputs of a linear layer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,22 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.compress.depth import encoder_layers
+from toolkit.compress.flow import TextBatch, enter, run_layer, seen
 from toolkit.compress.model import evaluating
 from toolkit.compress.structured.order import damped
 from toolkit.compress.structured.widths import linears_of
 
-TextBatch = dict[str, torch.Tensor]  # the model's inputs, each (B, T)
 REPAIRED = ("attention_output", "output")
-
-
-@dataclass
-class _Flow:
-    """One batch on its way through the encoder, in front of a layer."""
-
-    hidden: torch.Tensor  # (B, T, H)
-    arguments: tuple[Any, ...]  # what else a layer takes
-    keywords: dict[str, Any]
-    is_token: torch.Tensor  # (B, T) bool
 
 
 @torch.no_grad()
@@ -41,16 +29,16 @@ def input_grams(
         Per layer by name (`REPAIRED`): (K + 1, K + 1) float64, of x with a 1 at its end.
     """
     with evaluating(model):
-        flows = [_enter(model, batch) for batch in batches]
+        flows = [enter(model, batch) for batch in batches]
         tokens = sum(int(flow.is_token.sum()) for flow in flows)
         grams = []
         for layer in encoder_layers(model):
             linears = linears_of(layer)
             sums: dict[str, Any] = dict.fromkeys(REPAIRED, 0.0)
             for flow in flows:
-                with _seen([linears[name] for name in REPAIRED]) as seen:
-                    flow.hidden = _run(layer, flow)
-                for name, x in zip(REPAIRED, seen, strict=True):
+                with seen([linears[name] for name in REPAIRED]) as inputs:
+                    flow.hidden = run_layer(layer, flow)
+                for name, x in zip(REPAIRED, inputs, strict=True):
                     x = with_one(x[flow.is_token])
                     sums[name] = sums[name] + _to_float64(x.T @ x)
             grams.append({name: value / tokens for name, value in sums.items()})
@@ -70,14 +58,14 @@ def repair(model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[
         pretrained encoder-based language models" (K-prune), https://arxiv.org/abs/2308.03449.
     """
     with evaluating(model), evaluating(original):
-        ours = [_enter(model, batch) for batch in batches]
-        theirs = [_enter(original, batch) for batch in batches]
+        ours = [enter(model, batch) for batch in batches]
+        theirs = [enter(original, batch) for batch in batches]
         layers = zip(encoder_layers(model), encoder_layers(original), strict=True)
         for layer, goal in layers:
             targets = []
             for flow in theirs:
-                with _seen(_norms(goal)) as sums:
-                    flow.hidden = _run(goal, flow)
+                with seen(_norms(goal)) as sums:
+                    flow.hidden = run_layer(goal, flow)
                 targets.append([x[flow.is_token] for x in sums])
             for part, name in enumerate(REPAIRED):
                 linear, norm = linears_of(layer)[name], _norms(layer)[part]
@@ -85,9 +73,9 @@ def repair(model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[
                 cross: Any = 0.0
                 tokens = 0
                 for flow, target in zip(ours, targets, strict=True):
-                    with _seen([linear, norm]) as seen:
-                        _run(layer, flow)
-                    x, total = (value[flow.is_token] for value in seen)
+                    with seen([linear, norm]) as inputs:
+                        run_layer(layer, flow)
+                    x, total = (value[flow.is_token] for value in inputs)
                     residual = total - linear(x)
                     x = with_one(x)
                     gram = gram + _to_float64(x.T @ x)
@@ -95,7 +83,7 @@ def repair(model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[
                     tokens += len(x)
                 refit(linear, gram / tokens, cross / tokens)
             for flow in ours:
-                flow.hidden = _run(layer, flow)
+                flow.hidden = run_layer(layer, flow)
 
 
 def refit(linear: nn.Linear, gram: torch.Tensor, cross: torch.Tensor) -> None:
@@ -134,7 +122,7 @@ def output_sensitivities(
     tokens = 0
     with evaluating(model), torch.enable_grad():
         for batch in batches:
-            with _seen(modules, made=True) as made:
+            with seen(modules, made=True) as made:
                 outputs = model(**batch)
             is_token = batch["attention_mask"].bool()
             gradients = torch.autograd.grad(drawn_loss(outputs, is_token), made)
@@ -171,55 +159,6 @@ def drawn_loss(outputs: Any, is_token: torch.Tensor) -> torch.Tensor:
 def with_one(x: torch.Tensor) -> torch.Tensor:
     """(…, K) → (…, K + 1), a 1 at the end: the input of the bias."""
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
-
-
-class _Entered(Exception):  # noqa: N818 - it is no error
-    """Ends a forward pass in front of the first layer."""
-
-
-def _enter(model: PreTrainedModel, batch: TextBatch) -> _Flow:
-    """Run the embeddings, and whatever else comes before the first layer."""
-    caught: list[Any] = []
-
-    def stop(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        caught.extend((arguments, keywords))
-        raise _Entered
-
-    hook = encoder_layers(model)[0].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model(**batch)
-    except _Entered:
-        pass
-    finally:
-        hook.remove()
-    (hidden, *rest), keywords = caught
-    return _Flow(hidden, tuple(rest), keywords, batch["attention_mask"].bool())
-
-
-def _run(layer: nn.Module, flow: _Flow) -> torch.Tensor:
-    output = layer(flow.hidden, *flow.arguments, **flow.keywords)
-    hidden = output[0] if isinstance(output, tuple) else output
-    assert isinstance(hidden, torch.Tensor)
-    return hidden
-
-
-@contextmanager
-def _seen(modules: Sequence[nn.Module], made: bool = False) -> Iterator[list[torch.Tensor]]:
-    """Note what the modules take - or what they give - in a list that is filled by their run."""
-    seen: list[Any] = [None] * len(modules)
-
-    def note(at: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        def hook(_: nn.Module, taken: Any, given: torch.Tensor) -> None:
-            seen[at] = given if made else taken[0]
-
-        return hook
-
-    hooks = [module.register_forward_hook(note(i)) for i, module in enumerate(modules)]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _to_float64(values: torch.Tensor) -> torch.Tensor:

@@ -8,13 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.compress.depth import encoder_layers
+from toolkit.compress.flow import TextBatch
 from toolkit.compress.model import input_names
-from toolkit.compress.structured.calibrate import (
-    REPAIRED,
-    TextBatch,
-    input_grams,
-    output_sensitivities,
-)
+from toolkit.compress.structured.calibrate import REPAIRED, input_grams, output_sensitivities
 from toolkit.compress.structured.choice import choose
 from toolkit.compress.structured.order import RemovalPath, removal_path
 from toolkit.compress.structured.widths import Kept, head_size_of, linears_of

@@ -248,6 +248,8 @@ class SparsityConfig:
         target_speedup: Structured pruning: heads and neurons are removed until the engine runs the
             model so many times as fast as it does after `depth`, > 1; null removes none.
         target_latency_ms: The same, until a call takes so long, > 0; one of the two at most.
+        target_steps: Steps of equal factor in which `target_speedup` is reached, >= 1, each
+            followed by an equal share of the training.
     """
 
     name: str
@@ -270,6 +272,7 @@ class SparsityConfig:
     fisher: FisherOptions
     target_speedup: float | None
     target_latency_ms: float | None
+    target_steps: int
 
     def __post_init__(self) -> None:
         for value in (self.initial_sparsity or 0.0, self.final_sparsity):
@@ -370,6 +373,14 @@ class SparsityConfig:
         if self.target_latency_ms is not None and self.target_latency_ms <= 0:
             raise ValueError(
                 f"sparsity.target_latency_ms must be > 0; got {self.target_latency_ms}"
+            )
+        _check_at_least("sparsity.target_steps", self.target_steps, 1)
+        if self.target_steps > 1 and self.target_speedup is None:
+            found = self.target_latency_ms
+            raise ValueError(
+                f"sparsity.target_steps={self.target_steps} divides sparsity.target_speedup; got "
+                + ("no target" if found is None else f"sparsity.target_latency_ms={found:g}")
+                + ": ask for a factor, such as sparsity.target_speedup=4"
             )
 
     @property

@@ -1,7 +1,7 @@
 """`toolkit train`: compose, train, evaluate, save.
 
-A run directory holds `checkpoint/` (a plain Hugging Face folder), `record.json`, and while the run
-is unfinished `trainer/`, from which `resume=true` continues.
+A run directory holds `checkpoint/` (a plain Hugging Face folder), `record.json`, in `steps/` the
+runs that lead to it, if any, and while it is unfinished `trainer/`, where `resume=true` goes on.
 """
 
 from dataclasses import asdict
@@ -18,11 +18,13 @@ from toolkit.compress.resume import (
     explain_full_disk,
     is_finished,
     is_first_process,
+    note,
     prepare,
 )
 from toolkit.compress.sparsity.calibration import prune_before_training
 from toolkit.compress.sparsity.callback import SparsificationCallback
 from toolkit.compress.sparsity.weights import describe_checkpoint
+from toolkit.compress.structured.steps import steps_of
 from toolkit.compress.teacher import DistillationTrainer, load_teacher, map_layers
 from toolkit.compress.trainer import (
     calibration_batches,
@@ -41,13 +43,15 @@ from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.structured import describe, shrink_or_resume
 from toolkit.record import metrics_of, new_record, plain, read_record, write_record
-from toolkit.tasks import check_names
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
 
 
-def train(config: TrainRoot) -> None:
+def train(config: TrainRoot, steps_left: int = 1) -> None:
     """Train, evaluate and save one model, then go on with the verbs of `then`.
+
+    Args:
+        steps_left: Steps to the target of speed of a run that takes several, this one among them.
 
     Raises:
         InputError: Data, checkpoint or teacher cannot be read, or the disk is full.
@@ -55,20 +59,23 @@ def train(config: TrainRoot) -> None:
         GateError: A metric is below its floor; everything has been saved.
     """
     output = Path(config.output_dir)
-    check_names(config.task)
     check_training(config)
     if Verb.bench in config.then:
         check_options(bench_of(config, output))
         if Verb.export not in config.then and not (output / "export").exists():
             raise UsageError("then=[bench] measures an export: write then=[export,bench]")
-    if is_finished(config, output):
+    whole = config
+    *earlier, config = steps_of(whole)  # the last step is made here
+    if is_finished(whole, output):
         if is_first_process():
-            finish(config, output)
+            finish(whole, output)
         return
-    record = new_record("train", config)
+    record = new_record("train", whole)
+    for number, step in enumerate(earlier):
+        train(step, steps_left=len(earlier) + 1 - number)
+        note(whole, output)
     arguments = training_arguments(config, output)
     set_seed(config.seed)  # for new weights
-
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, config.task, tokenizer, is_fine_tuned=not is_training(config))
     teacher = load_teacher(config.teacher, model, tokenizer, config.task)
@@ -80,8 +87,9 @@ def train(config: TrainRoot) -> None:
     drop_layers(model, keep)
     data = load_data(config, tokenizer, teacher)
     if config.sparsity.is_structured:
-        with explain_full_disk(output):
-            model, record["structured"] = shrink_or_resume(config, model, tokenizer, data.train)
+        model, record["structured"] = shrink_or_resume(
+            config, model, tokenizer, data.train, earlier, steps_left
+        )
     stop = StopOnSignal()
     callbacks: list[TrainerCallback] = [stop]
     if config.sparsity.is_on:
@@ -92,7 +100,7 @@ def train(config: TrainRoot) -> None:
     trainer = make_trainer(config, arguments, model, teacher, layer_map, tokenizer, data, callbacks)
     del teacher  # which is mostly done: the Trainer holds it if it runs beside the student
     with explain_full_disk(output):
-        checkpoint = prepare(config, output)
+        checkpoint = prepare(whole, output)
         if prunes_once(config) and checkpoint is None:
             prune_before_training(model, config.sparsity, *calibration_batches(config, trainer))
         if is_training(config):
@@ -104,13 +112,12 @@ def train(config: TrainRoot) -> None:
 
     if trainer.is_world_process_zero():
         record["model"] = describe_checkpoint(config.model.name, model)
-        about = {"task": config.task.name, "num_examples": len(data.examples)}
-        record["metrics"] = about | metrics
+        record["metrics"] = {"task": config.task.name, "num_examples": len(data.examples)} | metrics
         record["training"] = describe_training(trainer)
         record["size_bytes"] = {"checkpoint": size_of(output / "checkpoint")}
         write_record(output / "record.json", record)
         clean_up(output)
-        finish(config, output)
+        finish(whole, output)
 
 
 def finish(config: TrainRoot, output: Path) -> None:
@@ -128,14 +135,8 @@ def finish(config: TrainRoot, output: Path) -> None:
     if Verb.export in config.then and not (output / "export" / "export.json").is_file():
         from toolkit.export import export
 
-        export(
-            narrow(
-                config,
-                ExportRoot,
-                checkpoint=str(output / "checkpoint"),
-                output_dir=str(output / "export"),
-            )
-        )
+        checkpoint, folder = str(output / "checkpoint"), str(output / "export")
+        export(narrow(config, ExportRoot, checkpoint=checkpoint, output_dir=folder))
     if Verb.bench in config.then and not read_record(output)["speed"]:
         from toolkit.bench import bench
 

@@ -201,6 +201,13 @@ def test_recipes_are_the_published_ones(layers: int) -> None:
         ("train", ["sparsity.final_sparsity=1.5"], "final_sparsity must be in [0, 1); got 1.5"),
         ("train", ["sparsity=structured"], "needs a target: sparsity.target_speedup=3, or"),
         ("train", ["sparsity.target_speedup=1"], "target_speedup must be > 1; got 1"),
+        ("train", ["sparsity.target_steps=0"], "target_steps must be at least 1; got 0"),
+        ("train", ["sparsity.target_steps=2"], "divides sparsity.target_speedup; got no target"),
+        (
+            "train",
+            ["sparsity.target_steps=2", "sparsity.target_latency_ms=5"],
+            "sparsity.target_steps=2 divides sparsity.target_speedup; got sparsity.target_latency",
+        ),
         ("train", ["sparsity.target_latency_ms=0"], "target_latency_ms must be > 0; got 0"),
         ("report", [], "report needs paths"),
     ],

@@ -21,11 +21,12 @@ from toolkit.compress.sparsity.callback import MASKS_FILE
 from toolkit.compress.sparsity.weights import prunable_weights
 from toolkit.compress.structured.widths import widths_of
 from toolkit.compress.trainer import load_data, make_trainer, predict, training_arguments
-from toolkit.config import BenchRoot, ExportRoot, TrainRoot, narrow
+from toolkit.config import BenchRoot, ExportRoot, ReportRoot, TrainRoot, narrow
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.export import export
 from toolkit.measure.latency import CostTable
 from toolkit.record import read_record
+from toolkit.report import report
 from toolkit.tasks.demo import generate_examples
 from toolkit.train import train
 
@@ -283,6 +284,72 @@ def test_structured_then_interrupted(
     assert record["structured"]["layer_widths"]["after"] == widths
     assert widths_of(load_checkpoint(tmp_path / "checkpoint")) == widths
     assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.5, abs=1e-2)
+
+
+@pytest.mark.usefixtures("_fixed_costs")
+def test_structured_in_steps(
+    tmp_path: Path,
+    teacher: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each is a run with a record; wherever it ends early, resuming gives the same model."""
+    overrides = (
+        "model.weights=pretrained", f"model.path={teacher / 'checkpoint'}", "teacher=self",
+        *STRUCTURED, "sparsity.target_speedup=2", "sparsity.target_steps=2",
+        *PRUNED[1:], "sparsity.final_sparsity=0.5", "trainer.num_train_epochs=2",
+    )  # fmt: skip
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(configure(whole, *overrides))
+    said = capsys.readouterr().out.splitlines()[-1]
+
+    first, last = (read_record(folder) for folder in (whole / "steps" / "1", whole))
+    facts = [first["structured"], last["structured"]]
+    assert facts[0]["layer_widths"]["after"] == facts[1]["layer_widths"]["before"]
+    assert "total" not in facts[0]
+    total = facts[1]["total"]
+    assert total["steps"] == 2
+    for how in ("predicted", "measured"):  # the fixed costs know no difference
+        assert all(each[how]["speedup"] >= 2**0.5 for each in facts)
+        speedup = facts[0][how]["dense_latency_ms"] / facts[1][how]["latency_ms"]
+        assert total[f"{how}_speedup"] == pytest.approx(speedup)
+    told = f"predicted {speedup:.2f}x, measured {speedup:.2f}x"
+    assert said.endswith(f"before all 2 steps, their ratios multiplied: {told}")
+    assert [record["model"]["sparsity"]["encoder"] > 0.4 for record in (first, last)] == [0, 1]
+    assert [record["config"]["sparsity"]["target_steps"] for record in (first, last)] == [1, 2]
+    assert {path.name for path in whole.iterdir()} == {"checkpoint", "record.json", "steps"}
+    rows = report(ReportRoot(paths=[str(whole)], select=None, output_dir=str(tmp_path / "report")))
+    assert {row["folder"] for row in rows} == {str(whole), str(whole / "steps" / "1")}
+
+    def end_in(function: str, *more: str) -> None:
+        with monkeypatch.context() as broken:
+            broken.setattr(function, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train(configure(resumed, *overrides, *more))
+
+    end_in("toolkit.train.predict")  # of the first step, which has been trained
+    with pytest.raises(UsageError, match=r"steps/1 already holds an interrupted run"):
+        train(configure(resumed, *overrides))
+    end_in("toolkit.train.note", "resume=true")  # right after it
+    assert not (resumed / "trainer").exists()
+    end_in("toolkit.measure.structured.shrink_to_target", "resume=true")  # the last has begun
+    assert "steps/1 holds the finished run" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"changed are sparsity\.target_speedup \(.* was 2"):
+        train(configure(resumed, *overrides, "sparsity.target_speedup=3", "resume=true"))
+    end_in("toolkit.train.predict", "resume=true")  # of the last
+    train(configure(resumed, *overrides, "resume=true"))
+    assert same(whole / "steps" / "1", resumed / "steps" / "1")
+    assert same(whole, resumed)
+
+
+@pytest.mark.usefixtures("_fixed_costs")
+def test_structured_steps_out_of_reach(tmp_path: Path, teacher: Path) -> None:
+    """Refused before the first is trained, though that one could be reached."""
+    path = f"model.path={teacher / 'checkpoint'}"
+    steps = ("sparsity.target_speedup=9", "sparsity.target_steps=4")
+    with pytest.raises(UsageError, match="target_speedup=9 cannot be reached"):
+        train(configure(tmp_path, "model.weights=pretrained", path, *STRUCTURED, *steps))
+    assert not (tmp_path / "steps" / "1" / "checkpoint").exists()
 
 
 @pytest.mark.parametrize(

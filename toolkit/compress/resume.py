@@ -64,11 +64,17 @@ def prepare(config: TrainRoot, output: Path) -> str | None:
         checkpoint = None
     else:
         checkpoint = last_checkpoint(folder, has_masks=config.sparsity.is_on)
-    if is_first_process():
-        write_text(folder / "config.json", json.dumps(compared(config), indent=1))
+    note(config, output)
     if config.resume:
         say(f"continuing from {checkpoint}" if checkpoint else "nothing to resume: starting")
     return str(checkpoint) if checkpoint else None
+
+
+def note(config: TrainRoot, output: Path) -> None:
+    """Note the configuration, which a later `resume=true` must have."""
+    if is_first_process():
+        text = json.dumps(compared(config), indent=1)
+        write_text(output / "trainer" / "config.json", text)
 
 
 def last_checkpoint(folder: Path, has_masks: bool) -> Path | None:

@@ -22,7 +22,7 @@ from toolkit.compress.teacher import DistillationTrainer, needs_states
 from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
 from toolkit.config import Schedule, TrainRoot
 from toolkit.errors import GateError, UsageError, nearest
-from toolkit.tasks import encode, evaluate, kind_of, load_examples
+from toolkit.tasks import check_names, encode, evaluate, kind_of, load_examples
 from toolkit.tasks.embedding import TEACHER_VECTOR
 from toolkit.tasks.features import collate
 
@@ -40,9 +40,10 @@ def check_training(config: TrainRoot) -> None:
     """Refuse what cannot be trained, before anything is loaded.
 
     Raises:
-        UsageError: Quantization is asked for, or a floor that is none, or pruning while nothing is
-            trained.
+        UsageError: The task's names are wrong, quantization is asked for, or a floor that is none,
+            or pruning while nothing is trained.
     """
+    check_names(config.task)
     if config.quantization.name != "none":
         raise UsageError(
             f"quantization={config.quantization.name} is not built yet: train in float32 with "

@@ -2,8 +2,10 @@
 
 import copy
 import json
+import math
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from toolkit.artifact.onnx_writer import quiet, write_onnx
 from toolkit.compress.model import load_checkpoint, longest_text_of, save_checkpoint
+from toolkit.compress.resume import explain_full_disk
 from toolkit.compress.structured.calibrate import repair
 from toolkit.compress.structured.prune import (
     NEURON_MULTIPLE,
@@ -26,6 +29,7 @@ from toolkit.errors import UsageError
 from toolkit.files import write_text
 from toolkit.measure.latency import CostTable, latency_meter
 from toolkit.measure.timing import warn_if_busy
+from toolkit.record import read_record
 
 Facts = dict[str, Any]  # `structured` of the record
 
@@ -34,6 +38,7 @@ def shrink_to_target(
     config: TrainRoot,
     model: PreTrainedModel,
     features: list[dict[str, Any]],
+    steps_left: int = 1,
 ) -> Facts:
     """Remove heads and neurons, in place, until the engine is predicted to meet the target.
 
@@ -41,6 +46,7 @@ def shrink_to_target(
         config: `sparsity` says the target, `bench` batch size and length, `engine` the rest.
         model: Fine-tuned; its layers are dropped already.
         features: Training texts, of which `sparsity.num_calibration` are drawn.
+        steps_left: Times that the target must be within reach, this one among them.
 
     Raises:
         UsageError: The target cannot be reached, or several processes train.
@@ -68,7 +74,7 @@ def shrink_to_target(
         print("timing layers of many widths …", flush=True)
         with latency_meter(config, onnx) as meter:
             table = meter.table(NEURON_MULTIPLE)
-            budget = budget_ms(config.sparsity, table, before)
+            budget = budget_ms(config.sparsity, table, before, steps_left)
             print(f"choosing by {config.sparsity.num_calibration} texts …", flush=True)
             batches = calibration_batches(
                 model, features, config.sparsity.num_calibration, config.seed
@@ -99,26 +105,28 @@ def shrink_to_target(
     }
 
 
-def budget_ms(sparsity: SparsityConfig, table: CostTable, widths: list[list[int]]) -> float:
+def budget_ms(
+    sparsity: SparsityConfig, table: CostTable, widths: list[list[int]], steps_left: int = 1
+) -> float:
     """Return the milliseconds that the target allows a call of the whole model.
 
     Raises:
-        UsageError: No widths are as fast as that; the sentence names the fastest.
+        UsageError: No widths are as fast as that, or as the target is after `steps_left` steps
+            towards it; the sentence names the fastest.
     """
     dense = table.model_ms(widths)
-    budget = sparsity.target_latency_ms
-    if budget is None:
-        assert sparsity.target_speedup is not None
-        budget = dense / sparsity.target_speedup
+    if sparsity.target_speedup is None:
+        assert sparsity.target_latency_ms is not None
+        budget = last = sparsity.target_latency_ms
+        asked = f"sparsity.target_latency_ms={budget:g}"
+    else:
+        whole = sparsity.target_speedup**steps_left
+        budget, last = dense / sparsity.target_speedup, dense / whole
+        asked = f"sparsity.target_speedup={whole:g}"
     least = min(table.neurons)
     narrowest = table.model_ms([[1, min(least, neurons)] for _, neurons in widths])
     # rounding costs up, see `choose`, takes at most a few thousandths
-    if budget < 1.01 * narrowest:
-        asked = (
-            f"sparsity.target_speedup={sparsity.target_speedup:g}"
-            if sparsity.target_latency_ms is None
-            else f"sparsity.target_latency_ms={sparsity.target_latency_ms:g}"
-        )
+    if last < 1.01 * narrowest:
         raise UsageError(
             f"{asked} cannot be reached: with one head and {least} neurons in each of the "
             f"{len(widths)} layers a call takes {narrowest:.3g} ms, {dense / narrowest:.3g} times "
@@ -131,12 +139,19 @@ def describe(facts: Facts) -> str:
     """Say in one line what was removed and what it brought."""
     widths = " ".join(f"{heads}/{neurons}" for heads, neurons in facts["layer_widths"]["after"])
     predicted, measured = facts["predicted"], facts["measured"]
-    return (
+    line = (
         f"heads/neurons left per layer: {widths}; {facts['batch_size']} x {facts['seq_len']} "
         f"tokens: predicted {predicted['latency_ms']:.3g} ms, {predicted['speedup']:.2f}x; "
         f"measured {measured['latency_ms']:.3g} ms, {measured['speedup']:.2f}x of "
         f"{measured['dense_latency_ms']:.3g} ms"
     )
+    if total := facts.get("total"):
+        line += (
+            f"; of the model before all {total['steps']} steps, their ratios multiplied: "
+            f"predicted {total['predicted_speedup']:.2f}x, "
+            f"measured {total['measured_speedup']:.2f}x"
+        )
+    return line
 
 
 def shrink_or_resume(
@@ -144,17 +159,31 @@ def shrink_or_resume(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     features: list[dict[str, Any]],
+    earlier: Sequence[TrainRoot],
+    steps_left: int,
 ) -> tuple[PreTrainedModel, Facts]:
     """Shrink a model, and keep it; or, with `resume=true`, go on with the one that was kept.
 
     Times measured again would differ, and what is chosen by them, too.
+
+    Args:
+        config: As `model`, `features` and `steps_left`, of `shrink_to_target`.
+        tokenizer: Kept with the model.
+        earlier: Finished steps towards the same target, whose speed-ups count in `total`.
     """
     folder = Path(config.output_dir) / "trainer" / "shrunk"
     if config.resume and (folder / "structured.json").is_file():
         return load_checkpoint(folder), json.loads((folder / "structured.json").read_text())
-    facts = shrink_to_target(config, model, features)
-    save_checkpoint(folder, model, tokenizer)
-    write_text(folder / "structured.json", json.dumps(facts))
+    with explain_full_disk(Path(config.output_dir)):
+        facts = shrink_to_target(config, model, features, steps_left)
+        if earlier:
+            steps = [*(read_record(step.output_dir)["structured"] for step in earlier), facts]
+            facts["total"] = {"steps": len(steps)} | {
+                f"{how}_speedup": math.prod(step[how]["speedup"] for step in steps)
+                for how in ("predicted", "measured")
+            }
+        save_checkpoint(folder, model, tokenizer)
+        write_text(folder / "structured.json", json.dumps(facts))
     return model, facts
 
 

@@ -98,6 +98,9 @@ def configured(override: str) -> Any:
 def test_target() -> None:
     assert budget_ms(configured("target_speedup=1.4"), TABLE, WHOLE) == 16.8 / 1.4
     assert budget_ms(configured("target_latency_ms=7.5"), TABLE, WHOLE) == 7.5
+    assert budget_ms(configured("target_speedup=1.4"), TABLE, WHOLE, steps_left=3) == 16.8 / 1.4
+    with pytest.raises(UsageError, match=r"sparsity\.target_speedup=3\.8416 cannot be reached"):
+        budget_ms(configured("target_speedup=1.4"), TABLE, WHOLE, steps_left=4)
 
 
 @pytest.mark.parametrize(

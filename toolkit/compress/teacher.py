@@ -195,6 +195,11 @@ class DistillationTrainer(Trainer):
             )
         if attention is not Attention.none:
             _check_equal("num_attention_heads", "teacher.attention=none", self.model, teacher)
+            if any(hasattr(m.config, "layer_widths") for m in (self.model, teacher)):
+                raise UsageError(
+                    f"teacher.attention={attention.value} compares head by head, but heads have "
+                    "been removed from a layer: choose teacher.attention=none"
+                )
             if self.args.gradient_checkpointing:
                 raise UsageError(
                     f"teacher.attention={attention.value} cannot see into checkpointed layers: "

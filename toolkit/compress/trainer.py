@@ -20,7 +20,7 @@ from toolkit.compress.sparsity.calibration import Batches, draw_batches
 from toolkit.compress.sparsity.floor import check_floor, parse_floor
 from toolkit.compress.teacher import DistillationTrainer, needs_states
 from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
-from toolkit.config import Schedule, TrainRoot
+from toolkit.config import Attention, Schedule, TrainRoot
 from toolkit.errors import GateError, UsageError, nearest
 from toolkit.tasks import check_names, encode, evaluate, kind_of, load_examples
 from toolkit.tasks.embedding import TEACHER_VECTOR
@@ -53,6 +53,11 @@ def check_training(config: TrainRoot) -> None:
         raise UsageError(
             "sparsity.final_sparsity is reached while training, but nothing is trained: set "
             "trainer.num_train_epochs, or prune at once with sparsity.schedule=once"
+        )
+    if config.sparsity.is_structured and config.teacher.attention is not Attention.none:
+        raise UsageError(
+            f"teacher.attention={config.teacher.attention.value} compares head by head, but "
+            "sparsity=structured removes heads: choose teacher.attention=none"
         )
     if config.sparsity.floor is not None:
         parse_floor(config.sparsity.floor, config.task.metrics)

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from toolkit.compress.depth import encoder_layers
 from toolkit.compress.distillation import evenly_spaced, hidden_loss, relation_loss
+from toolkit.compress.structured.widths import Kept, shrink
 from toolkit.compress.teacher import map_layers, needs_states
 from toolkit.config import Attention, TeacherConfig
 from toolkit.errors import UsageError
@@ -215,6 +216,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     more_heads = make_model(num_attention_heads=4)
     with pytest.raises(UsageError, match=r"num_attention_heads=2, the teacher 4.*attention=none"):
         trainer_for(student, tmp_path, teacher=more_heads, attention=Attention.maps)
+    narrow = shrink(make_model(), [Kept([0], range(8)), Kept([0, 1], range(8))])
+    with pytest.raises(UsageError, match="head by head, but heads have been removed from a layer"):
+        trainer_for(narrow, tmp_path, teacher=make_model(), attention=Attention.values)
     names = [field.name for field in fields(TrainingArguments)]
     name = "activation_checkpointing"  # older transformers: gradient_checkpointing
     one: dict[str, Any] = {name if name in names else "gradient_checkpointing": True}

@@ -7,6 +7,7 @@ import pytest
 from support.configs import compose
 
 from toolkit.compress.structured.steps import steps_of
+from toolkit.compress.trainer import check_training
 from toolkit.config import Schedule, SparsityConfig, from_plain
 from toolkit.errors import UsageError
 from toolkit.record import plain
@@ -111,9 +112,14 @@ def test_refused_before_anything_is_loaded(overrides: list[str], sentence: str) 
     [
         ["sparsity=once"],
         ["teacher=self", "teacher.hidden_weight=1"],
-        ["depth=layers6", "teacher=self", "teacher.attention=maps", "teacher.layer_map=[0,1]"],
+        ["depth=layers6", "teacher=self", "teacher.hidden_weight=1", "teacher.layer_map=[0,1]"],
         ["sparsity=prune80", "sparsity.start_epoch=0", "sparsity.end_epoch=2"],
     ],
 )
 def test_allowed(overrides: list[str]) -> None:
     assert len(steps_of(compose("train", *STEPS, *overrides))) == 3
+
+
+def test_attention_of_heads_that_go_is_not_compared() -> None:
+    with pytest.raises(UsageError, match=r"teacher\.attention=maps compares head by head"):
+        check_training(compose("train", *STEPS, "teacher=self", "teacher.attention=maps"))

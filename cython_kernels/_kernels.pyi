@@ -20,7 +20,8 @@ _Float32 = NDArray[np.float32]
 _Int32 = NDArray[np.int32]
 
 FORMS: tuple[str, ...]
-"""Forms that a weight can be packed in: `table`, `dense`, `generated`."""
+"""Forms that a weight can be packed in: `table`, `dense` and `generated` in float32, `bf16_dense`,
+`bf16_block` and `bf16_compressed` in bfloat16, `f16_table` in half precision."""
 
 STEPS: tuple[str, ...]
 """What `Encoder.run(profile=True)` times, in running order; `intermediate` with its activation."""
@@ -42,6 +43,15 @@ def available_isas() -> list[str]:
 
     All functions that take an `isa` take one of these, and raise ValueError for any other.
     """
+
+def precisions_of(isa: str) -> list[str]:
+    """Name what an instruction set multiplies in: `fp32`, `bf16` and `fp16` if it has them."""
+
+def refused_features() -> str:
+    """Say what the CPU has but the system does not give this process; empty: nothing."""
+
+def model_isas() -> list[str]:
+    """Name the instruction sets that plain C stands for: for tests, any function takes them."""
 
 def aligned(count: int, dtype: DTypeLike = ...) -> NDArray[Any]:
     """Return an uninitialised array (count,) on a 64-byte boundary; float32 unless told."""
@@ -121,7 +131,7 @@ class PackedLinear:
 
     @property
     def form(self) -> str:
-        """`table`, `dense` or `generated`."""
+        """One of FORMS."""
     @property
     def isa(self) -> str:
         """Whose register tile the dense form is packed for, and whose kernels run it."""
@@ -145,7 +155,10 @@ class PackedLinear:
         """Fraction of nonzero weights, in [0, 1]."""
     @property
     def values(self) -> _Float32:
-        """Weights as kernels read them, each block on cache lines of its own; none if generated."""
+        """Weights as kernels read them, each block on cache lines of its own; none if generated.
+
+        An element of bfloat16 is a pair: columns k and k + 1 in its lower and upper half.
+        """
     @property
     def offsets(self) -> NDArray[np.uint16]:
         """Table form: for each of `values` its column's byte offset in a tile; otherwise none."""
@@ -185,7 +198,7 @@ class PackedLinear:
             form: One of FORMS.
             isa: One of `available_isas()`.
             panel_rows: In 1…65536.
-            kblock: In 1…MAX_K, for generated code in 1…512.
+            kblock: In 1…MAX_K, for generated code in 1…512; of bfloat16 even, or all K.
             is_residual: Sums will start from `init`, not from the bias.
             allocate: `allocate(count, dtype)` returns a 16-byte aligned array; NumPy's `empty`
                 unless told.
@@ -200,11 +213,14 @@ class PackedLinear:
         """
 
     def unpack(self) -> _Float32:
-        """Return the weight (N, K): the exact inverse of `pack`.
+        """Return the weight (N, K): the exact inverse of `pack`, rounded if bfloat16.
 
         Raises:
             ValueError: The form is `generated`.
         """
+
+def forms_of(isa: str) -> list[str]:
+    """Name the forms that an instruction set has; generated code may be forbidden all the same."""
 
 def count_nonzeros(weight: _Float32, kblock: int) -> _Int32:
     """Return (k-blocks, N) int32: nonzeros per k-block of `kblock` columns and row.
@@ -254,6 +270,7 @@ class Encoder:
         num_threads: int,
         small_tiles: int = 0,
         head: PackedLinear | None = None,
+        is_16_bit: bool = False,
     ) -> None:
         """Keep what a model is made of; nothing is copied.
 
@@ -267,9 +284,10 @@ class Encoder:
                 threads.
             head: PackedLinear (n, H) with n <= H that is all anybody wants of the hidden states, or
                 None.
+            is_16_bit: Attention multiplies in bfloat16; weights do what their form says.
 
         Raises:
-            ValueError: No layers, or sizes that do not fit each other.
+            ValueError: No layers, sizes that do not fit each other, or an isa without bfloat16.
         """
 
     @property
@@ -281,6 +299,9 @@ class Encoder:
     @property
     def small_tiles(self) -> int:
         """Most tiles of a small call."""
+    @property
+    def is_16_bit(self) -> bool:
+        """Whether attention multiplies in bfloat16."""
     @property
     def hidden(self) -> int:
         """H."""
@@ -352,16 +373,17 @@ def time_gemm(
         ValueError: Tiles that do not fit the weights.
     """
 
-def fma_peak(isa: str, num_threads: int, seconds: float) -> float:
+def fma_peak(isa: str, num_threads: int, seconds: float, is_bf16: bool = False) -> float:
     """Measure multiply-adds on registers: GFLOP/s of all threads, two operations each.
 
     Args:
         isa: One of `available_isas()`.
         num_threads: Threads at work together, at least 1.
         seconds: Repeat for about so long, > 0, at least once; the best repetition counts.
+        is_bf16: Of bfloat16, with sums in float32.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument out of range, or the isa multiplies no bfloat16.
     """
 
 def read_bandwidth(isa: str, num_threads: int, size: int, seconds: float) -> float:
@@ -397,10 +419,10 @@ def gemm(weight: PackedLinear, x: _Float32, y: _Float32, init: _Float32 | None =
     """
 
 def activation(name: str, x: _Float32, isa: str) -> None:
-    """Set x (count,) = gelu | gelu_tanh | relu (x) in place.
+    """Set x (count,) = gelu | gelu_tanh | relu | bf16_gelu (x) in place.
 
     Raises:
-        ValueError: The count is no multiple of 16.
+        ValueError: The count is no multiple of 16, or the isa has no such function.
         KeyError: Another name.
     """
 
@@ -423,7 +445,13 @@ def layer_norm(
     """
 
 def attention(
-    q: _Float32, k: _Float32, v: _Float32, num_keys: int, out: _Float32, isa: str
+    q: _Float32,
+    k: _Float32,
+    v: _Float32,
+    num_keys: int,
+    out: _Float32,
+    isa: str,
+    is_16_bit: bool = False,
 ) -> None:
     """Set out = attention of one head of size d, whose weights are the softmax of 2^(q·k).
 
@@ -431,7 +459,8 @@ def attention(
         q, out: (query tiles, d, 16).
         k, v: (key tiles, d, 16).
         num_keys: Tokens of k and v that count, in 1…16 · key tiles.
+        is_16_bit: Multiply in bfloat16.
 
     Raises:
-        ValueError: `num_keys` is out of range.
+        ValueError: `num_keys` is out of range, or the isa multiplies no bfloat16.
     """

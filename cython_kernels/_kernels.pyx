@@ -29,11 +29,30 @@ def available_isas() -> list[str]:
     return [TABLES[i].isa.decode() for i in range(NUM_TABLES)]
 
 
+def precisions_of(str isa) -> list[str]:
+    """Name what an instruction set multiplies in: `fp32`, `bf16` and `fp16` if it has them."""
+    cdef const kernels_t *kernels = find_kernels(isa)
+    return ["fp32"] + ["bf16"] * (kernels.bf16_dense != NULL) + ["fp16"] * (kernels.f16_table != NULL)
+
+
+def refused_features() -> str:
+    """Say what the CPU has but the system does not give this process; empty: nothing."""
+    return "AMX: the system refused this process its tile registers (arch_prctl)" if is_amx_refused() else ""
+
+
+def model_isas() -> list[str]:
+    """Name the instruction sets that plain C stands for, for tests: any function takes them, no engine offers them."""
+    return [MODELS[i].isa.decode() for i in range(NUM_MODELS)]
+
+
 cdef const kernels_t *find_kernels(str isa) except NULL:
     cdef int i
     for i in range(NUM_TABLES):
         if TABLES[i].isa.decode() == isa:
             return TABLES[i]
+    for i in range(NUM_MODELS):
+        if MODELS[i].isa.decode() == isa:
+            return MODELS[i]
     raise ValueError(f"isa {isa!r} is not supported on this CPU (available: {', '.join(available_isas())})")
 
 

@@ -5,11 +5,23 @@
 #include "kernels.h" /* outside of every target region */
 
 #include "isa/generic.h"
+#include "isa/models.h"
 #if defined(__x86_64__)
 #include "isa/avx2.h"
 #include "isa/avx512.h"
+#include "isa/avx512_bf16.h"
+/* Older compilers have neither. */
+#if defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 12
+#define HAS_AMX
+#include "isa/avx512_fp16.h"
+#include "isa/amx_bf16.h"
+#endif
 #elif defined(__aarch64__)
 #include "isa/neon.h"
+#include "isa/neon_fp16.h"
+#endif
+#if !defined(HAS_AMX)
+static inline int is_amx_refused(void) { return 0; }
 #endif
 
 /* Best first. */
@@ -18,14 +30,24 @@ static const struct {
     const kernels_t *kernels;
 } ISAS[] = {
 #if defined(__x86_64__)
+#ifdef HAS_AMX
+    {is_supported_amx_bf16, &kernels_amx_bf16},
+    {is_supported_avx512_fp16, &kernels_avx512_fp16},
+#endif
+    {is_supported_avx512_bf16, &kernels_avx512_bf16},
     {is_supported_avx512, &kernels_avx512},
     {is_supported_avx2, &kernels_avx2},
 #elif defined(__aarch64__)
+    {is_supported_neon_fp16, &kernels_neon_fp16},
     {is_supported_neon, &kernels_neon},
 #endif
     {is_supported_generic, &kernels_generic},
 };
 enum { NUM_ISAS = sizeof ISAS / sizeof *ISAS };
+
+/* For tests. */
+static const kernels_t *const MODELS[] = {&kernels_bf16_model, &kernels_amx_bf16_model, &kernels_f16_model};
+enum { NUM_MODELS = sizeof MODELS / sizeof *MODELS };
 
 /* Fill `tables` with what this CPU runs, best first; return how many, at least 1. */
 static int available_kernels(const kernels_t *tables[NUM_ISAS]) {

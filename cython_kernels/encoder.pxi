@@ -11,18 +11,25 @@ cdef class Encoder:
 
     cdef readonly str isa
     cdef readonly int num_threads, small_tiles
+    cdef readonly bint is_16_bit
     cdef object owners  # keeps every array alive that a pointer below refers to
     cdef encoder_t encoder
     cdef int qkv_rows, qkv_panel, inner_rows, inner_chunk, vocabulary, num_positions, num_types
+    cdef int most_head_size
+    cdef bint takes_halves  # some weight takes 16 bits
     cdef workspace_t *workspaces
 
     def __cinit__(self):
         self.workspaces = NULL
 
     def __init__(self, str isa, embeddings, list layers, int num_threads, int small_tiles=0,
-                 PackedLinear head=None):
+                 PackedLinear head=None, bint is_16_bit=False):
         cdef encoder_t *encoder = &self.encoder
         encoder.kernels = find_kernels(isa)
+        encoder.attention = encoder.kernels.bf16_attention if is_16_bit else encoder.kernels.f32_attention
+        if encoder.attention == NULL:
+            raise ValueError(f"isa {isa!r} has no attention in 16 bits")
+        self.is_16_bit = is_16_bit
         self.isa, self.num_threads, self.small_tiles = isa, num_threads, small_tiles
         encoder.num_layers = len(layers)
         if encoder.num_layers == 0:
@@ -80,6 +87,8 @@ cdef class Encoder:
         layer.head_size = context // layer.num_heads
         if parts.activation == "gelu":
             layer.activation = self.encoder.kernels.f32_gelu
+            if output.linear.operand == OPERAND_BF16:  # it is rounded before it is multiplied
+                layer.activation = self.encoder.kernels.bf16_gelu
         elif parts.activation == "gelu_tanh":
             layer.activation = self.encoder.kernels.f32_gelu_tanh
         else:
@@ -97,7 +106,10 @@ cdef class Encoder:
             raise ValueError("a k-block of output must be whole panels of intermediate")
         self.qkv_rows, self.qkv_panel = max(self.qkv_rows, qkv.rows), max(self.qkv_panel, qkv.panel_rows)
         self.inner_rows = max(self.inner_rows, intermediate.rows)
+        self.most_head_size = max(self.most_head_size, layer.head_size)
         self.inner_chunk = max(self.inner_chunk, output.kblock)
+        for weight in (qkv, attention_output, intermediate, output):
+            self.takes_halves |= (<PackedLinear>weight).linear.operand != OPERAND_F32
         return 0
 
     def __dealloc__(self):
@@ -180,9 +192,14 @@ cdef class Encoder:
         """Make room for `tiles` tiles; kept and reused by later calls."""
         cdef size_t wide = max(self.encoder.hidden, self.encoder.embeddings.tables.features) * TILE * <size_t>tiles
         cdef size_t qkv = (self.qkv_panel if members == 1 else self.qkv_rows) * TILE * <size_t>tiles
-        cdef size_t inner = (self.inner_chunk if members == 1 else self.inner_rows) * TILE * <size_t>tiles
-        w.member_scores = 2 * TILE * <size_t>((keys + TILE - 1) // TILE * TILE)
-        cdef size_t size = (2 * wide + qkv + inner + w.member_scores * members) * sizeof(float)
+        cdef int inner_features = self.inner_chunk if members == 1 else self.inner_rows
+        cdef size_t inner = inner_features * TILE * <size_t>tiles
+        cdef size_t x_halves = 0, inner_halves = 0
+        if self.takes_halves:
+            x_halves = half_floats(self.encoder.hidden) * whole_pairs(tiles)
+            inner_halves = half_floats(inner_features) * whole_pairs(tiles)
+        w.member_scores = attention_scratch(keys, self.most_head_size, self.is_16_bit)
+        cdef size_t size = (2 * wide + qkv + inner + x_halves + inner_halves + w.member_scores * members) * sizeof(float)
         cdef void *memory = NULL
         if size > w.size:
             free(w.memory)
@@ -197,7 +214,9 @@ cdef class Encoder:
         w.y = w.x + wide
         w.qkv = w.y + wide
         w.inner = w.qkv + qkv
-        w.scores = w.inner + inner
+        w.x_operand = w.inner + inner
+        w.inner_operand = w.x_operand + x_halves
+        w.scores = w.inner_operand + inner_halves
         return 0
 
 

@@ -32,7 +32,7 @@ cdef void apply(part_t part, tiles_t x, tiles_t init, tiles_t y, activation_fn a
 
     init and y begin with row 0 of W. k-block 0 starts from `init`, later ones from y.
     """
-    cdef int panel, kb
+    cdef int panel, kb, first
     cdef const linear_t *linear = part.linear
     cdef const block_t *block
     if y.count <= 0:
@@ -40,9 +40,40 @@ cdef void apply(part_t part, tiles_t x, tiles_t init, tiles_t y, activation_fn a
     for panel in range(part.first_panel, part.last_panel):
         for kb in range(part.first_kb, part.last_kb):
             block = &linear.blocks[panel * linear.num_kblocks + kb]
-            block.run(block, rows_from(x, block.first_k - linear.blocks[part.first_kb].first_k),
+            first = block.first_k - linear.blocks[part.first_kb].first_k
+            block.run(block, rows_from(x, first // 2 if linear.operand == OPERAND_BF16 else first),
                       rows_from(y if kb else init, block.first_row), linear.bias + block.first_row,
                       rows_from(y, block.first_row), after if kb == part.last_kb - 1 else NULL)
+
+
+cdef ptrdiff_t half_floats(int features) noexcept nogil:
+    """Floats that a tile takes in 16 bits."""
+    return (features + 1) // 2 * <ptrdiff_t>TILE
+
+
+cdef tiles_t operand(const kernels_t *kernels, const linear_t *linear, tiles_t x, int features, int begin, int end,
+                     float *memory) noexcept nogil:
+    """x as `linear` takes it: itself, or its first `features` features in 16 bits, in `memory` of
+    `whole_pairs(x.count) * half_floats(features)` floats, tiles `begin` … `end` - 1 of which are written now."""
+    cdef int tile
+    cdef const float *second
+    cdef tiles_t taken = tiles_t(memory, half_floats(features), x.count)
+    if linear.operand == OPERAND_F32:
+        return x
+    if linear.operand == OPERAND_BF16:
+        for tile in range(begin, end):
+            kernels.bf16_convert(x.at + tile * x.stride, features, memory + tile * taken.stride)
+        return taken
+    taken.stride = features * <ptrdiff_t>TILE // 2
+    for tile in range(begin, end):
+        if tile % 2 == 0:
+            second = x.at + (tile + 1) * x.stride if tile + 1 < x.count else NULL
+            kernels.f16_convert(x.at + tile * x.stride, second, features, memory + tile * taken.stride)
+    return taken
+
+
+cdef int whole_pairs(int tiles) noexcept nogil:
+    return (tiles + 1) // 2 * 2
 
 
 cdef void apply_shared(const member_t *m, part_t part, tiles_t x, tiles_t init, tiles_t y,

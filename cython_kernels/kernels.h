@@ -2,7 +2,8 @@
  *
  * Activations lie in tiles of TILE tokens: element (feature f, token lane i) of a tile is tile[f * TILE + i].
  * Vector lanes are tokens, so that no kernel shuffles, transposes or reduces across lanes, and a lane's result
- * never depends on its neighbours. Every tile row is 64-byte aligned. Buffers are padded to whole tiles by the
+ * never depends on its neighbours. Operands of 16-bit products lie in tiles of pairs: features 2 j and 2 j + 1 of lane
+ * i are 16-bit numbers 2 i and 2 i + 1 of line j, so a line has 64 bytes, too. Every tile row is 64-byte aligned. Buffers are padded to whole tiles by the
  * caller; lanes without a token hold finite numbers that nobody reads.
  *
  * Strides are counted in floats. Kernels are single-threaded, allocate nothing and never fail; whoever calls
@@ -19,6 +20,7 @@
 
 #define TILE 16          /* tokens per tile: one 512-bit vector of float */
 #define BUNDLE 4         /* rows that the table kernel computes together */
+#define MOST_SUMS 256    /* of bf16_dot_loop */
 #define READ_FLOATS 128  /* unit of read_loop */
 #define MAX_KBLOCK 1024  /* byte offsets of a k-block, k * TILE * 4, must fit 16 bits */
 
@@ -44,6 +46,10 @@ static inline tiles_t tiles_from(tiles_t tiles, int first, int count) {
 /* What a block's sums start from: the bias (one float per row), a tile that is not y, or y itself. */
 enum { START_BIAS, START_INIT, START_Y };
 
+/* x of a block: tiles; tiles of pairs of bfloat16; halves of two tiles side by side, so half as many tiles of as many
+ * bytes. */
+enum { OPERAND_F32, OPERAND_BF16, OPERAND_F16 };
+
 struct block;
 
 /* x = activation(x) in place, `count` floats, a multiple of TILE. */
@@ -63,6 +69,12 @@ typedef void (*block_fn)(const struct block *block, tiles_t x, tiles_t init, con
 /* One (row panel, k-block) of a packed weight matrix. The table form uses values, offsets, row_numbers and runs:
  * per bundle `count` groups of BUNDLE values and BUNDLE byte offsets (k * TILE * sizeof(float)); the last bundle is
  * filled up by repeating its last row. The dense form uses values only: per group of `f32_dense_rows` rows, k-major.
+ * The dense form of bfloat16 has 16-bit numbers for values: per group of `bf16_dense_rows` rows and step of
+ * `bf16_dense_columns` columns all of the group's first row, then of its second, …, filled up with zeros. x is a tile
+ * of pairs, init and y are tiles. The block form, for weights pruned in blocks, has per group only the lines of x for
+ * which one of its weights is not 0: runs[group].count of them, whole steps, at byte offsets; columns are theirs.
+ * The compressed form leaves the zeros of the dense one out: per group and step one 32-bit mask per row, then the
+ * weights whose bits are set, row by row, an even number of 16-bit numbers.
  * The generated form has been generated to start from the bias or from init, and must be called so. */
 typedef struct block {
     block_fn run;
@@ -89,6 +101,7 @@ typedef struct {
     int32_t k;
     int32_t num_panels;
     int32_t num_kblocks;
+    int32_t operand; /* what its blocks take for x */
 } linear_t;
 
 typedef struct {
@@ -97,6 +110,16 @@ typedef struct {
     float epsilon;
     int features;
 } norm_t;
+
+typedef void (*attention_fn)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int head_size, float *scratch,
+                             tiles_t out);
+
+/* Floats for the scores of two query tiles; in 16 bits also for keys, values and two tiles of queries, all in steps of
+ * 32, and for a product of tile registers. */
+static inline size_t attention_scratch(int num_keys, int head_size, int is_16_bit) {
+    const size_t keys = ((size_t)num_keys + 31) / 32 * 32, width = ((size_t)head_size + 31) / 32 * 32;
+    return 2 * TILE * keys + (is_16_bit ? keys * width + TILE * width + 1024 : 0);
+}
 
 /* Tables of rows of `features` floats; position and type may be NULL. */
 typedef struct {
@@ -130,6 +153,21 @@ typedef struct {
     size_t (*f32_code_bound)(const block_t *block);
     uint8_t *(*f32_generate)(const block_t *block, const float *columns, int start);
 
+    /* bfloat16 with sums in float32: NULL and 0 where the CPU has no such products. bf16_convert makes a tile of pairs of
+     * a tile of `features` features; it rounds to nearest, ties to even. */
+    block_fn bf16_dense;
+    int bf16_dense_rows, bf16_dense_columns;
+    block_fn bf16_block;
+    int bf16_block_rows, bf16_block_columns;
+    block_fn bf16_compressed; /* row groups and steps of the dense form; NULL but with tile registers */
+    void (*bf16_convert)(const float *x, int features, float *pairs);
+    activation_fn bf16_gelu; /* |error| <= 2e-4 + 1.2e-7 |x|: for what is rounded to bfloat16 next */
+
+    /* The table form in half precision, with sums in float32 of a few dozen terms each: values are halves. Its x has lines
+     * of 32 tokens, features of two tiles side by side; f16_convert makes them of one or two (second may be NULL). */
+    block_fn f16_table;
+    void (*f16_convert)(const float *first, const float *second, int features, float *lines);
+
     activation_fn f32_gelu; /* |error| of both GELUs <= 1e-6 + 1.2e-7 |x| */
     activation_fn f32_gelu_tanh;
     activation_fn f32_relu;
@@ -140,9 +178,10 @@ typedef struct {
 
     /* One head of one sequence, the query tiles of q (q.count >= 1, as out.count) against keys 0 … num_keys - 1
      * in the tiles of k and v. q is scaled so that weights are 2^(q.k); q, k, v and out begin at the head's first
-     * feature, and only out is written. scratch holds 2 * TILE * (num_keys rounded up to TILE) floats, 64-byte
-     * aligned. */
-    void (*f32_attention)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int head_size, float *scratch, tiles_t out);
+     * feature, and only out is written. scratch is 64-byte aligned and holds attention_scratch floats. bf16_attention
+     * multiplies in bfloat16 and is NULL where there is no such product; exponentials and sums are float32 in both. */
+    attention_fn f32_attention;
+    attention_fn bf16_attention;
 
     /* tile[f][i] = sum of the rows word[ids[i]], position[positions[i]], type[types[i]]; lanes without a token
      * become 0. */
@@ -158,6 +197,9 @@ typedef struct {
      * the exclusive or of all 32-bit words read, so 0 where `times` is even. Both x are 64-byte aligned. */
     int f32_fma_count;
     void (*f32_fma_loop)(float *x, float factor, size_t steps);
+    /* Products of bfloat16 from registers, bf16_dot_operations per step, summed up in at most MOST_SUMS floats at x. */
+    int bf16_dot_operations;
+    void (*bf16_dot_loop)(float *x, size_t steps);
     uint32_t (*read_loop)(const float *x, size_t count, size_t times);
 } kernels_t;
 

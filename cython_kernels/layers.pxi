@@ -77,6 +77,7 @@ cdef void run_layer(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
     """y = layer(x), x is scratch; with m.first_only y holds position 0 of each text, 16 texts to a tile."""
     cdef const layer_t *layer = m.layer
     cdef double start
+    cdef tiles_t context
     if m.team == 1:
         attend_panels(m, x, y)
     else:
@@ -89,7 +90,8 @@ cdef void run_layer(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
         meet(m.team)
     # the residual is what the sum starts from; the bias joins in the norm
     start = now_s()
-    apply_shared(m, whole(&layer.attention_output), y, x, x, NULL)
+    context = shared_operand(m, &layer.attention_output, y, layer.attention_output.k, m.workspace.x_operand)
+    apply_shared(m, whole(&layer.attention_output), context, x, x, NULL)
     start = lap(m, ATTENTION_OUTPUT, start)
     normalise(m, x, &layer.attention_output, &layer.attention_norm)
     lap(m, ATTENTION_NORM, start)
@@ -99,6 +101,16 @@ cdef void run_layer(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
     lap(m, OUTPUT_NORM, start)
 
 
+cdef tiles_t shared_operand(const member_t *m, const linear_t *linear, tiles_t x, int features,
+                            float *memory) noexcept nogil:
+    """`operand` of all tiles, each member converting its share."""
+    cdef int begin = share(x.count, m.number, m.team), end = share(x.count, m.number + 1, m.team)
+    cdef tiles_t taken = operand(m.encoder.kernels, linear, x, features, begin, end, memory)
+    if linear.operand != OPERAND_F32:
+        meet(m.team)
+    return taken
+
+
 cdef void attend_panels(const member_t *m, tiles_t x, tiles_t context) noexcept nogil:
     """context = attention of every head, as a lone thread: a panel of heads is projected and, while its queries, keys
     and values are in cache, attended to."""
@@ -106,6 +118,7 @@ cdef void attend_panels(const member_t *m, tiles_t x, tiles_t context) noexcept 
     cdef int panel, rows = qkv.blocks[0].rows, heads = rows // (3 * m.layer.head_size), text
     cdef tiles_t projected = tiles_t(m.workspace.qkv, rows * TILE, x.count)
     cdef double start = now_s()
+    x = shared_operand(m, qkv, x, qkv.k, m.workspace.x_operand)
     for panel in range(qkv.num_panels):
         apply(panels_of(qkv, panel, panel + 1), x, FROM_BIAS, rows_from(projected, -panel * rows), NULL)
         start = lap(m, QKV, start)
@@ -125,6 +138,7 @@ cdef void attend_together(const member_t *m, tiles_t x, tiles_t context) noexcep
     cdef bint split_panels = splits_panels(qkv.num_panels, x.count, m.team)
     cdef int first = share(qkv.num_panels, m.number, m.team) if split_panels else 0
     cdef int last = share(qkv.num_panels, m.number + 1, m.team) if split_panels else qkv.num_panels
+    x = shared_operand(m, qkv, x, qkv.k, m.workspace.x_operand)
     for panel in range(first, last):
         projected.at = m.workspace.qkv + panel * panel_floats
         target = rows_from(projected, -panel * rows)
@@ -155,9 +169,9 @@ cdef void attend_heads(const member_t *m, int text, int first_head, int heads, t
     for head in range(heads):
         q = rows_from(tiles_from(qkv, tile, tiles), 3 * head * size)
         k = rows_from(keys, (3 * head + 1) * size)
-        m.encoder.kernels.f32_attention(q, k, rows_from(k, size), g.keys[text], size,
-                                        m.workspace.scores + m.number * m.workspace.member_scores,
-                                        rows_from(tiles_from(context, tile, tiles), (first_head + head) * size))
+        m.encoder.attention(q, k, rows_from(k, size), g.keys[text], size,
+                            m.workspace.scores + m.number * m.workspace.member_scores,
+                            rows_from(tiles_from(context, tile, tiles), (first_head + head) * size))
 
 
 cdef void feed_forward(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
@@ -171,14 +185,16 @@ cdef void feed_forward(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
     cdef int first_kb = 0, last_kb, first_row, last_row, panel_rows = intermediate.blocks[0].rows
     cdef tiles_t inner
     cdef double start = now_s()
+    cdef tiles_t taken = shared_operand(m, intermediate, x, intermediate.k, m.workspace.x_operand)
     while first_kb < output.num_kblocks:
         last_kb = first_kb + 1 if m.team == 1 else output.num_kblocks
         first_row = output.blocks[first_kb].first_k
         last_row = output.blocks[last_kb - 1].first_k + output.blocks[last_kb - 1].k
         inner = tiles_t(m.workspace.inner, (last_row - first_row) * TILE, x.count)
         apply_shared(m, panels_of(intermediate, first_row // panel_rows, (last_row + panel_rows - 1) // panel_rows),
-                     x, FROM_BIAS, rows_from(inner, -first_row), m.layer.activation)
+                     taken, FROM_BIAS, rows_from(inner, -first_row), m.layer.activation)
         start = lap(m, INTERMEDIATE, start)
+        inner = shared_operand(m, output, inner, last_row - first_row, m.workspace.inner_operand)
         apply_shared(m, part_t(output, 0, output.num_panels, first_kb, last_kb), inner, x, y, NULL)
         start = lap(m, OUTPUT, start)
         first_kb = last_kb

@@ -12,7 +12,7 @@ def linear(PackedLinear weight, const float[:, ::1] x, int num_threads=1):
     cdef const kernels_t *kernels = find_kernels(weight.isa)
     # two tiles at a time: what the table kernel of AVX-512 computes together
     cdef int step = 2 * TILE, steps = (<int>x.shape[0] + step - 1) // step, i
-    cdef Py_ssize_t width = weight.k + weight.rows
+    cdef Py_ssize_t width = 2 * weight.k + 1 + weight.rows  # x, at most as many pairs, y
     cdef float[:, ::1] memory = aligned(num_threads * step * width).reshape(num_threads, step * width)
     with nogil:
         for i in prange(steps, num_threads=num_threads, schedule="static"):
@@ -26,12 +26,15 @@ cdef void linear_step(const kernels_t *kernels, const linear_t *weight, const fl
     cdef float *targets[TILE]
     cdef int tile, lane, token, tiles = 2 if x.shape[0] - first > TILE else 1
     cdef float *y = memory + 2 * TILE * weight.k
+    cdef tiles_t x_tiles
     for tile in range(tiles):
         for lane in range(TILE):
             token = first + tile * TILE + lane
             sources[lane] = &x[token, 0] if token < x.shape[0] else NULL
         kernels.f32_gather(sources, weight.k, memory + tile * weight.k * TILE)
-    apply(whole(weight), tiles_t(memory, weight.k * TILE, tiles), FROM_BIAS, tiles_t(y, weight.rows * TILE, tiles),
+    x_tiles = operand(kernels, weight, tiles_t(memory, weight.k * TILE, tiles), weight.k, 0, tiles,
+                      y + 2 * TILE * weight.rows)
+    apply(whole(weight), x_tiles, FROM_BIAS, tiles_t(y, weight.rows * TILE, tiles),
           NULL)
     for tile in range(tiles):
         for lane in range(TILE):

@@ -1,11 +1,44 @@
 # Weights → packed streams and back. kernels.h defines the block forms; this file fills them.
 
-FORMS = ("table", "dense", "generated")
+FORMS = ("table", "dense", "generated", "bf16_dense", "bf16_block", "bf16_compressed", "f16_table")
 
 # Features that a weight may have, whatever a file claims: the bytes of a tile of so many still fit an int.
 MAX_FEATURES = 1 << 24
 cdef enum:
     FLOAT_BYTES = 4
+
+
+# What a form asks of its weights.
+cdef struct form_t:
+    block_fn run  # NULL: the instruction set has no such form
+    int rows  # of a row group, which a dense kernel keeps in registers; 0: it is none
+    int columns  # of a step: 1 in float32, otherwise pairs of them
+    bint is_gathered  # a row group has only the pairs of columns in which one of its weights is not 0
+    bint is_compressed  # zeros are left out
+    int operand
+
+
+cdef form_t form_of(const kernels_t *kernels, str form) except *:
+    if form == "table":
+        return form_t(kernels.f32_table, 0, 1, False, False, OPERAND_F32)
+    if form == "dense":
+        return form_t(kernels.f32_dense, kernels.f32_dense_rows, 1, False, False, OPERAND_F32)
+    if form == "generated":
+        return form_t(kernels.f32_generated, 0, 1, False, False, OPERAND_F32)
+    if form == "bf16_dense":
+        return form_t(kernels.bf16_dense, kernels.bf16_dense_rows, kernels.bf16_dense_columns, False, False, OPERAND_BF16)
+    if form == "bf16_block":
+        return form_t(kernels.bf16_block, kernels.bf16_block_rows, kernels.bf16_block_columns, True, False, OPERAND_BF16)
+    if form == "bf16_compressed":
+        return form_t(kernels.bf16_compressed, kernels.bf16_dense_rows, kernels.bf16_dense_columns, False, True, OPERAND_BF16)
+    if form == "f16_table":
+        return form_t(kernels.f16_table, 0, 1, False, False, OPERAND_F16)
+    return form_t(NULL, 0, 1, False, False, OPERAND_F32)
+
+
+def forms_of(str isa) -> list[str]:
+    """Name the forms that an instruction set has."""
+    return [form for form in FORMS if form_of(find_kernels(isa), form).run != NULL]
 
 
 @cython.final
@@ -18,6 +51,7 @@ cdef class PackedLinear:
     cdef readonly bint is_residual
     cdef readonly double density
     cdef readonly object values, offsets, row_numbers, runs, bias
+    cdef form_t kind
     cdef linear_t linear
     cdef block_t *blocks
     cdef int num_blocks
@@ -37,10 +71,13 @@ cdef class PackedLinear:
         cdef const kernels_t *kernels = find_kernels(isa)
         cdef Py_ssize_t n = weight.shape[0], k = weight.shape[1]
         cdef int most_k = kernels.f32_generated_max_k if form == "generated" else MAX_KBLOCK
-        if form not in FORMS or (form == "generated" and kernels.f32_generated == NULL):
+        self.kind = form_of(kernels, form)
+        if self.kind.run == NULL:
             raise ValueError(f"form must be one of {FORMS} and known to isa {isa!r}; got {form!r}")
         if not 1 <= kblock <= most_k or not 1 <= panel_rows <= 65536:
             raise ValueError(f"kblock must be in 1…{most_k} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
+        if self.kind.columns > 1 and kblock % 2 and kblock < k:
+            raise ValueError(f"kblock must be even, or all {k} columns, for pairs; got {kblock}")
         if not 1 <= n <= MAX_FEATURES or not 1 <= k <= MAX_FEATURES or bias.shape[0] != n:
             raise ValueError(f"weight (N, K), at most {MAX_FEATURES} each, and bias (N,) must agree; "
                              f"got {n}×{k} and {bias.shape[0]}")
@@ -49,7 +86,7 @@ cdef class PackedLinear:
         self.bias = allocate(n, np.float32)
         self.bias[:] = bias
         cdef const int32_t[:, ::1] counts = count_nonzeros(weight, self.kblock)
-        self.lay_out(counts, kernels)
+        self.lay_out(weight, counts)
         self.make_room(allocate)
         if form == "generated":
             self.memory = CodeMemory() if memory is None else memory
@@ -57,21 +94,25 @@ cdef class PackedLinear:
             if memory is None:
                 self.memory.seal()
         else:
-            self.fill(weight, counts, kernels.f32_dense_rows)
+            self.fill(weight, counts)
         self.linear.blocks = self.blocks
         self.linear.bias = <const float *><uintptr_t>self.bias.ctypes.data
         self.linear.rows, self.linear.k = self.rows, self.k
+        self.linear.operand = self.kind.operand
         self.linear.num_kblocks = <int32_t>counts.shape[0]
         self.linear.num_panels = self.num_blocks // self.linear.num_kblocks
         return self
 
-    cdef int lay_out(self, const int32_t[:, ::1] counts, const kernels_t *kernels) except -1:
+    cdef int lay_out(self, const float[:, :] weight, const int32_t[:, ::1] counts) except -1:
         """Cut the weight into blocks and decide how large the streams of each are."""
-        cdef Py_ssize_t kblocks = counts.shape[0], b
+        cdef Py_ssize_t kblocks = counts.shape[0], b, g
         cdef Py_ssize_t total = (self.rows + self.panel_rows - 1) // self.panel_rows * kblocks
-        cdef int group = kernels.f32_dense_rows
+        cdef int group = self.kind.rows, step = self.kind.columns, found
         cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
-        cdef bint is_dense = self.form == "dense", is_table = self.form == "table"
+        cdef bint is_variable = self.kind.is_gathered or self.kind.is_compressed
+        cdef float[::1] columns = np.empty(self.kblock * self.panel_rows if is_variable else 1, np.float32)
+        cdef uint16_t[::1] pairs = np.empty(MAX_KBLOCK, np.uint16)
+        cdef bint is_table = self.is_table()
         cdef size_t nonzeros = 0
         cdef block_t *block
         self.blocks = <block_t *>calloc(total, sizeof(block_t))
@@ -81,33 +122,46 @@ cdef class PackedLinear:
         with nogil:
             for b in range(total):
                 block = &self.blocks[b]
-                block.run = kernels.f32_dense if is_dense else kernels.f32_table if is_table else kernels.f32_generated
+                block.run = self.kind.run
                 block.first_row = <int32_t>(b // kblocks * self.panel_rows)
                 block.rows = min(self.panel_rows, self.rows - block.first_row)
                 block.first_k = <int32_t>(b % kblocks * self.kblock)
                 block.k = min(self.kblock, self.k - block.first_k)
                 block.num_values = block_nonzeros(block, &counts[b % kblocks, 0])
                 nonzeros += block.num_values
-                if is_dense:
-                    block.num_values = <size_t>((block.rows + group - 1) // group * group) * block.k
+                if self.kind.is_gathered:
+                    copy_columns(weight, block, &columns[0])
+                    block.num_runs, block.num_values = (block.rows + group - 1) // group, 0
+                    for g in range(block.num_runs):
+                        found = live_pairs(&columns[0], block, g * group, group, &pairs[0])
+                        block.num_values += whole_steps(2 * found, step) // 2 * group
+                elif self.kind.is_compressed:
+                    copy_columns(weight, block, &columns[0])
+                    block.num_values = compress(&columns[0], block, group, step, NULL)
+                elif group:
+                    block.num_values = <size_t>((block.rows + group - 1) // group * group) * whole_steps(block.k, step)
+                    block.num_values //= 2 if step > 1 else 1  # counted as floats
                 elif is_table:
                     measure_table(block, &counts[b % kblocks, 0], &order[0])
+                    if self.kind.operand == OPERAND_F16:
+                        block.num_values //= 2  # counted as floats; a bundle's are even
         self.density = nonzeros / (<double>self.rows * self.k)
         return 0
 
     cdef int make_room(self, allocate) except -1:
         """Allocate the streams and point the blocks at their shares, each on a cache line of its own."""
         cdef int b
-        cdef size_t num_values = 0, num_rows = 0, num_runs = 0
-        cdef bint is_table = self.form == "table", is_generated = self.form == "generated"
+        cdef size_t num_values = 0, num_offsets = 0, num_rows = 0, num_runs = 0
+        cdef bint is_table = self.is_table(), is_generated = self.form == "generated"
         cdef block_t *block
         for b in range(self.num_blocks):
             num_values += whole_lines(self.blocks[b].num_values)
             num_rows += whole_bundles(self.blocks[b].rows)
             num_runs += self.blocks[b].num_runs
+            num_offsets += self.num_offsets(&self.blocks[b])
         # there may be none of each
         self.values = allocate(0 if is_generated else num_values, np.float32)
-        self.offsets = allocate(num_values if is_table else 0, np.uint16)
+        self.offsets = allocate(num_offsets, np.uint16)
         self.row_numbers = allocate(num_rows if is_table else 0, np.uint16)
         self.runs = allocate(2 * num_runs, np.uint32)
         if is_generated:
@@ -120,27 +174,49 @@ cdef class PackedLinear:
             block = &self.blocks[b]
             block.values, block.memory, block.memory_bytes = values, values, block.num_values * FLOAT_BYTES
             values += whole_lines(block.num_values)
-            if is_table:
-                block.offsets, block.row_numbers, block.runs = offsets, row_numbers, runs
-                offsets += whole_lines(block.num_values)
-                row_numbers += whole_bundles(block.rows)
-                runs += block.num_runs
+            block.offsets, block.row_numbers, block.runs = offsets, row_numbers, runs
+            offsets += self.num_offsets(block)
+            row_numbers += whole_bundles(block.rows) if is_table else 0
+            runs += block.num_runs
         return 0
 
-    cdef int fill(self, const float[:, :] weight, const int32_t[:, ::1] counts, int group) except -1:
-        """Write the streams of every block of the dense or table form."""
+    cdef bint is_table(self) noexcept:
+        return self.form == "table" or self.form == "f16_table"
+
+    cdef size_t num_offsets(self, const block_t *block) noexcept:
+        """Offsets of a block: one per value of a table, one per gathered line."""
+        if self.is_table():
+            return whole_lines(block.num_values * (2 if self.kind.operand == OPERAND_F16 else 1))
+        return block.num_values // self.kind.rows if self.kind.is_gathered else 0
+
+    cdef int fill(self, const float[:, :] weight, const int32_t[:, ::1] counts) except -1:
+        """Write the streams of every block, unless code is generated."""
         cdef float[::1] columns = np.empty(self.kblock * self.panel_rows, np.float32)
         cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
         cdef int64_t[::1] ends = np.empty(2 * self.panel_rows, np.int64)
-        cdef bint is_dense = self.form == "dense"
-        cdef int b
+        cdef int b, group = self.kind.rows
+        cdef float[::1] values = np.empty(self.kblock * (self.panel_rows + BUNDLE), np.float32)
+        cdef uint16_t *halves
+        cdef block_t block
+        cdef Py_ssize_t i
         with nogil:
             for b in range(self.num_blocks):
                 copy_columns(weight, &self.blocks[b], &columns[0])
-                if is_dense:
+                if self.kind.is_compressed:
+                    compress(&columns[0], &self.blocks[b], group, self.kind.columns, <uint32_t *>self.blocks[b].values)
+                elif self.kind.columns > 1:
+                    fill_bf16(&columns[0], &self.blocks[b], self.kind)
+                elif group:
                     fill_dense(&columns[0], &self.blocks[b], group)
                 else:
-                    fill_table(&columns[0], &self.blocks[b], &counts[b % counts.shape[0], 0], &order[0], &ends[0])
+                    block = self.blocks[b]
+                    if self.kind.operand == OPERAND_F16:
+                        block.values = &values[0]
+                    fill_table(&columns[0], &block, &counts[b % counts.shape[0], 0], &order[0], &ends[0])
+                    if self.kind.operand == OPERAND_F16:
+                        halves = <uint16_t *>self.blocks[b].values
+                        for i in range(<Py_ssize_t>(2 * block.num_values)):
+                            halves[i] = half_of(values[i])
         return 0
 
     cdef int generate_code(self, const float[:, :] weight, const kernels_t *kernels) except -1:
@@ -168,15 +244,19 @@ cdef class PackedLinear:
         return 0
 
     def unpack(self):
-        """Return the weight (N, K): the exact inverse of `pack` for the table and dense forms."""
+        """Return the weight (N, K): the exact inverse of `pack` for table and dense, rounded in 16 bits."""
         if self.form == "generated":
             raise ValueError("generated code is not unpacked: unpack the table form of the same weight")
         weight = np.zeros((self.rows, self.k), np.float32)
         cdef float[:, ::1] out = weight
-        cdef int group = find_kernels(self.isa).f32_dense_rows
+        cdef int group = self.kind.rows, step = self.kind.columns, b, r, i, j, g, place
+        cdef const uint16_t *halves
+        cdef const uint16_t *offset
+        cdef const uint32_t *masks
+        cdef float value
         cdef block_t *block
-        cdef int b, r, i, j
-        cdef int64_t at, row, bundle, run
+        cdef uint32_t bits
+        cdef int64_t at, row, bundle, run, column
         for b in range(self.num_blocks):
             block = &self.blocks[b]
             if self.form == "dense":
@@ -185,14 +265,45 @@ cdef class PackedLinear:
                         at = (<int64_t>(r // group) * block.k + i) * group + r % group
                         out[block.first_row + r, block.first_k + i] = block.values[at]
                 continue
+            if self.kind.is_compressed:
+                masks = <const uint32_t *>block.values
+                for g in range((block.rows + group - 1) // group):
+                    for place in range((block.k + step - 1) // step):
+                        halves, i = <const uint16_t *>(masks + group), 0
+                        for r in range(group):
+                            for j in range(step):
+                                if masks[r] >> j & 1:
+                                    bits = <uint32_t>halves[i] << 16
+                                    memcpy(&out[block.first_row + g * group + r, block.first_k + place * step + j],
+                                           &bits, FLOAT_BYTES)
+                                    i += 1
+                        masks += group + (i + 1) // 2
+                continue
+            if step > 1:
+                halves, offset = <const uint16_t *>block.values, block.offsets
+                for g in range((block.rows + group - 1) // group):
+                    place = 2 * block.runs[g].count if self.kind.is_gathered else whole_steps(block.k, step)
+                    for i in range(place):
+                        column = 2 * (offset[i // 2] // (TILE * 4)) + i % 2 if self.kind.is_gathered else i
+                        for r in range(g * group, min((g + 1) * group, block.rows)):
+                            bits = <uint32_t>halves[(i // step * group + r % group) * step + i % step] << 16
+                            if bits and column < block.k:
+                                memcpy(&out[block.first_row + r, block.first_k + column], &bits, FLOAT_BYTES)
+                    halves += place * group
+                    offset += place // 2
+                continue
             at = row = 0
             for run in range(block.num_runs):
                 for bundle in range(<int64_t>block.runs[run].bundles):
                     for i in range(<int>block.runs[run].count):
                         for j in range(BUNDLE):
-                            if block.values[at] != 0.0:
+                            if self.kind.operand == OPERAND_F16:
+                                value = float_of((<const uint16_t *>block.values)[at])
+                            else:
+                                value = block.values[at]
+                            if value != 0.0:
                                 out[block.first_row + block.row_numbers[row + j],
-                                    block.first_k + block.offsets[at] // (TILE * 4)] = block.values[at]
+                                    block.first_k + block.offsets[at] // (TILE * 4)] = value
                             at += 1
                     row += BUNDLE
         return weight
@@ -404,3 +515,87 @@ cdef void fill_dense(const float *columns, const block_t *block, int group) noex
             for r in range(group):
                 values[r] = columns[i * rows + first + r] if first + r < rows else 0.0
             values += group
+
+
+cdef int whole_steps(int columns, int step) noexcept nogil:
+    """`columns` rounded up to whole steps."""
+    return (columns + step - 1) // step * step
+
+
+cdef int live_pairs(const float *columns, const block_t *block, Py_ssize_t first, int group,
+                    uint16_t *pairs) noexcept nogil:
+    """pairs = the pairs of columns in which a row from `first` on has a nonzero; returns how many."""
+    cdef int pair, i, found = 0
+    cdef int64_t r
+    cdef bint is_live
+    for pair in range((block.k + 1) // 2):
+        is_live = False
+        for i in range(2 * pair, min(2 * pair + 2, block.k)):
+            for r in range(first, min(first + group, block.rows)):
+                is_live |= columns[<int64_t>i * block.rows + r] != 0.0
+        pairs[found] = <uint16_t>pair
+        found += is_live
+    return found
+
+
+cdef size_t compress(const float *columns, const block_t *block, int group, int step, uint32_t *to) noexcept nogil:
+    """Write one compressed block, unless `to` is NULL; returns how many 32-bit numbers it has."""
+    cdef int64_t rows = block.rows, k = block.k, g, column, r, i
+    cdef size_t size = 0, found
+    cdef uint32_t mask
+    for g in range((rows + group - 1) // group):
+        for column in range((k + step - 1) // step):
+            found = 0
+            for r in range(g * group, (g + 1) * group):
+                mask = 0
+                for i in range(column * step, min((column + 1) * step, k)):
+                    if r < rows and columns[i * rows + r] != 0.0:
+                        mask |= <uint32_t>1 << (i - column * step)
+                        if to != NULL:
+                            (<uint16_t *>(to + size + group))[found] = round_to_bf16(columns[i * rows + r])
+                        found += 1
+                if to != NULL:
+                    to[size + r - g * group] = mask
+            if to != NULL and found % 2:
+                (<uint16_t *>(to + size + group))[found] = 0
+            size += group + (found + 1) // 2
+    return size
+
+
+cdef void fill_bf16(const float *columns, const block_t *block, form_t form) noexcept nogil:
+    """Write one block of bfloat16: per group of rows and step of columns row by row; beyond the block are zeros.
+
+    A gathered block has only the live pairs of each group; its last step is filled up with its last pair and zeros.
+    """
+    cdef uint16_t *values = <uint16_t *>block.values
+    cdef uint16_t *offsets = <uint16_t *>block.offsets
+    cdef run_t *runs = <run_t *>block.runs
+    cdef uint16_t pairs[MAX_KBLOCK]
+    cdef int64_t rows = block.rows, group = form.rows, g, r, place, column
+    cdef int i, step = form.columns, live = (block.k + 1) // 2, places
+    for i in range(live):
+        pairs[i] = <uint16_t>i
+    for g in range((rows + group - 1) // group):
+        if form.is_gathered:
+            live = live_pairs(columns, block, g * group, form.rows, pairs)
+        places = whole_steps(2 * live, step)
+        if form.is_gathered:
+            runs[g].bundles, runs[g].count = 1, places // 2
+            for i in range(places // 2):
+                offsets[i] = <uint16_t>(pairs[min(i, live - 1)] * TILE * FLOAT_BYTES)
+            offsets += places // 2
+        for place in range(places // step):
+            for r in range(g * group, (g + 1) * group):
+                for i in range(<int>place * step, (<int>place + 1) * step):
+                    column = 2 * pairs[i // 2] + i % 2 if i < 2 * live else block.k
+                    values[0] = round_to_bf16(columns[column * rows + r]) if r < rows and column < block.k else 0
+                    values += 1
+
+
+cdef inline uint16_t round_to_bf16(float value) noexcept nogil:
+    """The nearest bfloat16, ties to even."""
+    cdef uint32_t bits
+    memcpy(&bits, &value, FLOAT_BYTES)
+    if value != value:
+        return <uint16_t>(bits >> 16 | 0x40)  # rounding could carry it to infinity
+    return <uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)

@@ -6,7 +6,9 @@ cdef extern from "kernels.h" nogil:
         BUNDLE
         MAX_KBLOCK
         READ_FLOATS
+        MOST_SUMS
         START_BIAS, START_INIT, START_Y
+        OPERAND_F32, OPERAND_BF16, OPERAND_F16
 
     ctypedef struct run_t:
         uint32_t bundles
@@ -49,12 +51,17 @@ cdef extern from "kernels.h" nogil:
         int32_t k
         int32_t num_panels
         int32_t num_kblocks
+        int32_t operand
 
     ctypedef struct norm_t:
         const float *gamma
         const float *beta
         float epsilon
         int features
+
+    ctypedef void (*attention_fn)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int head_size, float *scratch,
+                                  tiles_t out) noexcept nogil
+    size_t attention_scratch(int num_keys, int head_size, bint is_16_bit)
 
     ctypedef struct tables_t:
         const float *word
@@ -76,24 +83,42 @@ cdef extern from "kernels.h" nogil:
         int f32_generated_max_k
         size_t (*f32_code_bound)(const block_t *block) noexcept nogil
         uint8_t *(*f32_generate)(const block_t *block, const float *columns, int start) noexcept nogil
+        block_fn bf16_dense
+        int bf16_dense_rows, bf16_dense_columns
+        block_fn bf16_block
+        int bf16_block_rows, bf16_block_columns
+        block_fn bf16_compressed
+        void (*bf16_convert)(const float *x, int features, float *pairs) noexcept nogil
+        activation_fn bf16_gelu
+        block_fn f16_table
+        void (*f16_convert)(const float *first, const float *second, int features, float *lines) noexcept nogil
         activation_fn f32_gelu
         activation_fn f32_gelu_tanh
         activation_fn f32_relu
         void (*f32_layer_norm)(float *x, const float *bias, const norm_t *norm, float *y) noexcept nogil
-        void (*f32_attention)(tiles_t q, tiles_t k, tiles_t v, int num_keys, int head_size, float *scratch,
-                              tiles_t out) noexcept nogil
+        attention_fn f32_attention
+        attention_fn bf16_attention
         void (*f32_embed)(const tables_t *tables, tokens_t tokens, float *tile) noexcept nogil
         void (*f32_scatter)(const float *tile, int features, float *const *rows) noexcept nogil
         void (*f32_gather)(const float *const *rows, int features, float *tile) noexcept nogil
         int f32_fma_count
         void (*f32_fma_loop)(float *x, float factor, size_t steps) noexcept nogil
+        int bf16_dot_operations
+        void (*bf16_dot_loop)(float *x, size_t steps) noexcept nogil
         uint32_t (*read_loop)(const float *x, size_t count, size_t times) noexcept nogil
+
+
+cdef extern from "portable/half.h" nogil:
+    uint16_t half_of(float value)
+    float float_of(uint16_t half)
 
 
 cdef extern from "dispatch.h" nogil:
     enum:
-        NUM_ISAS
+        NUM_ISAS, NUM_MODELS
+    const kernels_t *MODELS[]
     int available_kernels(const kernels_t **tables)
+    bint is_amx_refused()
 
 
 cdef extern from "threads.h" nogil:
@@ -119,6 +144,7 @@ cdef struct embeddings_t:
 
 cdef struct encoder_t:
     const kernels_t *kernels
+    attention_fn attention
     embeddings_t embeddings
     linear_t head  # rows == 0: none
     layer_t *layers  # for small calls, then for large ones
@@ -147,6 +173,8 @@ cdef struct workspace_t:
     float *y  # of the next step: context of attention, then what the feed-forward layer returns
     float *qkv  # one panel for a lone thread, all of them for a team
     float *inner  # one k-block of `output` for a lone thread, all of them for a team
+    float *x_operand  # what a weight of 16 bits takes: hidden states, or the context of attention
+    float *inner_operand  # likewise, of `inner`
     float *scores  # of each member in turn
     size_t member_scores  # floats of each
 

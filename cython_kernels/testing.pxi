@@ -32,21 +32,29 @@ def from_tiles(const float[:, :, ::1] tiles, int count, str isa):
 def gemm(PackedLinear weight, const float[:, :, ::1] x, float[:, :, ::1] y, init=None):
     """y = W x + (init, or the bias), on tiles x (n, K, 16), y (n, N, 16), init as y; may be y itself."""
     check_gemm(weight, x, y, init)
-    apply(whole(&weight.linear), tiles_of(x), FROM_BIAS if init is None else tiles_of(init), tiles_of(y), NULL)
+    cdef float[::1] memory = aligned(whole_pairs(<int>x.shape[0]) * half_floats(weight.k) + TILE)
+    cdef tiles_t taken = operand(find_kernels(weight.isa), &weight.linear, tiles_of(x), weight.k, 0, <int>x.shape[0],
+                                 &memory[0])
+    apply(whole(&weight.linear), taken, FROM_BIAS if init is None else tiles_of(init), tiles_of(y), NULL)
 
 
 def activation(str name, float[::1] x, str isa):
-    """x = gelu | gelu_tanh | relu (x) in place; its size must be a multiple of 16."""
+    """x = gelu | gelu_tanh | relu | bf16_gelu (x) in place; its size must be a multiple of 16."""
     cdef const kernels_t *kernels = find_kernels(isa)
     if x.shape[0] % TILE:
         raise ValueError(f"the size must be a multiple of {TILE}; got {x.shape[0]}")
-    functions = {"gelu": 0, "gelu_tanh": 1, "relu": 2}
-    if functions[name] == 0:
-        kernels.f32_gelu(&x[0], x.shape[0])
-    elif functions[name] == 1:
-        kernels.f32_gelu_tanh(&x[0], x.shape[0])
-    else:
-        kernels.f32_relu(&x[0], x.shape[0])
+    cdef activation_fn function = kernels.f32_relu
+    if name == "gelu":
+        function = kernels.f32_gelu
+    elif name == "gelu_tanh":
+        function = kernels.f32_gelu_tanh
+    elif name == "bf16_gelu":
+        function = kernels.bf16_gelu
+    elif name != "relu":
+        raise KeyError(name)
+    if function == NULL:
+        raise ValueError(f"isa {isa!r} has no {name}")
+    function(&x[0], x.shape[0])
 
 
 def layer_norm(float[:, ::1] x, bias, const float[::1] gamma, const float[::1] beta, float epsilon,
@@ -62,10 +70,14 @@ def layer_norm(float[:, ::1] x, bias, const float[::1] gamma, const float[::1] b
 
 
 def attention(const float[:, :, ::1] q, const float[:, :, ::1] k, const float[:, :, ::1] v, int num_keys,
-              float[:, :, ::1] out, str isa):
+              float[:, :, ::1] out, str isa, bint is_16_bit=False):
     """One head: q, out (query tiles, d, 16); k, v (key tiles, d, 16); weights are softmax of 2^(q·k)."""
     cdef int d = <int>q.shape[1]
     if not 1 <= num_keys <= k.shape[0] * TILE:
         raise ValueError(f"num_keys must be in 1…{k.shape[0] * TILE}; got {num_keys}")
-    cdef float[::1] scratch = aligned(2 * TILE * TILE * k.shape[0])
-    find_kernels(isa).f32_attention(tiles_of(q), tiles_of(k), tiles_of(v), num_keys, d, &scratch[0], tiles_of(out))
+    cdef float[::1] scratch = aligned(attention_scratch(num_keys, d, is_16_bit))
+    cdef const kernels_t *kernels = find_kernels(isa)
+    cdef attention_fn attend = kernels.bf16_attention if is_16_bit else kernels.f32_attention
+    if attend == NULL:
+        raise ValueError(f"isa {isa!r} has no attention in 16 bits")
+    attend(tiles_of(q), tiles_of(k), tiles_of(v), num_keys, d, &scratch[0], tiles_of(out))

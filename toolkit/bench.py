@@ -6,14 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifact.exported import Exported, describe_onnx, find_checkpoint, size_bytes
+from toolkit.artifact.exported import (
+    Exported,
+    describe_onnx,
+    find_checkpoint,
+    read_exported,
+    size_bytes,
+)
 from toolkit.config import BenchRoot
 from toolkit.environment import decide_num_threads
 from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.baseline import check_comparable, compare
-from toolkit.measure.batches import feed, make_batches
-from toolkit.measure.engines import ENGINES, check_engines, is_installed
+from toolkit.measure.batches import make_batches
+from toolkit.measure.engines import (
+    ENGINES,
+    Contender,
+    check_engine,
+    engine_of,
+    is_installed,
+    parse_contender,
+)
 from toolkit.measure.session import add_metrics, add_profile, check_outputs, load, start_worker
 from toolkit.measure.timing import speed_entry, time_rounds, warn_if_busy
 from toolkit.measure.what_if import find_model
@@ -35,7 +48,8 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         GateError: The engines disagree, or speed fell too far below `baseline`; in the latter case
             the record has been written.
     """
-    engines = check_options(config)
+    contenders = check_options(config)
+    labels = [contender.label for contender in contenders]
     baseline = read_record(config.baseline) if config.baseline else None
     record = new_record("bench", config)
     num_threads, _ = decide_num_threads(config.engine.num_threads)
@@ -48,31 +62,39 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         if baseline is not None:
             check_comparable(config, baseline, record["environment"]["cpu"], facts)
         batches = make_batches(config, model)
-        save_batches(folder / "batches.npz", [feed(model, batch) for batch in batches])
+        save_batches(folder / "batches.npz", batches)
+        models = {c.label: read_other(config, model, c) for c in contenders}
         workers, loaded = {}, {}
-        for engine in engines:
-            workers[engine] = stack.enter_context(start_worker(config, engine, folder))
-            loaded[engine] = load(config, model, engine, workers[engine], folder)
-        differences = check_outputs(config, model, batches, workers, folder)
-        asks = {engine: worker.ask for engine, worker in workers.items()}
+        for c in contenders:
+            workers[c.label] = stack.enter_context(start_worker(config, c, folder))
+            loaded[c.label] = load(config, models[c.label], c, workers[c.label], folder)
+        differences: dict[str, float] = {}
+        for onnx in dict.fromkeys(c.onnx for c in contenders):
+            same = [c for c in contenders if c.onnx == onnx]
+            other = models[same[0].label]
+            differences |= check_outputs(config, other, batches, same, workers, folder)
+        asks = {label: worker.ask for label, worker in workers.items()}
         rounds, peaks = time_rounds(asks, config.seconds, config.min_iterations)
         entries = [
-            speed_entry(config, batches, rounds, engine)
-            | loaded[engine]
-            | {"peak_rss_bytes": peaks[engine], "max_difference": differences[engine]}
-            for engine in engines
+            speed_entry(config, batches, rounds, c.label, labels[0])
+            | {"precision": c.precision}
+            | ({} if c.onnx is None else {"onnx": c.onnx})
+            | loaded[c.label]
+            | {"peak_rss_bytes": peaks[c.label], "max_difference": differences[c.label]}
+            for c in contenders
         ]
         if config.accuracy:
-            add_metrics(config, model, workers, entries, folder)
+            add_metrics(config, models, workers, entries, folder)
+        profiled = next((e for e in entries if engine_of(e["engine"]) == "sparse"), entries[0])
         if config.profile or config.roofline:
-            add_profile(config, workers["sparse"], entries[engines.index("sparse")])
+            add_profile(config, workers[profiled["engine"]], profiled)
         record = fill_record(config, record, model, facts, entries)
     write_record(Path(config.output_dir) / "record.json", record)
     if config.roofline:
         from toolkit.present.figures import save_png
         from toolkit.present.figures.roofline import draw_roofline
 
-        picture = draw_roofline(record, entries[engines.index("sparse")])
+        picture = draw_roofline(record, profiled)
         save_png(Path(config.output_dir) / "roofline.png", picture)
     print_results(config, record, entries)
     if baseline is not None:
@@ -80,14 +102,17 @@ def bench(config: BenchRoot) -> dict[str, Any]:
     return record
 
 
-def check_options(config: BenchRoot) -> list[str]:
-    """Refuse what cannot be measured here, before anything is; return the engines.
+def check_options(config: BenchRoot) -> list[Contender]:
+    """Refuse what cannot be measured here, before anything is; return what is measured.
 
     Raises:
         UsageError: A name is unknown, a package is missing, or options contradict each other.
     """
-    engines = list(dict.fromkeys([config.engine.name, *config.against]))
-    check_engines(engines)
+    first = Contender(config.engine.name, config.engine.precision).label
+    contenders = [parse_contender(text) for text in dict.fromkeys([first, *config.against])]
+    engines = [contender.engine for contender in contenders]
+    for engine in engines:
+        check_engine(engine)
     check_names(config.task)
     if config.onnx is None and not is_installed("torch"):
         raise UsageError(
@@ -102,7 +127,25 @@ def check_options(config: BenchRoot) -> list[str]:
             "roofline=true draws with matplotlib, which is not installed: pip install matplotlib, "
             "or use profile=true for the numbers"
         )
-    return engines
+    return contenders
+
+
+def read_other(config: BenchRoot, model: Exported, contender: Contender) -> Exported:
+    """Return what a contender runs: `model`, or what is in a file of its own.
+
+    Raises:
+        InputError: It is no ONNX file of a BERT.
+        UsageError: It takes other texts than `model`.
+    """
+    if contender.onnx is None:
+        return model
+    other = read_exported(Path(contender.onnx))
+    if other.vocab_size != model.vocab_size or other.max_tokens < config.seq_len:
+        raise UsageError(
+            f"{contender.label} must take the texts of the measured model: {model.vocab_size} "
+            f"token ids, {config.seq_len} tokens; it has {other.vocab_size} and {other.max_tokens}"
+        )
+    return other
 
 
 def model_facts(config: BenchRoot, model: Exported) -> dict[str, Any]:
@@ -138,7 +181,8 @@ def fill_record(
         record["metrics"] = entries[0]["metrics"]
     sizes = record["size_bytes"]
     sizes["onnx"] = size_bytes(model.onnx)
-    if "checkpoint" not in sizes and any(ENGINES[e["engine"]].reads_checkpoint for e in entries):
+    used = [ENGINES[engine_of(entry["engine"])] for entry in entries]
+    if "checkpoint" not in sizes and any(engine.reads_checkpoint for engine in used):
         sizes["checkpoint"] = size_of(find_checkpoint(model.onnx))
     for entry in entries:
         packed = entry.pop("packed_bytes")

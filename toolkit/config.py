@@ -517,6 +517,10 @@ class TaskConfig:
                 _check_at_least(f"task.{field}", getattr(self, field), 1)
 
 
+ISAS = ("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512", "avx2", "neon_fp16", "neon", "generic")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+
+
 @dataclass(kw_only=True)
 class EngineConfig:
     """What runs the model.
@@ -524,21 +528,26 @@ class EngineConfig:
     Attributes:
         name: The engine: a key of `toolkit.measure.engines.ENGINES`.
         num_threads: Worker threads; 0 decides from affinity and cgroup quota.
-        isa: Instruction set of the sparse engine: auto, avx512, avx2, neon, generic.
+        isa: Instruction set of the sparse engine: auto, or one of `ISAS`.
         kernel: Form in which it runs every weight: dense, table, generated; auto times them on
-            weights like the model's and takes the fastest. All give the same bits.
+            weights like the model's and takes the fastest. All give the same bits in float32.
+        precision: What a float32 graph is computed in: fp32; bf16, fp16: products of 16 bits where
+            that is faster, sums in float32; auto: the fastest of those that this CPU has.
     """
 
     name: str
     num_threads: int
     isa: str
     kernel: str
+    precision: str
 
     def __post_init__(self) -> None:
         _check_at_least("engine.num_threads", self.num_threads, 0)
-        if self.isa not in ("auto", "avx512", "avx2", "neon", "generic"):
+        if self.isa not in ("auto", *ISAS):
+            raise ValueError(f"engine.isa must be auto, {', '.join(ISAS)}; got {self.isa!r}")
+        if self.precision not in PRECISIONS:
             raise ValueError(
-                f"engine.isa must be auto, avx512, avx2, neon or generic; got {self.isa!r}"
+                f"engine.precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}"
             )
         if self.kernel not in ("auto", "dense", "table", "generated"):
             raise ValueError(
@@ -569,7 +578,8 @@ class BenchConfig:
     """How a model is measured.
 
     Attributes:
-        against: Further engines, measured in the same interleaved run.
+        against: Further engines, measured in the same interleaved run: `ENGINE[:PRECISION][@FILE]`,
+            FILE an ONNX file or export folder that this engine runs instead.
         batch_size: Texts per call.
         seq_len: Tokens per text with `lengths=fixed`; the upper bound with `lengths=task`.
         seconds: Measured time per engine.

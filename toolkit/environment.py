@@ -10,6 +10,13 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+# As Linux spells them in /proc/cpuinfo: x86, then Arm.
+FEATURES = (
+    *("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
+    *("avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "amx_fp16"),
+    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
+)
+
 
 def describe_machine() -> dict[str, Any]:
     """Describe the machine and the software, as `record.json` keeps it.
@@ -43,7 +50,9 @@ def summary() -> str:
     _, reason = decide_num_threads(0)
     lines = [
         f"CPU       {found['cpu']} ({found['machine']}, {found['cores']} logical cores)",
+        f"features  {' '.join(cpu_features()) or 'unknown'}",
         f"ISA       {', '.join(found['isas'])}",
+        f"precision {used_precisions()}",
         f"threads   {reason}",
         f"python    {found['python']}",
         *(f"{package:<14}{number}" for package, number in found["versions"].items()),
@@ -73,6 +82,31 @@ def decide_num_threads(requested: int) -> tuple[int, str]:
     return allowed, (
         f"{allowed} because the affinity mask holds {allowed} of {os.cpu_count()} CPUs "
         f"and the cgroup quota is {'unlimited' if quota is None else f'{quota:g} CPUs'}"
+    )
+
+
+def cpu_features() -> list[str]:
+    """Name what the CPU has of the instructions that the kernels use or could use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags: set[str] = set()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):  # x86, Arm
+            flags = set(value.split())
+            break
+    return [feature for feature in FEATURES if feature in flags]
+
+
+def used_precisions() -> str:
+    """Say which precisions the best instruction set multiplies in, and what the system refuses."""
+    from cython_kernels._kernels import precisions_of, refused_features
+
+    best = isas()[0]
+    return "; ".join(
+        filter(None, [f"{', '.join(precisions_of(best))} by {best}", refused_features()])
     )
 
 

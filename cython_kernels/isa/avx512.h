@@ -28,27 +28,29 @@ static int is_supported_avx512(void) {
 #include "table_avx512.h"
 #include "generate_avx512.h"
 
-static const kernels_t kernels_avx512 = {
-    .isa = "avx512",
-    .f32_dense_rows = DENSE_ROWS,
-    .f32_table = f32_table__avx512,
-    .f32_dense = f32_dense__avx512,
-    .f32_generated = f32_generated__avx512,
-    .f32_generated_max_k = GENERATED_MAX_K,
-    .f32_code_bound = f32_code_bound__avx512,
-    .f32_generate = f32_generate__avx512,
-    .f32_gelu = f32_gelu__avx512,
-    .f32_gelu_tanh = f32_gelu_tanh__avx512,
-    .f32_relu = f32_relu__avx512,
-    .f32_layer_norm = f32_layer_norm__avx512,
-    .f32_attention = f32_attention__avx512,
-    .f32_embed = f32_embed__avx512,
-    .f32_scatter = f32_scatter__avx512,
-    .f32_gather = f32_gather__avx512,
-    .f32_fma_count = CHAINS * LANES,
-    .f32_fma_loop = f32_fma_loop__avx512,
-    .read_loop = read_loop__avx512,
-};
+/* What tables of later ISAs have in common with this one. */
+enum { DENSE_ROWS_AVX512 = DENSE_ROWS, FMA_COUNT_AVX512 = CHAINS * LANES };
+#define KERNELS_AVX512 \
+    .f32_dense_rows = DENSE_ROWS_AVX512, \
+    .f32_table = f32_table__avx512, \
+    .f32_dense = f32_dense__avx512, \
+    .f32_generated = f32_generated__avx512, \
+    .f32_generated_max_k = GENERATED_MAX_K, \
+    .f32_code_bound = f32_code_bound__avx512, \
+    .f32_generate = f32_generate__avx512, \
+    .f32_gelu = f32_gelu__avx512, \
+    .f32_gelu_tanh = f32_gelu_tanh__avx512, \
+    .f32_relu = f32_relu__avx512, \
+    .f32_layer_norm = f32_layer_norm__avx512, \
+    .f32_attention = f32_attention__avx512, \
+    .f32_embed = f32_embed__avx512, \
+    .f32_scatter = f32_scatter__avx512, \
+    .f32_gather = f32_gather__avx512, \
+    .f32_fma_count = FMA_COUNT_AVX512, \
+    .f32_fma_loop = f32_fma_loop__avx512, \
+    .read_loop = read_loop__avx512
+
+static const kernels_t kernels_avx512 = {KERNELS_AVX512, .isa = "avx512"};
 #include "portable/undefine.h"
 
 #ifdef __clang__

@@ -10,21 +10,22 @@ static int is_supported_generic(void) { return 1; }
 #define KEYS 2
 #include "portable/portable.h"
 
-static const kernels_t kernels_generic = {
-    .isa = "generic",
-    .f32_dense_rows = DENSE_ROWS,
-    .f32_table = f32_table__generic,
-    .f32_dense = f32_dense__generic,
-    .f32_gelu = f32_gelu__generic,
-    .f32_gelu_tanh = f32_gelu_tanh__generic,
-    .f32_relu = f32_relu__generic,
-    .f32_layer_norm = f32_layer_norm__generic,
-    .f32_attention = f32_attention__generic,
-    .f32_embed = f32_embed__generic,
-    .f32_scatter = f32_scatter__generic,
-    .f32_gather = f32_gather__generic,
-    .f32_fma_count = CHAINS * LANES,
-    .f32_fma_loop = f32_fma_loop__generic,
-    .read_loop = read_loop__generic,
-};
+enum { DENSE_ROWS_GENERIC = DENSE_ROWS, FMA_COUNT_GENERIC = CHAINS * LANES };
+#define KERNELS_GENERIC \
+    .f32_dense_rows = DENSE_ROWS_GENERIC, \
+    .f32_table = f32_table__generic, \
+    .f32_dense = f32_dense__generic, \
+    .f32_gelu = f32_gelu__generic, \
+    .f32_gelu_tanh = f32_gelu_tanh__generic, \
+    .f32_relu = f32_relu__generic, \
+    .f32_layer_norm = f32_layer_norm__generic, \
+    .f32_attention = f32_attention__generic, \
+    .f32_embed = f32_embed__generic, \
+    .f32_scatter = f32_scatter__generic, \
+    .f32_gather = f32_gather__generic, \
+    .f32_fma_count = FMA_COUNT_GENERIC, \
+    .f32_fma_loop = f32_fma_loop__generic, \
+    .read_loop = read_loop__generic
+
+static const kernels_t kernels_generic = {KERNELS_GENERIC, .isa = "generic"};
 #include "portable/undefine.h"

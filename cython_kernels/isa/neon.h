@@ -10,21 +10,23 @@ static int is_supported_neon(void) { return 1; }
 #define KEYS 4
 #include "portable/portable.h"
 
-static const kernels_t kernels_neon = {
-    .isa = "neon",
-    .f32_dense_rows = DENSE_ROWS,
-    .f32_table = f32_table__neon,
-    .f32_dense = f32_dense__neon,
-    .f32_gelu = f32_gelu__neon,
-    .f32_gelu_tanh = f32_gelu_tanh__neon,
-    .f32_relu = f32_relu__neon,
-    .f32_layer_norm = f32_layer_norm__neon,
-    .f32_attention = f32_attention__neon,
-    .f32_embed = f32_embed__neon,
-    .f32_scatter = f32_scatter__neon,
-    .f32_gather = f32_gather__neon,
-    .f32_fma_count = CHAINS * LANES,
-    .f32_fma_loop = f32_fma_loop__neon,
-    .read_loop = read_loop__neon,
-};
+/* What tables of later ISAs have in common with this one. */
+enum { DENSE_ROWS_NEON = DENSE_ROWS, FMA_COUNT_NEON = CHAINS * LANES };
+#define KERNELS_NEON \
+    .f32_dense_rows = DENSE_ROWS_NEON, \
+    .f32_table = f32_table__neon, \
+    .f32_dense = f32_dense__neon, \
+    .f32_gelu = f32_gelu__neon, \
+    .f32_gelu_tanh = f32_gelu_tanh__neon, \
+    .f32_relu = f32_relu__neon, \
+    .f32_layer_norm = f32_layer_norm__neon, \
+    .f32_attention = f32_attention__neon, \
+    .f32_embed = f32_embed__neon, \
+    .f32_scatter = f32_scatter__neon, \
+    .f32_gather = f32_gather__neon, \
+    .f32_fma_count = FMA_COUNT_NEON, \
+    .f32_fma_loop = f32_fma_loop__neon, \
+    .read_loop = read_loop__neon
+
+static const kernels_t kernels_neon = {KERNELS_NEON, .isa = "neon"};
 #include "portable/undefine.h"

@@ -114,6 +114,42 @@ def test_all_engines_in_one_run(toolkit: Toolkit, exported: Path, tmp_path: Path
     assert lines[-1].endswith(f"out{os.sep}record.json")
 
 
+def test_precisions_and_files_of_ones_own(toolkit: Toolkit, exported: Path, tmp_path: Path) -> None:
+    """The first engine decides what everything else is compared with, also in 16 bits."""
+    other = tmp_path / "other.onnx"
+    other.write_bytes((exported / "model.onnx").read_bytes())
+    labels = ["openvino", "torch:bf16", "sparse:auto", f"onnxruntime@{other}"]
+    run = toolkit(
+        "bench", f"onnx={exported}", "engine=openvino", f"against=[{','.join(labels[1:])}]", *QUICK,
+        "output_dir=out",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    entries = read_record(tmp_path / "out")["speed"]
+    assert [entry["engine"] for entry in entries] == labels
+    assert [entry["precision"] for entry in entries] == ["fp32", "bf16", "auto", "fp32"]
+    assert [entry.get("onnx") for entry in entries] == [None, None, None, str(other)]
+    assert 1e-5 < entries[1]["max_difference"] < 0.1
+    assert f"torch:bf16 is within {entries[1]['max_difference']:.2g} of float32" in run.stdout
+    report = toolkit("report", "out", "output_dir=report")
+    assert report.returncode == 0, report.stderr
+    table = (tmp_path / "report" / "results.csv").read_text()
+    assert "torch:bf16" in table
+    assert "other.onnx" not in table  # of another model, as far as the record knows
+
+
+def test_a_precision_that_the_cpu_lacks_is_refused(
+    toolkit: Toolkit, exported: Path, tmp_path: Path
+) -> None:
+    run = toolkit(
+        "bench", f"onnx={exported}", "engine.isa=generic", "engine.precision=bf16", *QUICK
+    )
+    assert run.returncode == 2, run.stderr
+    assert (
+        "precision must be one that this CPU computes in with isa generic: fp32, or auto; got "
+        in run.stderr
+    )
+
+
 def test_roofline(toolkit: Toolkit, exported: Path, tmp_path: Path) -> None:
     run = toolkit("bench", f"onnx={exported}", *QUICK, "roofline=true", "output_dir=out")
     assert run.returncode == 0, run.stderr

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.memory import guarded
 
-from cython_kernels import reference
+from cython_kernels import _kernels, reference
 from cython_kernels._kernels import TILE_TOKENS, attention, available_isas, from_tiles
 
 Float32 = NDArray[np.float32]
@@ -17,10 +17,17 @@ Float32 = NDArray[np.float32]
 EPSILON = float(np.finfo(np.float32).eps)
 EXP2_ERROR = 3e-7  # relative, as elementwise.h states of its exp2
 
-with_isas = pytest.mark.parametrize("isa", available_isas())
+HALF = 2.0**-8  # what rounding to bfloat16 changes of a number, at most
+
+with_isas = pytest.mark.parametrize("isa", [i for i in available_isas() if "bf16" not in i])
+with_bf16_isas = pytest.mark.parametrize(
+    "isa", [isa for isa in (*available_isas(), *_kernels.model_isas()) if "bf16" in isa]
+)
 
 
-def attend(q: Float32, k: Float32, v: Float32, isa: str, junk: float = 7.0) -> Float32:
+def attend(
+    q: Float32, k: Float32, v: Float32, isa: str, junk: float = 7.0, is_16_bit: bool = False
+) -> Float32:
     """Run the kernel on token rows (tokens, d); lanes without a key hold `junk`."""
     d = q.shape[1]
 
@@ -35,7 +42,7 @@ def attend(q: Float32, k: Float32, v: Float32, isa: str, junk: float = 7.0) -> F
 
     queries = tiled(q)
     out, check = guarded(*queries.shape)
-    attention(queries, tiled(k), tiled(v), len(k), out, isa)
+    attention(queries, tiled(k), tiled(v), len(k), out, isa, is_16_bit)
     check()
     return from_tiles(out, len(q), isa)
 
@@ -52,12 +59,13 @@ def oracle(q: Float32, k: Float32, v: Float32) -> NDArray[np.float64]:
     return reference.attention(query, key, value, padded, 1, math.log(2.0))[0, : len(q)]
 
 
-def bound(q: Float32, k: Float32, v: Float32) -> NDArray[np.float64]:
+def bound(q: Float32, k: Float32, v: Float32, is_16_bit: bool = False) -> NDArray[np.float64]:
     """Largest error, to first order, relative to the weighted sum of |v|.
 
     A score of d products errs by (d + 1)·eps·|q||k|, and so does the maximum; their difference is
     rounded once more. 2^x turns an absolute error into a relative one (times ln 2 < 1). Total and
-    weighted sum add n terms each, then come a reciprocal and a product.
+    weighted sum add n terms each, then come a reciprocal and a product. In 16 bits both factors of
+    every product are rounded; scores then err by so much that first order does not do.
     """
     n, d = k.shape
     scores = reference.linear(q, k)
@@ -65,6 +73,8 @@ def bound(q: Float32, k: Float32, v: Float32) -> NDArray[np.float64]:
     spread = scores.max(1, keepdims=True) - scores.min(1, keepdims=True)
     score_error = 2 * (d + 1) * EPSILON * size + EPSILON * spread
     relative = 2 * (EXP2_ERROR + score_error) + 2 * (n + 2) * EPSILON
+    if is_16_bit:
+        relative += np.expm1(2 * (2 * HALF + HALF**2) * size) + 2 * HALF + HALF**2
     lost = n * 2.0**-126 * np.abs(v).max()  # weights below 2^-126 become 2^-126
     return np.asarray(relative * oracle(q, k, np.abs(v)) + lost)
 
@@ -85,6 +95,32 @@ def test_attention_is_close_to_the_oracle(
     k, v = rng.standard_normal((2, keys, head_size)).astype(np.float32)
     error = np.abs(attend(q, k, v, isa) - oracle(q, k, v))
     assert (error <= bound(q, k, v)).all()
+
+
+@pytest.mark.parametrize("head_size", [1, 3, 31, 32, 64])
+@with_bf16_isas
+@given(
+    queries=st.integers(1, 70),
+    keys=st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 129])),
+    scale=st.sampled_from([0.01, 0.1]),
+    seed=st.integers(0, 99),
+)
+def test_attention_in_16_bits_is_close_to_the_oracle(
+    isa: str, head_size: int, queries: int, keys: int, scale: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    q = (scale * rng.standard_normal((queries, head_size))).astype(np.float32)
+    k, v = rng.standard_normal((2, keys, head_size)).astype(np.float32)
+    clean = attend(q, k, v, isa, is_16_bit=True)
+    assert (np.abs(clean - oracle(q, k, v)) <= bound(q, k, v, True)).all()
+    for junk in (1e30, 0.0):  # where there is no key
+        np.testing.assert_array_equal(attend(q, k, v, isa, junk, True), clean)
+
+
+def test_16_bits_are_refused_where_they_are_not() -> None:
+    row = np.ones((1, 4), np.float32)
+    with pytest.raises(ValueError, match="isa 'generic' has no attention in 16 bits"):
+        attend(row, row, row, "generic", is_16_bit=True)
 
 
 @with_isas

@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 from support.memory import guarded
 
 from cython_kernels import reference
-from cython_kernels._kernels import TILE_TOKENS, activation, available_isas, layer_norm
+from cython_kernels._kernels import (
+    TILE_TOKENS,
+    activation,
+    available_isas,
+    layer_norm,
+    model_isas,
+    precisions_of,
+)
 
 Float32 = NDArray[np.float32]
 
@@ -17,9 +24,20 @@ LARGEST = float(np.finfo(np.float32).max)
 
 # |error| <= absolute + relative·|x|: what kernels.h promises.
 ACTIVATIONS = {"gelu": (1e-6, 1.2e-7), "gelu_tanh": (1e-6, 1.2e-7), "relu": (0.0, 0.0)}
+ACTIVATIONS_16 = {"bf16_gelu": (2e-4, 1.2e-7)}
 
-with_isas = pytest.mark.parametrize("isa", available_isas())
-with_activations = pytest.mark.parametrize("name", ACTIVATIONS)
+ISAS = [isa for isa in available_isas() if "bf16" not in isa]  # those have the functions of others
+with_isas = pytest.mark.parametrize("isa", ISAS)
+with_activations = pytest.mark.parametrize(
+    ("isa", "name"),
+    [(isa, name) for isa in ISAS for name in ACTIVATIONS]
+    + [
+        (isa, name)
+        for isa in (*available_isas(), *model_isas())
+        if "bf16" in precisions_of(isa)
+        for name in ACTIVATIONS_16
+    ],
+)
 
 
 def activate(name: str, x: Float32, isa: str) -> Float32:
@@ -32,14 +50,13 @@ def activate(name: str, x: Float32, isa: str) -> Float32:
 
 
 def is_within_bound(name: str, x: Float32, isa: str) -> bool:
-    absolute, relative = ACTIVATIONS[name]
-    expected = reference.ACTIVATIONS[name](x)
+    absolute, relative = (ACTIVATIONS | ACTIVATIONS_16)[name]
+    expected = reference.ACTIVATIONS[name.removeprefix("bf16_")](x)
     error = np.abs(activate(name, x, isa) - expected)
     return bool((error <= absolute + relative * np.abs(x.astype(np.float64))).all())
 
 
 @with_activations
-@with_isas
 def test_activation_is_close_to_the_oracle(isa: str, name: str) -> None:
     grid = np.linspace(-10.0, 10.0, 1 << 16, dtype=np.float32)  # all that is not constant or x
     magnitudes = np.geomspace(1e-45, LARGEST, 1 << 12).astype(np.float32)
@@ -47,14 +64,12 @@ def test_activation_is_close_to_the_oracle(isa: str, name: str) -> None:
 
 
 @with_activations
-@with_isas
 @given(x=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 def test_activation_is_close_at_any_number(isa: str, name: str, x: list[float]) -> None:
     assert is_within_bound(name, np.array(x, np.float32), isa)
 
 
 @with_activations
-@with_isas
 def test_activation_hands_nan_and_infinity_on(isa: str, name: str) -> None:
     x = np.linspace(-3, 3, 32, dtype=np.float32)
     clean = activate(name, x, isa)

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include "dispatch.h"
+#include "portable/half.h"
 
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 #define GUARD 64 /* floats on either side of an output */
@@ -167,6 +168,44 @@ static void check_gemm(const block_t *block, const float *w, int tiles, int star
     release(x), release(bias), release(y), release(init);
 }
 
+/* Halves: each factor is rounded to 11 bits, up to 64 terms are summed in them, and what is small errs absolutely. */
+static void check_f16(const float *w, int rows, int k, int tiles) {
+    const ptrdiff_t x_stride = (k + 1) * TILE, y_stride = (rows + 2) * TILE;
+    float *x = random_floats((size_t)(tiles * x_stride)), *bias = random_floats((size_t)rows);
+    float *lines = allocate((size_t)(tiles + 1) / 2 * (size_t)k * 64), *y = guarded((size_t)(tiles * y_stride));
+    block_t block = pack_table(w, rows, k);
+    size_t count = 0;
+    for (int32_t run = 0; run < block.num_runs; run++) count += (size_t)block.runs[run].count * BUNDLE;
+    uint16_t *halves = allocate(count * sizeof *halves);
+    for (size_t i = 0; i < count; i++) halves[i] = half_of(block.values[i]);
+    free((void *)block.values);
+    block.values = (float *)halves;
+    for (int t = 0; t < tiles; t += 2)
+        table->f16_convert(x + t * x_stride, t + 1 < tiles ? x + (t + 1) * x_stride : NULL, k, lines + t / 2 * k * TILE);
+    table->f16_table(&block, (tiles_t){lines, k * TILE / 2, tiles}, (tiles_t){NULL, y_stride, tiles}, bias,
+                     (tiles_t){y, y_stride, tiles}, NULL);
+    int is_close = 1, is_confined = is_intact(y, (size_t)(tiles * y_stride));
+    for (int t = 0; t < tiles; t++)
+        for (int r = 0; r < rows + 2; r++)
+            for (int lane = 0; lane < TILE; lane++) {
+                const ptrdiff_t at = t * y_stride + r * TILE + lane;
+                if (r >= rows) {
+                    is_confined &= isnan(y[at]);
+                    continue;
+                }
+                double sum = bias[r], size = fabs(sum);
+                for (int i = 0; i < k; i++) {
+                    const double product = (double)w[r * k + i] * x[t * x_stride + i * TILE + lane];
+                    sum += product, size += fabs(product);
+                }
+                is_close &= fabs(y[at] - sum) <= 68 * size / 2048 + (k + 1) * 4 / 16777216.0;
+            }
+    expect(is_close, "f16_table", rows, k, tiles);
+    expect(is_confined, "f16_table writes inside its rows only", rows, k, tiles);
+    release(x), release(bias), release(y), free(lines), free(halves);
+    free((void *)block.offsets), free((void *)block.row_numbers), free((void *)block.runs);
+}
+
 static void test_gemm(void) {
     const int ks[] = {1, 7, 256, 300, 1000}, tile_counts[] = {1, 2, 3, 5};
     const int rows[] = {1, 3, 4, 5, table->f32_dense_rows, table->f32_dense_rows + 1, 2 * table->f32_dense_rows - 1, 31, 61};
@@ -177,6 +216,7 @@ static void test_gemm(void) {
                 float *w = random_weight(rows[n], ks[i], densities[d]);
                 const int tiles = tile_counts[(n + i + d) % LENGTH(tile_counts)];
                 block_t blocks[2] = {pack_dense(w, rows[n], ks[i]), pack_table(w, rows[n], ks[i])};
+                if (table->f16_table) check_f16(w, rows[n], ks[i], tiles);
                 for (int start = START_BIAS; start <= START_Y; start++) {
                     check_gemm(&blocks[0], w, tiles, start, "dense");
                     check_gemm(&blocks[1], w, tiles, start, "table");

@@ -41,9 +41,12 @@ def test_every_kernel_is_close_to_plain_loops(compiler: str, tmp_path: Path) -> 
     assert re.search(r"^neon: [1-9]\d* passed$", done.stdout, re.MULTILINE) or not arm
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])  # the others have no region
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
 def test_the_features_asked_for_are_those_of_the_target_region(isa: str) -> None:
     header = (REPO / "cython_kernels" / "isa" / f"{isa}.h").read_text()
-    asked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', header))
+    asking = header
+    for base in re.findall(r"return is_supported_(\w+)\(\)", header):
+        asking += (REPO / "cython_kernels" / "isa" / f"{base}.h").read_text()
+    asked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', asking))
     regions = re.findall(r'target\("([\w,]+)"\)', header)  # clang's and gcc's
     assert [set(region.split(",")) for region in regions] == [asked, asked]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from toolkit.config import BenchRoot, Scenario
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.measure.baseline import compare
 from toolkit.measure.batches import feed, make_batches
+from toolkit.measure.engines import engine_of, parse_contender
 from toolkit.measure.timing import (
     MIN_ROUNDS,
     speed_ratio,
@@ -100,8 +102,42 @@ def load(worker: Worker, onnx_file: Path) -> dict[str, Any]:
         num_threads=1,
         isa="auto",
         kernel="auto",
+        precision="fp32",
         batches=str(onnx_file.with_name("batches.npz")),
+        inputs=list(batch),
     )
+
+
+# ---- what is measured
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sparse", "sparse:auto", "openvino:bf16", "onnxruntime@dense/model.onnx", "sparse:bf16@a:b@c"],
+)
+def test_a_contender_is_read_as_it_is_written(text: str) -> None:
+    contender = parse_contender(text)
+    assert contender.label == text
+    assert engine_of(text) == contender.engine
+    assert parse_contender(f"{contender.engine}:fp32").label == contender.engine
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("openvin:bf16", "'openvin' is no engine; did you mean openvino"),
+        ("deepsparse:bf16", "engine deepsparse can be asked for precision fp32; got 'bf16'"),
+        (
+            "openvino:auto",
+            "engine openvino can be asked for precision fp32, bf16, fp16; got 'auto'",
+        ),
+        ("sparse@", "'sparse@' must name an ONNX file or export folder behind @"),
+        ("torch@x.onnx", "engine torch runs a checkpoint: it takes no file behind @"),
+    ],
+)
+def test_a_contender_that_cannot_be_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        parse_contender(text)
 
 
 # ---- rounds and ratios

@@ -52,7 +52,7 @@ VALID = {type(part): part for part in vars(compose("train", "sparsity=prune80"))
         (TaskConfig, "max_train_samples", 0, "task.max_train_samples must be at least 1"),
         (TaskConfig, "max_eval_samples", 0, "task.max_eval_samples must be at least 1"),
         (EngineConfig, "num_threads", -1, "engine.num_threads must be at least 0; got -1"),
-        (EngineConfig, "isa", "sse", "engine.isa must be auto, avx512, avx2, neon or generic"),
+        (EngineConfig, "isa", "sse", "engine.isa must be auto, amx_bf16, "),
         (EngineConfig, "kernel", "csr", "engine.kernel must be auto, dense, table or generated"),
         (ExportConfig, "atol", 0.0, "export.atol must be > 0; got 0.0"),
         (ExportConfig, "num_parity_examples", 0, "export.num_parity_examples must be at least 1"),

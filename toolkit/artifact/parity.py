@@ -85,7 +85,8 @@ def check_parity(
     expected = [torch_outputs(batch) for batch in batches]
     try:
         asked = config.engine
-        # torch's threads still compete for the CPU, so timings taken here would be wrong
+        # torch's threads still compete for the CPU, so timings taken here would be wrong; the file
+        # is judged in float32, whatever the engine may compute in later
         engine = Engine.load(onnx, asked.num_threads, asked.isa, asked.kernel, keep_timings=False)
     except ValueError as error:  # no such ISA or kernel here
         raise UsageError(str(error)) from error
@@ -133,13 +134,13 @@ def check_zeros(model: PreTrainedModel, onnx: Path) -> dict[str, Any]:
     return {"encoder": zeros / elements, "equal_to_checkpoint": True, "tensors": tensors}
 
 
-def torch_run(model: PreTrainedModel) -> Run:
-    """Return how torch runs a model; its outputs share their memory with torch's."""
+def torch_run(model: PreTrainedModel, is_bf16: bool = False) -> Run:
+    """Return how torch runs a model, in bfloat16 under autocast if so asked; float32 outputs."""
 
     def run(batch: Batch) -> Batch:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
             outputs = model(**{name: torch.from_numpy(array) for name, array in batch.items()})
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+        return {name: tensor.float().numpy() for name, tensor in outputs.items()}
 
     return run
 

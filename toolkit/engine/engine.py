@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from cython_kernels import _kernels
 from cython_kernels._kernels import Encoder, PackedLinear
-from toolkit.engine.kernel_choice import SMALL_TILES, check_kernel, choose, path_beside
+from toolkit.engine.kernel_choice import (
+    SMALL_TILES,
+    choose,
+    forms_of,
+    is_16_bit_attention_faster,
+    path_beside,
+)
 from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear
 from toolkit.engine.plan import Plan
 from toolkit.engine.profile import Timed, profile_rows
@@ -32,6 +38,7 @@ Int32 = NDArray[np.int32]
 GROUP_TILES = 32
 
 SMALL_CALLS = " (small calls)"
+EXPLAINED_TOKENS = 64  # of the text by which `explain` compares precisions
 
 
 class Tokens(NamedTuple):
@@ -50,6 +57,7 @@ class Engine:
         inputs: Names of the inputs, in the order of the ONNX graph.
         outputs: Names of the outputs, in the order of the ONNX graph.
         isa: Instruction set in use.
+        precision: As asked for; `explain` says what each weight runs in.
         num_threads: Threads that a call uses.
         threads_reason: Why it uses that many.
     """
@@ -61,7 +69,9 @@ class Engine:
         threads_reason: str,
         isa: str,
         kernel: str = "auto",
+        precision: str = "fp32",
         timings: Path | None = None,
+        source: Path | None = None,
     ) -> None:
         self.inputs = plan.inputs
         self.outputs = plan.outputs
@@ -69,11 +79,13 @@ class Engine:
         self.num_threads = num_threads
         self.threads_reason = threads_reason
         self._padding_id = plan.embeddings.padding_id
-        can_generate = check_kernel(kernel, isa)
-        self._forms = "generated, table, dense" if can_generate else "table, dense"
-        self._choices = choose(plan, isa, can_generate, kernel, num_threads, timings)
+        self.precision = precision
+        self._source = source  # the ONNX file, if there is one
+        allowed = forms_of(kernel, isa, precision)
+        self._allowed = allowed.layers
+        self._choices = choose(plan, isa, allowed, num_threads, timings)
         forms = self._choices.forms
-        layers = self._layers = pack_layers(plan.layers, isa, forms, can_generate, num_threads)
+        layers = self._layers = pack_layers(plan.layers, isa, forms, num_threads)
         self._heads = {
             key: pack_linear(linear.weight, linear.bias, isa, forms[key])[0]
             for key, linear in plan.linears.items()
@@ -83,7 +95,11 @@ class Engine:
         embeddings = pack_embeddings(plan.embeddings, isa, forms)
         head = self._heads[fused.name] if fused else None
         self._ends = {"embeddings": embeddings.projection, "scatter": head}
-        self._encoder = Encoder(isa, embeddings, layers, num_threads, SMALL_TILES, head)
+        head_size = layers[0].qkv[0].rows // (3 * layers[0].num_heads)
+        is_16_bit = allowed.layers == ("bf16_dense",) or (
+            "bf16_dense" in allowed.layers and is_16_bit_attention_faster(isa, head_size)
+        )
+        self._encoder = Encoder(isa, embeddings, layers, num_threads, SMALL_TILES, head, is_16_bit)
         if fused:
             tail = [node for node in plan.tail if node is not fused]
             plan = replace(plan, tail=tail, hidden=fused.outputs[0])
@@ -96,6 +112,7 @@ class Engine:
         num_threads: int = 0,
         isa: str = "auto",
         kernel: str = "auto",
+        precision: str = "fp32",
         keep_timings: bool = True,
     ) -> "Engine":
         """Read an ONNX file and pack its weights.
@@ -106,19 +123,24 @@ class Engine:
             isa: `auto` takes the best this CPU runs, or what the environment variable
                 TOOLKIT_ISA names.
             kernel: Form that all weights run in: `dense`, `table`, `generated`; `auto` times them
-                for weights like the model's and takes the fastest. It changes no bit.
+                for weights like the model's and takes the fastest. It changes no bit in float32.
+            precision: What the encoder's weights may be multiplied in, sums always in float32:
+                `fp32`; `bf16`, `fp16`: that, too, wherever it is faster; `auto`: whatever is. With
+                `kernel="dense"`, `bf16` is bfloat16 everywhere, with `"table"`, `fp16` half.
             keep_timings: Keep what `auto` measured beside the file, in `model.onnx.kernels.json`,
                 and use it at the next load.
 
         Raises:
             InputError: The file is missing, damaged, or not a model the engine knows.
-            ValueError: This CPU does not support `isa`, or this ISA or system not `kernel`.
+            ValueError: This CPU does not support `isa`, or this ISA or system not `kernel` or
+                `precision`.
         """
         path = Path(path)
         path = path / "model.onnx" if path.is_dir() else path
         number, reason = decide_num_threads(num_threads)
         timings = path_beside(path) if keep_timings else None
-        return Engine(read_graph(path), number, reason, find_isa(isa), kernel, timings)
+        isa = find_isa(isa)
+        return Engine(read_graph(path), number, reason, isa, kernel, precision, timings, path)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
         """Run one batch.
@@ -157,19 +179,31 @@ class Engine:
             )
         )
         timed = Timed(seconds, num_threads, is_large)
-        peak = self._call(lambda: fma_peak(self.isa, timed.num_threads))
+        peaks = {"fma_gflops": self._call(lambda: fma_peak(self.isa, num_threads))}
+        if self.is_16_bit:
+            peaks["bf16_gflops"] = self._call(lambda: fma_peak(self.isa, num_threads, "bf16"))
+        attention = f"bf16_{self.isa}" if self._encoder.is_16_bit else self.isa
         calls = [
             call_of(tokens.mask, self._encoder.hidden, first_only and i in (0, last))
             for i in range(last + 1)
         ]
         parts = [self._ends, *map(vars, self._layers)]
-        return profile_rows(timed, parts, calls, self.isa, peak, self._why)
+        return profile_rows(timed, parts, calls, self.isa, peaks, attention, self._why)
+
+    @property
+    def is_16_bit(self) -> bool:
+        """Whether anything is multiplied in 16 bits."""
+        forms = (weight.form for _, weight in self.weights())
+        return self._encoder.is_16_bit or any(form.startswith("bf16") for form in forms)
 
     def explain(self) -> str:
         """Describe, per layer, the form it runs in, its density, its bytes, and why."""
         lines = [
-            f"isa {self.isa} ({self._forms}), {self.num_threads} threads: {self.threads_reason}",
+            f"isa {self.isa} ({', '.join(self._allowed)}), precision {self.precision}, "
+            f"{self.num_threads} threads: {self.threads_reason}",
             f"kernels: {self._choices.origin}",
+            *(["attention: in bfloat16"] if self._encoder.is_16_bit else []),
+            *self._exactness(),
             f"{'layer':28} {'rows':>6} {'cols':>6} {'density':>8} {'MiB':>7}  kernel",
         ]
         for name, weight in self.weights():
@@ -184,6 +218,24 @@ class Engine:
             if node.operator != "Linear":
                 lines.append(f"{node.name:28} {node.operator}: plain function behind the encoder")
         return "\n".join(lines)
+
+    def _exactness(self) -> list[str]:
+        """Tell what 16 bits cost: the outputs of one text against those of float32."""
+        if self.precision == "fp32" or self._source is None:
+            return []
+        exact = Engine.load(self._source, self.num_threads, self.isa, keep_timings=False)
+        tables = self._plan.embeddings
+        length = min(EXPLAINED_TOKENS, len(tables.position) - 2)  # RoBERTa's begin at 2
+        words = np.random.default_rng(0).integers(2, len(tables.word), (1, length))
+        known = {"input_ids": words, "attention_mask": np.ones_like(words)}
+        inputs = {name: known.get(name, np.zeros_like(words)) for name in self.inputs}
+        ours, theirs = self.run(inputs), exact.run(inputs)
+        difference = max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
+        largest = max(float(np.abs(value).max()) for value in theirs.values())
+        return [
+            f"exactness: outputs differ from float32 by at most {difference:.2g}, where they reach "
+            f"{largest:.2g} (one text of {length} tokens drawn at random)"
+        ]
 
     def weights(self) -> Iterator[tuple[str, PackedLinear]]:
         """Yield name and packed weight of every dense layer, in the order they run."""

@@ -1,6 +1,7 @@
 """Which form every weight runs in: timed on this machine, remembered beside the model.
 
-All forms of a weight give the same bits, so the choice changes speed only. What is remembered is a
+All float32 forms of a weight give the same bits, so that among them the choice changes speed only;
+forms with other products are candidates if `engine.precision` allows them. What is remembered is a
 small JSON file of seconds: numbers that are checked and compared, nothing that is run. Neither
 code nor packed weights are ever loaded from disk: both are made from the model at each load.
 """
@@ -8,6 +9,7 @@ code nor packed weights are ever loaded from disk: both are made from the model 
 import hashlib
 import json
 import math
+import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -21,9 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels import _kernels
-from cython_kernels._kernels import CodeMemory, PackedLinear, aligned, count_nonzeros, time_gemm
+from cython_kernels._kernels import (
+    CodeMemory,
+    PackedLinear,
+    aligned,
+    count_nonzeros,
+    precisions_of,
+    time_gemm,
+)
 from toolkit.engine.packing import (
     KBLOCK,
+    SMALL_BLOCKS,
     check_qkv,
     density,
     pack_form,
@@ -44,9 +54,18 @@ SMALL_TILES = 8
 CALL_SIZES = ("small", "large")
 TIMED_TILES = {"small": 4, "large": 32}
 
+SIXTEEN_BITS = {
+    "bf16": ("bf16_block", "bf16_compressed", "bf16_dense"),
+    "fp16": ("f16_table",),
+}
+
 # The order in which forms are preferred where they differ by less than TIE: the first ones were
 # the fastest more often.
-PREFERRED = {"small": ("table", "generated", "dense"), "large": ("generated", "table", "dense")}
+PREFERRED: dict[str, tuple[str, ...]] = {
+    "small": ("table", "generated", SMALL_BLOCKS, "dense"),
+    "large": ("generated", SMALL_BLOCKS, "table", "dense"),
+}
+PREFERRED = {size: sum(SIXTEEN_BITS.values(), forms) for size, forms in PREFERRED.items()}
 TIE = 1.03
 
 # Weights whose density lies between the same two of these numbers are timed once; round numbers,
@@ -55,10 +74,16 @@ DENSITIES = (
     *(0.005, 0.015, 0.025, 0.04, 0.06, 0.085, 0.125, 0.175, 0.25, 0.35),
     *(0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.98),
 )
-# Below the one density `dense` is not timed, above the other `table` and `generated` are not: they
-# would lose.
-DENSE_FROM, SPARSE_TO = 0.35, 0.98
+# Below the one density a dense form is not timed, above the other `table` and `generated` are not:
+# they would lose.
+DENSE_FROM, BF16_DENSE_FROM, SPARSE_TO = 0.35, 0.06, 0.98
+COMPRESSED = (0.02, 0.6)  # what `bf16_compressed` is timed between: its arithmetic is dense
+SMALL_BLOCKS_TO = 0.25  # with more nonzeros per block its code is fetched for more of them
+# `bf16_block` is timed up to this share of pairs of columns with a nonzero in 32 rows: random zeros
+# leave hardly any pair without one, zeros in blocks do.
+LIVE_TO, LIVE_ROWS = 0.75, 32
 
+PROJECTION = "projection"  # of embeddings that are narrower than hidden states
 SAMPLE = (KBLOCK, 2 * KBLOCK)  # rows and columns of a weight that are timed: a few blocks
 REPEATS = 6  # runs of each form, of which the fastest counts
 
@@ -68,17 +93,33 @@ MAX_ENTRIES = 16
 Seconds = dict[str, dict[str, float]]  # call size → form → seconds
 
 
+class Forms(NamedTuple):
+    """The forms that may be used: by the encoder's layers, and by what stands around them."""
+
+    layers: tuple[str, ...]
+    others: tuple[str, ...]  # float32: there is next to nothing to gain
+
+
 class WeightKind(NamedTuple):
-    """What the speed of a weight depends on; `bucket` counts the `DENSITIES` up to its own."""
+    """What the speed of a weight depends on.
+
+    Attributes:
+        bucket: Counts the `DENSITIES` up to its own.
+        live: Likewise, up to the share of its `LIVE_ROWS` × 2 blocks that are not all zeros.
+    """
 
     rows: int
     columns: int
     bucket: int
     is_residual: bool
+    is_layer: bool
+    live: int = len(DENSITIES)
 
     def __str__(self) -> str:
         start = "residual" if self.is_residual else "bias"
-        return f"{self.rows}x{self.columns} density {self.bucket} from {start}"
+        where = "layer" if self.is_layer else "other"
+        zeros = f"density {self.bucket} live {self.live}"
+        return f"{where} {self.rows}x{self.columns} {zeros} from {start}"
 
 
 class Timing(NamedTuple):
@@ -113,67 +154,90 @@ class Choices:
         return {name: (small.form, large.form) for name, (small, large) in self.by_weight.items()}
 
 
-def check_kernel(kernel: str, isa: str) -> bool:
-    """Return whether code can be generated; warn where `auto` could use it and may not.
+def forms_of(kernel: str, isa: str, precision: str) -> Forms:
+    """Return the forms that may be used; warn where code could be generated and may not.
+
+    Args:
+        kernel: The option `engine.kernel`: `auto`, or the form that every weight shall have.
+        isa: One of `available_isas()`.
+        precision: The option `engine.precision`: `fp32`, `bf16`, `fp16`, or `auto`.
 
     Raises:
-        ValueError: `kernel` is unknown, or cannot be had here.
+        ValueError: `kernel` or `precision` is unknown, or cannot be had here.
     """
-    forms = ("auto", *PREFERRED["large"])
-    if kernel not in forms:
-        raise ValueError(f"kernel must be one of {', '.join(forms)}; got {kernel!r}")
+    kernels = ("auto", "generated", "table", "dense")
+    if kernel not in kernels:
+        raise ValueError(f"kernel must be one of {', '.join(kernels)}; got {kernel!r}")
     reason = why_not_generate(isa)
     if kernel == "generated" and reason:
         raise ValueError(f"kernel=generated is not possible here: {reason}; use auto or table")
     if kernel == "auto" and "forbids" in reason:
         warnings.warn(f"{reason}: sparse layers run more slowly, in the table form", stacklevel=4)
-    return not reason
+    here = precisions_of(isa)
+    if precision not in (*here, "auto"):
+        raise ValueError(
+            f"precision must be one that this CPU computes in with isa {isa}: "
+            f"{', '.join(here)}, or auto; got {precision!r}"
+        )
+    exact: tuple[str, ...] = ("table", "dense")
+    if not reason:
+        exact = ("generated", SMALL_BLOCKS, *exact)
+    if kernel != "auto":
+        exact = (kernel,)
+    has = _kernels.forms_of(isa)
+    sixteen = tuple(
+        form
+        for name, forms in SIXTEEN_BITS.items()
+        for form in forms
+        if precision in (name, "auto") and form in has and kernel in ("auto", form[-len(kernel) :])
+    )
+    if kernel != "auto" and precision != "auto" and sixteen:
+        return Forms(sixteen, exact)
+    return Forms((*exact, *sixteen), exact)
 
 
-def choose(
-    plan: Plan, isa: str, can_generate: bool, kernel: str, num_threads: int, path: Path | None
-) -> Choices:
+def choose(plan: Plan, isa: str, forms: Forms, num_threads: int, path: Path | None) -> Choices:
     """Choose the form of every weight.
 
     Args:
         plan: Weights of the model.
         isa: One of `available_isas()`.
-        can_generate: Whether code can be generated.
-        kernel: The option `engine.kernel`: `auto`, or the form that every weight shall have.
+        forms: Those that may be used.
         num_threads: Threads that count the nonzeros; part of what a choice belongs to.
         path: Where timings are kept; None: nowhere.
     """
-    if kernel != "auto":
-        pinned = Choice(kernel, f"pinned by engine.kernel={kernel}")
-        return Choices(dict.fromkeys(weights_of(plan), (pinned, pinned)), pinned.why)
     weights = weights_of(plan)
+    layers = {name for name in weights if name not in plan.linears and name != PROJECTION}
     with ThreadPoolExecutor(num_threads, "counting") as pool:
         counts = list(pool.map(lambda weight: _count(weight[0]), weights.values()))
+        shares = [1.0] * len(counts)
+        if "bf16_block" in forms.layers:
+            shares = list(pool.map(lambda weight: live_share(weight[0]), weights.values()))
     kinds = {
-        name: kind_of_weight(parts, is_residual, int(count.sum()))
-        for (name, (parts, is_residual)), count in zip(weights.items(), counts, strict=True)
+        name: kind_of_weight(parts, is_residual, name in layers, int(count.sum()), share)
+        for (name, (parts, is_residual)), count, share in zip(
+            weights.items(), counts, shares, strict=True
+        )
     }
-    open_kinds = {kind for kind in kinds.values() if len(candidates(kind, can_generate)) > 1}
+    open_kinds = {kind for kind in kinds.values() if len(candidates(kind, forms)) > 1}
     timings: dict[WeightKind, Timing] = {}
     origin = "one candidate for every weight, nothing to measure"
     if open_kinds:
-        key = key_of(isa, can_generate, num_threads, weights, counts)
-        found = path and read_timings(path, key, open_kinds, can_generate)
+        key = key_of(isa, forms, num_threads, weights, counts)
+        found = path and read_timings(path, key, open_kinds, forms)
         origin = f"read from {path}"
         if found:
             timings = found
         else:
             samples = {kinds[name]: parts for name, (parts, _) in reversed(weights.items())}
             timings = {
-                kind: measure_forms(kind, sample_of(samples[kind]), isa, can_generate)
+                kind: measure_forms(kind, sample_of(samples[kind]), isa, forms)
                 for kind in sorted(open_kinds)
             }
             origin = "measured now, " + (
                 write_timings(path, key, timings) if path else "not stored: no file was asked for"
             )
-    by_kind = {
-        kind: choose_forms(kind, can_generate, timings.get(kind)) for kind in set(kinds.values())
-    }
+    by_kind = {kind: choose_forms(kind, forms, timings.get(kind)) for kind in set(kinds.values())}
     return Choices({name: by_kind[kind] for name, kind in kinds.items()}, f"forms {origin}")
 
 
@@ -187,40 +251,65 @@ def weights_of(plan: Plan) -> dict[str, tuple[list[Linear], bool]]:
         weights[f"layer{i}.intermediate"] = [layer.intermediate], False
         weights[f"layer{i}.output"] = [layer.output], True
     if plan.embeddings.projection is not None:
-        weights["projection"] = [plan.embeddings.projection], False
+        weights[PROJECTION] = [plan.embeddings.projection], False
     return weights | {key: ([linear], False) for key, linear in plan.linears.items()}
 
 
-def kind_of_weight(parts: Sequence[Linear], is_residual: bool, nonzeros: int) -> WeightKind:
+def kind_of_weight(
+    parts: Sequence[Linear], is_residual: bool, is_layer: bool, nonzeros: int, live: float
+) -> WeightKind:
     """Tell the kind of a weight of `nonzeros` nonzeros; `parts` are packed as one."""
     rows, columns = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
     found = nonzeros / max(1, sum(part.weight.size for part in parts))
-    return WeightKind(rows, columns, bisect_right(DENSITIES, found), is_residual)
+    bucket = bisect_right(DENSITIES, found)
+    return WeightKind(rows, columns, bucket, is_residual, is_layer, bisect_right(DENSITIES, live))
 
 
-def candidates(kind: WeightKind, can_generate: bool) -> list[str]:
+def live_share(parts: Sequence[Linear]) -> float:
+    """Return the share of blocks of `LIVE_ROWS` × 2 weights that are not all zeros, in [0, 1]."""
+    live = blocks = 0
+    for part in parts:
+        rows, pairs = (
+            np.arange(0, n, step) for n, step in zip(part.weight.shape, (LIVE_ROWS, 2), strict=True)
+        )
+        found = np.logical_or.reduceat(part.weight != 0, rows, axis=0)
+        found = np.logical_or.reduceat(found, pairs, axis=1)
+        live, blocks = live + int(found.sum()), blocks + found.size
+    return live / blocks
+
+
+def candidates(kind: WeightKind, allowed: Forms) -> list[str]:
     """Return the forms worth timing, at least one."""
+    forms = allowed.layers if kind.is_layer else allowed.others
+    if len(forms) == 1:
+        return [*forms]
     low, high = (0.0, *DENSITIES)[kind.bucket], (*DENSITIES, 1.0)[kind.bucket]
-    if high == DENSITIES[0]:
+    if high == DENSITIES[0] and "table" in forms:
         return ["table"]  # next to nothing to compute
-    forms = []
-    if high <= SPARSE_TO:
-        forms += ["generated", "table"] if can_generate else ["table"]
-    if low >= DENSE_FROM:
-        forms.append("dense")
-    return forms
+    is_worth = {
+        "generated": high <= SPARSE_TO,
+        SMALL_BLOCKS: high <= SMALL_BLOCKS_TO,
+        "table": high <= SPARSE_TO,
+        "dense": low >= DENSE_FROM,
+        "bf16_dense": low >= BF16_DENSE_FROM,
+        "f16_table": high <= SPARSE_TO,
+        "bf16_compressed": COMPRESSED[0] <= low and high <= COMPRESSED[1],
+        "bf16_block": (*DENSITIES, 1.0)[kind.live] <= LIVE_TO,
+    }
+    return [form for form in forms if is_worth[form]] or [forms[0]]  # `engine.kernel` pins the rest
 
 
-def choose_forms(
-    kind: WeightKind, can_generate: bool, timing: Timing | None
-) -> tuple[Choice, Choice]:
+def choose_forms(kind: WeightKind, allowed: Forms, timing: Timing | None) -> tuple[Choice, Choice]:
     """Choose the forms of one kind of weight for small and for large calls, and say why."""
     choices = []
     for size in CALL_SIZES:
         if timing is None:
-            form = candidates(kind, can_generate)[0]
+            form = candidates(kind, allowed)[0]
             reason = "too few zeros to skip" if form == "dense" else "dense computes the zeros, too"
-            choices.append(Choice(form, f"only candidate: {reason}"))
+            why = f"only candidate: {reason}"
+            if len(allowed.layers) == 1:
+                why = f"pinned by engine.kernel={form.rpartition('_')[2]}"
+            choices.append(Choice(form, why))
             continue
         seconds = timing.seconds[size]
         form = pick(seconds, PREFERRED[size])
@@ -249,11 +338,11 @@ def sample_of(parts: Sequence[Linear]) -> NDArray[np.float32]:
 
 
 def measure_forms(
-    kind: WeightKind, sample: NDArray[np.float32], isa: str, can_generate: bool
+    kind: WeightKind, sample: NDArray[np.float32], isa: str, allowed: Forms
 ) -> Timing:
     """Time the candidates of one kind on a sample (N, K) of such a weight, on one thread."""
     rows, columns = sample.shape
-    forms, found = candidates(kind, can_generate), density(sample)
+    forms, found = candidates(kind, allowed), density(sample)
     bias = np.zeros(rows, np.float32)
     times: Seconds = {}
     for size in CALL_SIZES:
@@ -265,7 +354,7 @@ def measure_forms(
         x[...] = 1.0  # fresh memory may hold denormals, which are slow
         y[...] = init[...] = 0.0
         panels = [panel_rows(form, size == "large", found) for form in forms]
-        memory = CodeMemory() if can_generate else None
+        memory = CodeMemory() if "generated" in forms else None  # both kinds of it
         packed: list[PackedLinear] = [
             pack_form(sample, bias, isa, form, number, kind.is_residual, memory)
             for form, number in zip(forms, panels, strict=True)
@@ -278,6 +367,25 @@ def measure_forms(
     return Timing(int(np.count_nonzero(sample)), times)
 
 
+@cache
+def is_16_bit_attention_faster(isa: str, head_size: int) -> bool:
+    """Time attention of one head, 128 tokens; True unless bfloat16 is clearly slower than float32.
+
+    Some CPUs have its products at half the rate of float32's. The wide margin keeps the choice, and
+    with it the bits, the same from load to load.
+    """
+    shape = (128 // _kernels.TILE_TOKENS, head_size, _kernels.TILE_TOKENS)
+    x, out = (aligned(math.prod(shape)).reshape(shape) for _ in range(2))
+    x[...] = 1.0
+    best = [math.inf, math.inf]
+    for _ in range(REPEATS):
+        for is_16_bit in (0, 1):
+            start = time.perf_counter()
+            _kernels.attention(x, x, x, 128, out, isa, bool(is_16_bit))
+            best[is_16_bit] = min(best[is_16_bit], time.perf_counter() - start)
+    return best[1] < 1.2 * best[0]
+
+
 # ---- The file --------------------------------------------------------------------------------
 
 
@@ -288,7 +396,7 @@ def path_beside(model: Path) -> Path:
 
 def key_of(
     isa: str,
-    can_generate: bool,
+    forms: Forms,
     num_threads: int,
     weights: Mapping[str, tuple[Sequence[Linear], bool]],
     counts: Sequence[NDArray[np.int32]],
@@ -298,22 +406,21 @@ def key_of(
     for (name, (parts, _)), count in zip(weights.items(), counts, strict=True):
         shapes = [(part.name, part.weight.shape) for part in parts]
         digest.update(f"{name} {shapes} {count.tolist()}\n".encode())
-    forms = "generated" if can_generate else "not generated"
     return (
-        f"{cpu_model()}, {isa} {forms}, {num_threads} threads, kernels {_version()}, "
-        f"weights {digest.hexdigest()}"
+        f"{cpu_model()}, {isa} {' '.join(forms.layers)}, {num_threads} threads, "
+        f"kernels {_version()}, weights {digest.hexdigest()}"
     )
 
 
 def read_timings(
-    path: Path, key: str, kinds: set[WeightKind], can_generate: bool
+    path: Path, key: str, kinds: set[WeightKind], forms: Forms
 ) -> dict[WeightKind, Timing] | None:
     """Return the timings kept under `key`; None unless all are there, sound and unchanged."""
     entry = _entries(path).get(key)
     if entry is None:
         return None
     try:
-        return {kind: _timing(entry[str(kind)], candidates(kind, can_generate)) for kind in kinds}
+        return {kind: _timing(entry[str(kind)], candidates(kind, forms)) for kind in kinds}
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 

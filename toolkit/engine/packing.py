@@ -22,6 +22,13 @@ PANEL_ROWS = 192
 SPARSE_PANEL_ROWS = 384
 SPARSE_BELOW = 0.15
 
+# Generated code in blocks of 192 × 192: on CPUs that are bound by fetching code they are the faster
+# ones (docs/engine.md). Timed as if they were a form.
+SMALL_BLOCKS = "generated_small"
+SMALL_KBLOCK = 192
+
+STEPS = ("qkv", "attention_output", "intermediate", "output")  # the weights of a layer
+
 Pair = tuple[PackedLinear, PackedLinear]  # for small and for large calls
 Forms = Mapping[str, tuple[str, str]]  # by name of a weight, for small and for large calls
 
@@ -94,7 +101,9 @@ def pack_form(
     memory: CodeMemory | None,
 ) -> PackedLinear:
     """Pack one weight in one form, in panels of `rows` rows; the rest as in `pack_linear`."""
-    return PackedLinear.pack(weight, bias, form, isa, rows, KBLOCK, is_residual, huge_array, memory)
+    kblock = SMALL_KBLOCK if form == SMALL_BLOCKS else KBLOCK
+    form = "generated" if form == SMALL_BLOCKS else form
+    return PackedLinear.pack(weight, bias, form, isa, rows, kblock, is_residual, huge_array, memory)
 
 
 def panel_rows(form: str, is_large: bool, found: float) -> int:
@@ -103,16 +112,15 @@ def panel_rows(form: str, is_large: bool, found: float) -> int:
     return SPARSE_PANEL_ROWS if is_wide else PANEL_ROWS
 
 
-def pack_layers(
-    layers: list[Layer], isa: str, forms: Forms, can_generate: bool, num_threads: int
-) -> list[PackedLayer]:
+def pack_layers(layers: list[Layer], isa: str, forms: Forms, num_threads: int) -> list[PackedLayer]:
     """Pack the encoder's layers on `num_threads` threads; what comes out does not depend on them.
 
     `layers` is emptied on the way: the dense weights are not needed again.
     """
     workers = max(1, min(num_threads, len(layers), affinity()))
     memories: SimpleQueue[CodeMemory | None] = SimpleQueue()  # one a worker: they are not shared
-    kept = [CodeMemory() if can_generate else None for _ in range(workers)]
+    is_generated = any(form.startswith("generated") for pair in forms.values() for form in pair)
+    kept = [CodeMemory() if is_generated else None for _ in range(workers)]
     for memory in kept:
         memories.put(memory)
 
@@ -136,14 +144,17 @@ def pack_layer(
 ) -> PackedLayer:
     """Pack one encoder layer; `forms` has `prefix` + step."""
 
+    forms = {step: forms[prefix + step] for step in STEPS}
+    if SMALL_BLOCKS in forms["output"]:  # whose k-blocks are whole panels of intermediate
+        small = [SMALL_BLOCKS if form == "generated" else form for form in forms["intermediate"]]
+        forms["intermediate"] = (small[0], small[1])
+
     def pack(step: str, linear: Linear, is_residual: bool) -> Pair:
-        form = forms[prefix + step]
+        form = forms[step]
         return pack_linear(linear.weight, linear.bias, isa, form, is_residual, memory)
 
     return PackedLayer(
-        qkv=pack_linear(
-            *stack_qkv(layer), isa, forms[prefix + "qkv"], False, memory, layer.num_heads
-        ),
+        qkv=pack_linear(*stack_qkv(layer), isa, forms["qkv"], False, memory, layer.num_heads),
         attention_output=pack("attention_output", layer.attention_output, True),
         intermediate=pack("intermediate", layer.intermediate, False),
         output=pack("output", layer.output, True),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from cython_kernels._kernels import STEPS, PackedLinear
-from toolkit.engine.roofline import Call, Weight, count
+from toolkit.engine.roofline import Call, Weight, count, peak_of
 
 
 class Timed(NamedTuple):
@@ -29,7 +29,8 @@ def profile_rows(
     parts: Sequence[Mapping[str, Any]],
     calls: Sequence[Call],
     isa: str,
-    peak: float,
+    peaks: Mapping[str, float],
+    attention: str,
     why: Callable[[str, PackedLinear, bool], str],
 ) -> list[dict[str, Any]]:
     """Make one row per part and step that took time, as `Engine.profile` returns them.
@@ -39,7 +40,9 @@ def profile_rows(
         parts: What each part has packed, by step.
         calls: What each part was asked for.
         isa: Instruction set that ran.
-        peak: What the FMA units of all threads could do, GFLOP/s.
+        peaks: `fma_gflops`, and `bf16_gflops` where something multiplies in bfloat16: what the
+            multipliers of all threads could do.
+        attention: Its kernel.
         why: Gives the note on a layer's weight, of its name, itself and `timed.is_large`.
     """
     rows = []
@@ -49,17 +52,19 @@ def profile_rows(
                 continue
             seconds = spent / timed.num_threads
             weight = _packed(parts[number], step, timed.is_large)
-            row = {"op": step, "time_ms": seconds * 1e3, "gflops": None}
+            row: dict[str, Any] = {"op": step, "time_ms": seconds * 1e3, "gflops": None}
             row |= {"density": None, "kernel": isa, "note": ""}
             counted = weight
             if step == "attention":  # as wide as what the next step takes
                 counted = _packed(parts[number], "attention_output", timed.is_large)
-            row |= rates_of(step, counted, calls[number], seconds, peak)
+                row["kernel"] = attention
             if number:
                 row["op"] = name = f"layer{number - 1}.{step}"
                 if weight is not None:
                     row["density"], row["kernel"] = weight.density, f"{weight.form}_{isa}"
                     row["note"] = why(name, weight, timed.is_large)
+            peak = peak_of(row["kernel"], peaks)
+            row |= rates_of(step, counted, calls[number], seconds, peak)
             rows.append(row)
     return rows
 

@@ -109,21 +109,22 @@ def count(step: str, weight: Weight | None, call: Call) -> tuple[float, float]:
 
 
 @cache
-def fma_peak(isa: str, num_threads: int) -> float:
-    """Measure the FMA peak in GFLOP/s, once per process."""
-    return float(_kernels.fma_peak(isa, num_threads, SECONDS))
+def fma_peak(isa: str, num_threads: int, precision: str = "fp32") -> float:
+    """Measure the peak of multiply-adds in GFLOP/s, in `fp32` or `bf16`, once per process."""
+    return float(_kernels.fma_peak(isa, num_threads, SECONDS, precision == "bf16"))
 
 
-def measure_peaks(isa: str, num_threads: int) -> dict[str, Any]:
+def measure_peaks(isa: str, num_threads: int, is_16_bit: bool = False) -> dict[str, Any]:
     """Measure what the machine can do, in about a second.
 
     Returns:
-        `fma_gflops`; `read_gb_per_s` and `read_bytes` (of each thread's buffer) by distance: every
-        cache there is (`l1` …) and `memory`.
+        `fma_gflops`, with `is_16_bit` also `bf16_gflops`; `read_gb_per_s` and `read_bytes` (of each
+        thread's buffer) by distance: every cache there is (`l1` …) and `memory`.
     """
     sizes = buffer_sizes(cache_sizes() or UNKNOWN_CACHES, num_threads)
     return {
         "fma_gflops": fma_peak(isa, num_threads),
+        **({"bf16_gflops": fma_peak(isa, num_threads, "bf16")} if is_16_bit else {}),
         "read_gb_per_s": {
             name: float(_kernels.read_bandwidth(isa, num_threads, size, SECONDS))
             for name, size in sizes.items()
@@ -164,12 +165,19 @@ def buffer_sizes(caches: Mapping[int, tuple[int, int]], num_threads: int) -> dic
     return {name: max(1, size // unit) * unit for name, size in sizes.items()}
 
 
-def points(profile: Sequence[Mapping[str, Any]], peak: float) -> list[dict[str, Any]]:
+def peak_of(kernel: str, peaks: Mapping[str, float]) -> float:
+    """Return the peak that bounds a kernel, of `measure_peaks`."""
+    return peaks["bf16_gflops" if kernel.startswith("bf16") else "fma_gflops"]
+
+
+def points(
+    profile: Sequence[Mapping[str, Any]], peaks: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """Sum a profile over the layers: one point per fused operation and kernel that ran it.
 
     Args:
         profile: Rows of `Engine.profile`.
-        peak: What the FMA units of all threads could do, GFLOP/s.
+        peaks: Of `measure_peaks`, what the multipliers of all threads could do, GFLOP/s.
 
     Returns:
         In the order they run, dicts with `op`, `kernel`, `time_ms`, `operations`, `bytes`,
@@ -186,7 +194,7 @@ def points(profile: Sequence[Mapping[str, Any]], peak: float) -> list[dict[str, 
     for (op, kernel), of in sums.items():
         if of["operations"] > 0:
             gflops = of["operations"] / of["time_ms"] / 1e6
-            rates = {"gflops": gflops, "peak_share": gflops / peak}
+            rates = {"gflops": gflops, "peak_share": gflops / peak_of(kernel, peaks)}
             intensity = of["operations"] / of["bytes"]
             found.append({"op": op, "kernel": kernel, **of, **rates, "intensity": intensity})
     return found

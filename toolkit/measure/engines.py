@@ -8,7 +8,7 @@ imports no engine before it is loaded.
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ DEEPSPARSE_PYTHON = "TOOLKIT_DEEPSPARSE_PYTHON"
 
 
 def _load_sparse(
-    state: dict[str, Any], path: str, num_threads: int, isa: str, kernel: str
+    state: dict[str, Any], path: str, num_threads: int, isa: str, kernel: str, precision: str
 ) -> dict[str, Any]:
     import toolkit
     from toolkit.engine import Engine
 
     try:
-        engine = Engine.load(path, num_threads=num_threads, isa=isa, kernel=kernel)
-    except ValueError as error:  # no such ISA or kernel here
+        engine = Engine.load(path, num_threads, isa, kernel, precision)
+    except ValueError as error:  # no such ISA, kernel or precision here
         raise UsageError(str(error)) from error
     state["engine"], state["run"] = engine, engine.run
     facts = {"version": toolkit.__version__, "isa": engine.isa}
@@ -47,8 +47,12 @@ def _load_onnxruntime(
     return {"version": onnxruntime.__version__}
 
 
-def _load_openvino(state: dict[str, Any], path: str, num_threads: int, **_: str) -> dict[str, Any]:
+def _load_openvino(
+    state: dict[str, Any], path: str, num_threads: int, precision: str, **_: str
+) -> dict[str, Any]:
     import openvino
+
+    hint = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision]
 
     compiled = openvino.Core().compile_model(
         path,
@@ -56,9 +60,12 @@ def _load_openvino(state: dict[str, Any], path: str, num_threads: int, **_: str)
         {
             "INFERENCE_NUM_THREADS": num_threads,
             "PERFORMANCE_HINT": "LATENCY",  # one call uses all threads, as with the others
-            "INFERENCE_PRECISION_HINT": "f32",  # or it computes in bf16 where the CPU can
+            "INFERENCE_PRECISION_HINT": hint,  # left out, it is bf16 where the CPU can
         },
     )
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if used != hint:
+        raise UsageError(f"openvino computes in {used} on this CPU, not in {precision}")
     names = [output.any_name for output in compiled.outputs]
 
     def run(batch: Batch) -> Batch:
@@ -68,14 +75,16 @@ def _load_openvino(state: dict[str, Any], path: str, num_threads: int, **_: str)
     return {"version": openvino.__version__.split("-")[0]}
 
 
-def _load_torch(state: dict[str, Any], path: str, num_threads: int, **_: str) -> dict[str, Any]:
+def _load_torch(
+    state: dict[str, Any], path: str, num_threads: int, precision: str, **_: str
+) -> dict[str, Any]:
     import torch
 
     from toolkit.artifact.parity import torch_run
     from toolkit.compress.model import load_checkpoint
 
     torch.set_num_threads(num_threads)
-    state["run"] = torch_run(load_checkpoint(Path(path)))
+    state["run"] = torch_run(load_checkpoint(Path(path)), is_bf16=precision == "bf16")
     return {"version": torch.__version__}
 
 
@@ -118,13 +127,14 @@ class EngineEntry:
     """One engine.
 
     Attributes:
-        load: Loads a model: `load(state, path, num_threads=…, isa=…, kernel=…)`.
+        load: Loads a model: `load(state, path, num_threads=…, isa=…, kernel=…, precision=…)`.
         module: The Python module it needs.
         remedy: How to get it.
         marker: Shape of its points in pictures: circle, square, diamond, triangle-up, …
         dash: Lengths of the dashes and gaps of its curves; empty: solid.
         reads_checkpoint: It runs the checkpoint that an ONNX file was made of, not the file.
         python: Environment variable that names its interpreter, if it has one of its own.
+        precisions: Those of `engine.precision` that it can be asked for.
     """
 
     load: Callable[..., dict[str, Any]]
@@ -134,6 +144,7 @@ class EngineEntry:
     dash: tuple[int, ...]
     reads_checkpoint: bool = False
     python: str | None = None
+    precisions: tuple[str, ...] = ("fp32",)
 
 
 # In the order in which they count as usual: the first of them that was measured is the baseline
@@ -153,6 +164,7 @@ ENGINES = {
         marker="diamond",
         dash=(1, 2),
         reads_checkpoint=True,
+        precisions=("fp32", "bf16"),
     ),
     "openvino": EngineEntry(
         load=_load_openvino,
@@ -160,6 +172,7 @@ ENGINES = {
         remedy="pip install 'toolkit[bench]'",
         marker="triangle-up",
         dash=(6, 2, 1, 2),
+        precisions=("fp32", "bf16", "fp16"),
     ),
     "sparse": EngineEntry(
         load=_load_sparse,
@@ -167,6 +180,7 @@ ENGINES = {
         remedy="its kernels are missing, so install toolkit again",
         marker="circle",
         dash=(),
+        precisions=("fp32", "bf16", "fp16", "auto"),
     ),
     "deepsparse": EngineEntry(
         load=_load_deepsparse,
@@ -180,20 +194,67 @@ ENGINES = {
 }
 
 
-def check_engines(names: Sequence[str]) -> None:
-    """Refuse the first engine that is none, or whose package is not installed.
+@dataclass(frozen=True)
+class Contender:
+    """What is measured: an engine, the precision it is asked for, and perhaps a file of its own.
+
+    Attributes:
+        engine: A key of `ENGINES`.
+        precision: One of the engine's `precisions`.
+        onnx: The ONNX file or export folder that it runs; None: that of `bench`.
+    """
+
+    engine: str
+    precision: str = "fp32"
+    onnx: str | None = None
+
+    @property
+    def label(self) -> str:
+        """`ENGINE`, `ENGINE:PRECISION`, `ENGINE@FILE` or both: as it is asked for and shown."""
+        precision = "" if self.precision == "fp32" else f":{self.precision}"
+        return self.engine + precision + ("" if self.onnx is None else f"@{self.onnx}")
+
+
+def parse_contender(text: str) -> Contender:
+    """Read `ENGINE[:PRECISION][@FILE]`, the inverse of `Contender.label`.
 
     Raises:
-        UsageError: There is one.
+        UsageError: There is no such engine, or it has not the precision.
     """
-    for name in names:
-        if name not in ENGINES:
-            raise UsageError(f"'{name}' is no engine; {nearest(name, ENGINES)}")
-        engine = ENGINES[name]
-        if not (is_installed(engine.module) or (engine.python and engine.python in os.environ)):
-            raise UsageError(
-                f"engine {name} needs {engine.module}, which is not installed: {engine.remedy}"
-            )
+    named, at, onnx = text.partition("@")
+    engine, _, precision = named.partition(":")
+    if engine not in ENGINES:
+        raise UsageError(f"'{engine}' is no engine; {nearest(engine, ENGINES)}")
+    if at and not onnx:
+        raise UsageError(f"'{text}' must name an ONNX file or export folder behind @")
+    contender = Contender(engine, precision or "fp32", onnx or None)
+    known = ENGINES[engine].precisions
+    if contender.precision not in known:
+        raise UsageError(
+            f"engine {engine} can be asked for precision {', '.join(known)}; "
+            f"got {contender.precision!r}"
+        )
+    if at and ENGINES[engine].reads_checkpoint:
+        raise UsageError(f"engine {engine} runs a checkpoint: it takes no file behind @")
+    return contender
+
+
+def engine_of(label: str) -> str:
+    """Return the engine of a contender's label, which may be one that is not in `ENGINES`."""
+    return label.partition("@")[0].partition(":")[0]
+
+
+def check_engine(name: str) -> None:
+    """Refuse an engine whose package is not installed.
+
+    Raises:
+        UsageError: It is not.
+    """
+    engine = ENGINES[name]
+    if not (is_installed(engine.module) or (engine.python and engine.python in os.environ)):
+        raise UsageError(
+            f"engine {name} needs {engine.module}, which is not installed: {engine.remedy}"
+        )
 
 
 def interpreter_of(name: str) -> str | None:

@@ -100,6 +100,7 @@ def latency_meter(config: TrainRoot, onnx: Path) -> Iterator[LatencyMeter]:
             num_threads=num_threads,
             isa=config.engine.isa,
             kernel=config.engine.kernel,
+            precision=config.engine.precision,
             shape=[config.bench.batch_size, config.bench.seq_len],
         )
         yield LatencyMeter(worker)
@@ -164,6 +165,7 @@ def _load(
     num_threads: int,
     isa: str,
     kernel: str,
+    precision: str,
     shape: Sequence[int],
 ) -> dict[str, Any]:
     plan = read_graph(Path(onnx))
@@ -174,7 +176,7 @@ def _load(
     def engine(widths: Widths, layers: Sequence[Layer], threads: int = num_threads) -> Engine:
         cuts = [cut(layer, *width) for layer, width in zip(layers, widths, strict=True)]
         fresh = replace(plan, layers=cuts, linears=dict(plan.linears))  # an engine empties both
-        return Engine(fresh, threads, "asked for", find_isa(isa), kernel)
+        return Engine(fresh, threads, "asked for", find_isa(isa), kernel, precision)
 
     state["engine"], state["plan"] = engine, plan
     return {}

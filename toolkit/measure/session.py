@@ -13,30 +13,37 @@ from toolkit.config import BenchRoot
 from toolkit.engine.roofline import points
 from toolkit.errors import GateError, UsageError
 from toolkit.measure.batches import collate_batches, feed, random_batch, read_task
-from toolkit.measure.engines import ENGINES, interpreter_of, is_installed
+from toolkit.measure.engines import ENGINES, Contender, interpreter_of, is_installed
 from toolkit.measure.worker import Worker, load_batches, save_batches
 from toolkit.tasks import evaluate, kind_of
 
+# By how much of their largest value outputs computed in 16 bits may differ. It tells a broken
+# kernel from a rounded one: what rounding costs is measured and shown.
+SIXTEEN_BITS = 0.1
 
-def start_worker(config: BenchRoot, engine: str, folder: Path) -> Worker:
+
+def start_worker(config: BenchRoot, contender: Contender, folder: Path) -> Worker:
     """Start the process of one engine; its prints go to a file in `folder`."""
-    log, python = folder / f"{engine}.log", interpreter_of(engine)
-    return Worker(f"engine {engine}", log, config.engine.num_threads, python)
+    label, python = contender.label, interpreter_of(contender.engine)
+    log = folder / f"{label.replace('/', '_')[-100:]}.log"
+    return Worker(f"engine {label}", log, config.engine.num_threads, python)
 
 
 def load(
-    config: BenchRoot, model: Exported, engine: str, worker: Worker, folder: Path
+    config: BenchRoot, model: Exported, contender: Contender, worker: Worker, folder: Path
 ) -> dict[str, Any]:
     """Load the model in a worker; return `version`, `isa`, `load_s` and `packed_bytes`."""
-    reads_checkpoint = ENGINES[engine].reads_checkpoint
+    reads_checkpoint = ENGINES[contender.engine].reads_checkpoint
     return worker.ask(
         "load",
-        engine=engine,
+        engine=contender.engine,
         model=str(find_checkpoint(model.onnx) if reads_checkpoint else model.onnx),
         num_threads=config.engine.num_threads,
         isa=config.engine.isa,
         kernel=config.engine.kernel,
+        precision=contender.precision,
         batches=str(folder / "batches.npz"),
+        inputs=list(model.inputs),
     )
 
 
@@ -44,45 +51,54 @@ def check_outputs(
     config: BenchRoot,
     model: Exported,
     batches: Sequence[Batch],
+    contenders: Sequence[Contender],
     workers: Mapping[str, Worker],
     folder: Path,
 ) -> dict[str, float]:
-    """Compare every engine's outputs with ONNX Runtime's, on a padded batch and on a timed one.
+    """Compare outputs with ONNX Runtime's of the same file, on a padded batch and on a timed one.
 
     Where ONNX Runtime is not installed, float64 arithmetic takes its place, on the padded batch.
 
+    Args:
+        contenders: All that run `model`.
+
     Returns:
-        The largest absolute difference at any position that is not padding, per engine.
+        The largest absolute difference at any position that is not padding, by label.
 
     Raises:
-        GateError: It exceeds `export.atol`.
+        GateError: It exceeds `export.atol` - in another precision than float32 `SIXTEEN_BITS` of
+            the largest output.
     """
     lengths = np.random.default_rng(config.seed).integers(3, 33, size=4)
     padded = random_batch(model, np.minimum(lengths, config.seq_len).tolist(), config.seed)
     checked = [padded, batches[0]]
-    reference = "onnxruntime"
-    if reference in workers:
-        expected = run(model, workers[reference], checked, folder)
+    judge = Contender("onnxruntime", onnx=contenders[0].onnx)
+    reference = judge.engine
+    if judge.label in workers:
+        expected = run(model, workers[judge.label], checked, folder)
     elif is_installed(reference):
-        with start_worker(config, reference, folder) as worker:
-            load(config, model, reference, worker, folder)
+        with start_worker(config, judge, folder) as worker:
+            load(config, model, judge, worker, folder)
             expected = run(model, worker, checked, folder)
     else:
         print("onnxruntime is not installed: outputs are checked against float64 arithmetic")
         reference, checked = "float64 arithmetic", [padded]
         expected = [_run_in_float64(model, padded)]
+    largest = max(float(np.abs(value).max()) for batch in expected for value in batch.values())
     differences = {}
-    for engine, worker in workers.items():
-        found = expected if engine == reference else run(model, worker, checked, folder)
-        differences[engine] = max(
+    for contender in contenders:
+        label, is_exact = contender.label, contender.precision == "fp32"
+        found = expected if label == judge.label else run(model, workers[label], checked, folder)
+        differences[label] = max(
             largest_difference(ours, theirs, batch["attention_mask"])
             for ours, theirs, batch in zip(found, expected, checked, strict=True)
         )
-        if differences[engine] > config.export.atol:
+        limit = config.export.atol if is_exact else SIXTEEN_BITS * largest
+        if differences[label] > limit:
+            what = "export.atol=" if is_exact else "a tenth of the largest output, "
             raise GateError(
-                f"the outputs of {engine} differ from those of {reference} by "
-                f"{differences[engine]:.2g}, more than export.atol={config.export.atol:g}, so "
-                "nothing was timed"
+                f"the outputs of {label} differ from those of {reference} by "
+                f"{differences[label]:.2g}, more than {what}{limit:.3g}, so nothing was timed"
             )
     return differences
 
@@ -96,16 +112,20 @@ def run(model: Exported, worker: Worker, batches: Sequence[Batch], folder: Path)
 
 def add_metrics(
     config: BenchRoot,
-    model: Exported,
+    models: Mapping[str, Exported],
     workers: Mapping[str, Worker],
     entries: Sequence[dict[str, Any]],
     folder: Path,
 ) -> None:
     """Compute the task's metrics through every engine and add them to its entry.
 
+    Args:
+        models: What each contender runs, by label, as `workers`.
+
     Raises:
-        UsageError: The model has not the outputs of such a task.
+        UsageError: A model has not the outputs of such a task.
     """
+    model = models[entries[0]["engine"]]
     examples, features = read_task(config.task, model, config.seed)
     order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
     batches = collate_batches(model, [features[i] for i in order], config.batch_size)
@@ -113,7 +133,8 @@ def add_metrics(
     for entry in entries:
         outputs: list[NDArray[Any]] = [np.empty(0)] * len(features)
         position = iter(order)
-        for answer in run(model, workers[entry["engine"]], batches, folder):
+        label = entry["engine"]
+        for answer in run(models[label], workers[label], batches, folder):
             if missing := [name for name in names if name not in answer]:
                 raise UsageError(
                     f"task={config.task.name} judges the output {missing[0]}, but the model has "
@@ -133,7 +154,7 @@ def add_profile(config: BenchRoot, worker: Worker, entry: dict[str, Any]) -> Non
     entry["profile"] = worker.ask("profile")["profile"]
     if config.roofline:
         peaks = worker.ask("peaks")
-        entry["roofline"] = peaks | {"points": points(entry["profile"], peaks["fma_gflops"])}
+        entry["roofline"] = peaks | {"points": points(entry["profile"], peaks)}
 
 
 def _run_in_float64(model: Exported, batch: Batch) -> Batch:

@@ -133,9 +133,9 @@ def speed_entry(
     batches: Sequence[Batch],
     rounds: Mapping[str, list[list[float]]],
     engine: str,
+    reference: str,
 ) -> dict[str, Any]:
-    """Make one entry of the record's `speed` from the times of all engines' calls."""
-    reference = config.engine.name
+    """Make one entry of the record's `speed` from the times of all calls, by label."""
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     return {
         "engine": engine,

@@ -186,9 +186,10 @@ def answer_requests(actions: Mapping[str, Callable[..., dict[str, Any]]]) -> Non
 
 
 def _load(
-    state: dict[str, Any], *, engine: str, model: str, batches: str, **asked: Any
+    state: dict[str, Any], *, engine: str, model: str, batches: str, inputs: list[str], **asked: Any
 ) -> dict[str, Any]:
-    state["batches"] = load_batches(batches)
+    whole = load_batches(batches)
+    state["batches"] = [{name: batch[name] for name in inputs} for batch in whole]
     start = time.perf_counter()
     facts = ENGINES[engine].load(state, model, **asked)
     return {"load_s": time.perf_counter() - start, "isa": None, "packed_bytes": None, **facts}
@@ -224,7 +225,8 @@ def _profile(state: dict[str, Any]) -> dict[str, Any]:
 def _peaks(state: dict[str, Any]) -> dict[str, Any]:
     from toolkit.engine.roofline import measure_peaks
 
-    return measure_peaks(state["engine"].isa, state["engine"].num_threads)
+    engine = state["engine"]
+    return measure_peaks(engine.isa, engine.num_threads, engine.is_16_bit)
 
 
 ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {

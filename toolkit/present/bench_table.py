@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import BenchRoot, Lengths, Scenario
+from toolkit.measure.engines import ENGINES, engine_of
 from toolkit.present.tables import text_table
 from toolkit.record import metrics_of
 
@@ -25,7 +26,7 @@ def print_results(
         f"{config.engine.num_threads} threads",
         f"{config.batch_size} texts {of_task}per call",
         f"{limit}{config.seq_len} tokens each",
-        f"outputs agree within {max(entry['max_difference'] for entry in entries):.1g}",
+        *_agreement(entries),
     ]
     print(", ".join(facts))
     rows = [_cells(config, record["size_bytes"], entry) for entry in entries]
@@ -47,8 +48,11 @@ def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> d
         "items/s": f"{entry['items_per_s']:.1f}",
         "tokens/s": f"{entry['tokens_per_s']:.0f}",
     }
-    ratio, first = entry["ratio_to"], config.engine.name
-    size = sizes.get("checkpoint" if entry["engine"] == "torch" else "onnx", 0)
+    ratio = entry["ratio_to"]
+    first = ratio["engine"]
+    size = sizes.get(
+        "checkpoint" if ENGINES[engine_of(entry["engine"])].reads_checkpoint else "onnx", 0
+    )
     metrics = {
         f"{name} %": f"{value:.2f}" for name, value in metrics_of(entry.get("metrics", {})).items()
     }
@@ -57,7 +61,7 @@ def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> d
         **(speed | latency if config.scenario is Scenario.throughput else latency | speed),
         "load s": f"{entry['load_s']:.2f}",
         "peak MB": f"{entry['peak_rss_bytes'] / 1e6:.0f}",
-        "file MB": f"{size / 1e6:.1f}",
+        "file MB": "" if "onnx" in entry else f"{size / 1e6:.1f}",
         **metrics,
         f"ratio to {first} [95 %]": (
             "1"
@@ -65,6 +69,16 @@ def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> d
             else f"{ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
         ),
     }
+
+
+def _agreement(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Say how far outputs were from those of the same file in float32."""
+    exact = [e["max_difference"] for e in entries if e["precision"] == "fp32"]
+    rounded = [e for e in entries if e["precision"] != "fp32"]
+    return [
+        *([f"outputs agree within {max(exact):.1g}"] if exact else []),
+        *(f"{e['engine']} is within {e['max_difference']:.2g} of float32" for e in rounded),
+    ]
 
 
 def _operation_cells(row: Mapping[str, Any]) -> dict[str, str]:

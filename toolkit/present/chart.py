@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.measure.engines import ENGINES
+from toolkit.measure.engines import ENGINES, engine_of
 from toolkit.present.results import (
     Row,
     groups,
@@ -96,7 +96,7 @@ def _panel(rows: Sequence[Row], index: dict[int, int], colours: dict[int, str]) 
     curves = []
     for line in lines:
         layers, engine = line[0]["layers"], line[0]["engine"]
-        known = ENGINES.get(engine)
+        known = ENGINES.get(engine_of(engine))
         marker, dash = (known.marker, known.dash) if known else UNKNOWN
         name = f"{layers or '?'} layers, {engine}"
         places = [index[id(row)] for row in line]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.measure.engines import ENGINES
+from toolkit.measure.engines import ENGINES, engine_of
 from toolkit.record import root_id, speed_key
 
 Row = dict[str, Any]
@@ -32,7 +32,8 @@ def merge_runs(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str,
     for file, record in ordered:
         run = runs.setdefault(root_id(record), record | {"folder": str(file.parent), "speed": []})
         cpu = record["environment"].get("cpu")  # a bench may run on another machine than training
-        speeds = [*run["speed"], *(entry | {"cpu": cpu} for entry in record["speed"])]
+        measured = (entry for entry in record["speed"] if "onnx" not in entry)  # of another model
+        speeds = [*run["speed"], *(entry | {"cpu": cpu} for entry in measured)]
         run["speed"] = list({(*speed_key(entry), entry["cpu"]): entry for entry in speeds}.values())
         for part in ("model", "metrics", "size_bytes"):
             run[part] = {**run[part], **record[part]}
@@ -169,7 +170,8 @@ def zeros_label(row: Row) -> str:
 
 def _usual(engine: str) -> int:
     """Rank engines as `ENGINES` does, unknown ones last."""
-    return [*ENGINES, engine].index(engine)
+    name = engine_of(engine)
+    return [*ENGINES, name].index(name)
 
 
 def _metrics(run: dict[str, Any], entry: dict[str, Any]) -> Row:

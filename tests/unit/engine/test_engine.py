@@ -363,8 +363,9 @@ def test_the_isa_asked_for_runs(isa: str) -> None:
 def test_explain_names_every_weight_and_why() -> None:
     plan, engine = make_plan(**PLANS["classifier"]), make_engine(**PLANS["classifier"])
     lines = engine.explain().splitlines()
-    forms = "table, dense" if ISAS[0] != "avx512" else "generated, table, dense"
-    assert lines[0] == f"isa {ISAS[0]} ({forms}), 2 threads: {REASON}"
+    code = "generated, generated_small, " if ISAS[0].startswith("avx512") else ""
+    expected = f"isa {ISAS[0]} ({code}table, dense), precision fp32, 2 threads: {REASON}"
+    assert lines[0] == expected
     for i, layer in enumerate(plan.layers):
         weight = layer.intermediate.weight
         line = next(line for line in lines if line.startswith(f"layer{i}.intermediate"))

@@ -17,13 +17,21 @@ from support.plans import make_plan
 from cython_kernels import _kernels
 from toolkit.engine import Engine, kernel_choice, packing
 from toolkit.engine import engine as engine_module
-from toolkit.engine.kernel_choice import CALL_SIZES, DENSITIES, PREFERRED, TIE, Timing, WeightKind
+from toolkit.engine.kernel_choice import (
+    CALL_SIZES,
+    DENSITIES,
+    PREFERRED,
+    TIE,
+    Forms,
+    Timing,
+    WeightKind,
+)
 from toolkit.engine.plan import Plan
 
 ISAS = _kernels.available_isas()
 REASON = "the test says so"
 CAN_GENERATE = not packing.why_not_generate(ISAS[0])
-FORMS = [form for form in PREFERRED["large"] if CAN_GENERATE or form != "generated"]
+FORMS = [*kernel_choice.forms_of("auto", ISAS[0], "fp32").layers]
 
 
 class Clock:
@@ -32,9 +40,9 @@ class Clock:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, kind: WeightKind, _: object, __: str, can_generate: bool) -> Timing:
+    def __call__(self, kind: WeightKind, _: object, __: str, allowed: Forms) -> Timing:
         self.calls += 1
-        forms = kernel_choice.candidates(kind, can_generate)
+        forms = kernel_choice.candidates(kind, allowed)
         seconds = {form: 1e-4 if form == "dense" else 2e-4 for form in forms}
         return Timing(1000, {size: dict(seconds) for size in CALL_SIZES})
 
@@ -48,7 +56,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def load(timings: Path | None, num_threads: int = 2, isa: str = ISAS[0], **sizes: Any) -> Engine:
     sizes = {"sparsity": 0.5} | sizes  # every form is worth timing
-    return Engine(make_plan(**sizes), num_threads, REASON, isa, "auto", timings)
+    return Engine(make_plan(**sizes), num_threads, REASON, isa, timings=timings)
 
 
 def forms_in(engine: Engine) -> set[str]:
@@ -76,16 +84,30 @@ def test_the_fastest_is_picked_unless_a_preferred_one_is_as_fast(
         assert form == fastest
 
 
-@given(density=st.floats(0.0, 1.0), can_generate=st.booleans())
-def test_what_is_timed_follows_the_density(density: float, can_generate: bool) -> None:
+@given(density=st.floats(0.0, 1.0), is_layer=st.booleans(), data=st.data())
+def test_what_is_timed_follows_the_density(density: float, is_layer: bool, data: Any) -> None:
+    code = ["generated", packing.SMALL_BLOCKS]
+    exact = ["table", "dense", *data.draw(st.sampled_from([[], code]))]
+    layers = exact + data.draw(st.sampled_from([[], ["bf16_dense", "bf16_block"]]))
+    live = data.draw(st.integers(0, len(DENSITIES)))
     bucket = sum(bound <= density for bound in DENSITIES)
-    forms = kernel_choice.candidates(WeightKind(8, 8, bucket, False), can_generate)
+    kind = WeightKind(8, 8, bucket, False, is_layer, live)
+    forms = kernel_choice.candidates(kind, Forms(tuple(layers), tuple(exact)))
     assert forms
     assert len(set(forms)) == len(forms)
     assert ("dense" in forms) == (density >= kernel_choice.DENSE_FROM)
+    assert ("bf16_dense" in forms) == (
+        is_layer and "bf16_dense" in layers and density >= kernel_choice.BF16_DENSE_FROM
+    )
+    assert ("bf16_block" in forms) == (
+        is_layer
+        and "bf16_block" in layers
+        and density >= DENSITIES[0]
+        and (*DENSITIES, 1.0)[live] <= kernel_choice.LIVE_TO
+    )
     assert ("table" in forms) == (density < kernel_choice.SPARSE_TO)
     assert ("generated" in forms) == (
-        can_generate and DENSITIES[0] <= density < kernel_choice.SPARSE_TO
+        "generated" in exact and DENSITIES[0] <= density < kernel_choice.SPARSE_TO
     )
 
 
@@ -95,13 +117,13 @@ def test_measuring_times_every_candidate(isa: str, is_residual: bool) -> None:
     rng = np.random.default_rng(0)
     sample: NDArray[np.float32] = rng.standard_normal((70, 50)).astype(np.float32)
     sample[rng.random(sample.shape) < 0.5] = 0.0
-    can_generate = not packing.why_not_generate(isa)
-    kind = WeightKind(70, 50, sum(bound <= 0.5 for bound in DENSITIES), is_residual)
-    timing = kernel_choice.measure_forms(kind, sample, isa, can_generate)
+    allowed = kernel_choice.forms_of("auto", isa, "auto")
+    kind = WeightKind(70, 50, sum(bound <= 0.5 for bound in DENSITIES), is_residual, True)
+    timing = kernel_choice.measure_forms(kind, sample, isa, allowed)
     assert timing.nonzeros == np.count_nonzero(sample)
     assert list(timing.seconds) == list(CALL_SIZES)
     for seconds in timing.seconds.values():
-        assert list(seconds) == kernel_choice.candidates(kind, can_generate)
+        assert list(seconds) == kernel_choice.candidates(kind, allowed)
         assert all(0.0 < number < 10.0 for number in seconds.values())
 
 

@@ -111,7 +111,7 @@ def test_a_profile_sums_to_its_points(first_only: bool) -> None:
     engine = Engine(plan, 2, "", _kernels.available_isas()[0])
     ids = np.ones((4, 20), np.int32)
     profile = engine.profile(dict.fromkeys(engine.inputs, ids))
-    found = {point["op"]: point for point in points(profile, 100.0)}
+    found = {point["op"]: point for point in points(profile, {"fma_gflops": 100.0})}
     assert set(found) == set(STEPS) - {"scatter"}  # no head is applied there
     for op, point in found.items():
         rows = [row for row in profile if row["op"].endswith(f".{op}") or row["op"] == op]
@@ -147,7 +147,10 @@ def test_layers_that_run_other_kernels_are_other_points() -> None:
 
     rows = [row("layer0.qkv", "table_x", 1.0), row("layer1.qkv", "dense_x", 3.0)]
     rows += [row("layer2.qkv", "table_x", 2.0), row("scatter", "x", None)]
-    found = [(point["op"], point["kernel"], point["gflops"]) for point in points(rows, 10.0)]
+    found = [
+        (point["op"], point["kernel"], point["gflops"])
+        for point in points(rows, {"fma_gflops": 10.0})
+    ]
     assert found == [("qkv", "table_x", pytest.approx(1.5)), ("qkv", "dense_x", pytest.approx(3))]
 
 

@@ -9,7 +9,9 @@ from matplotlib.ticker import FuncFormatter
 
 from toolkit.present.chart import COLOURS
 
-FORMS = dict(zip(("generated", "table", "dense"), COLOURS, strict=False))
+FORMS = dict(
+    zip(("generated", "table", "dense", "bf16_dense", "bf16_block"), COLOURS, strict=False)
+)
 OTHER = COLOURS[-1]  # operations that are not one weight of a layer
 ROOFS = {"l2": ("L2", ":"), "l3": ("L3", "--"), "memory": ("memory", "-.")}
 SIZE = (8.0, 5.6)  # inches: 800 pixels wide
@@ -46,6 +48,9 @@ def draw_roofline(record: Mapping[str, Any], entry: Mapping[str, Any]) -> Figure
             text = f"{label}: {bandwidths[name]:.0f} GB/s"
             axes.plot(x, y, color="black", linestyle=style, linewidth=1.2, label=text)
     axes.axhline(peak, color="black", linewidth=1.6, label=f"FMA peak: {peak:.0f} GFLOP/s")
+    if "bf16_gflops" in roofline:
+        peak16 = roofline["bf16_gflops"]
+        axes.axhline(peak16, color="0.4", linewidth=1.6, label=f"bfloat16: {peak16:.0f} GFLOP/s")
     for form in dict.fromkeys(form_of(mark) for mark in marks):
         chosen = [mark for mark in marks if form_of(mark) == form]
         axes.plot(
@@ -79,13 +84,14 @@ def limits(roofline: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[floa
     marks, peak = roofline["points"], roofline["fma_gflops"]
     corners = [peak / rate for name, rate in roofline["read_gb_per_s"].items() if name in ROOFS]
     x = [mark["intensity"] for mark in marks] + corners
-    y = [mark["gflops"] for mark in marks] + [peak]
+    y = [mark["gflops"] for mark in marks] + [peak, roofline.get("bf16_gflops", peak)]
     return (min(x) / 2, max(x) * 4), (min(y) / 2.5, max(y) * 1.6)
 
 
 def form_of(mark: Mapping[str, Any]) -> str:
     """Return the form of the kernel, or the instruction set alone where there is no weight."""
-    return str(mark["kernel"]).partition("_")[0]
+    kernel = str(mark["kernel"])
+    return next((form for form in FORMS if kernel.startswith(f"{form}_")), kernel.partition("_")[0])
 
 
 def label_places(marks: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, bool]]:

@@ -1,0 +1,180 @@
+/* Blocks of bfloat16 by tile registers, dense, of gathered lines, or compressed: 32 rows × 32 tokens at a time. Included after vector.h and
+ * matrix_tiles.h.
+ *
+ * A register of weights is 16 rows × 32 columns; one of x is 16 lines of pairs, so 32 features of a tile's 16 tokens,
+ * as they lie in memory; one of sums is 16 rows of a tile. Registers 0 … 3 hold the sums of two row groups × two tiles,
+ * 4 and 5 the weights, 6 and 7 x. */
+
+#define HALF 16          /* rows of a register of sums */
+#define TILE_ROWS 32     /* rows of two: the packing's row group */
+#define TILE_COLUMNS 32  /* columns of a register of weights: the packing's step */
+#define LINE 64          /* bytes */
+#define REGISTER 256     /* floats */
+
+/* What a register of sums starts from: `count` rows of init, or of the bias, and zeros. */
+static void SYM(start_sums)(float *sums, const float *init, const float *bias, int count) {
+    for (int r = 0; r < HALF; r++)
+        for (int i = 0; i < TILE; i++)
+            sums[r * TILE + i] = r >= count ? 0.0f : init ? init[r * TILE + i] : bias[r];
+}
+
+/* The lines of x that step `step` of a gathered group takes, side by side. */
+INLINE void SYM(gather_lines)(const float *x, const uint16_t *offsets, float *lines) {
+    for (int i = 0; i < HALF; i++) memcpy(lines + i * TILE, (const char *)x + offsets[i], LINE);
+}
+
+/* Write the weights of one row group as a dense block has them; return where the next group's are. A step is 32 masks,
+ * one of 32 columns per row, and the weights whose bits are set, an even number of them in all. */
+static const float *SYM(expand_group)(const float *from, int steps, float *weights) {
+    for (; steps > 0; steps--) {
+        const uint32_t *masks = (const uint32_t *)from;
+        const uint16_t *values = (const uint16_t *)(masks + TILE_ROWS);
+        for (int r = 0; r < TILE_ROWS; r++, weights += HALF) {
+#ifdef EXPAND_WORDS
+            EXPAND_WORDS(weights, masks[r], values);
+#else
+            uint16_t row[TILE_COLUMNS];
+            for (int i = 0, next = 0; i < TILE_COLUMNS; i++) row[i] = masks[r] >> i & 1 ? values[next++] : 0;
+            memcpy(weights, row, sizeof row);
+#endif
+            values += __builtin_popcount(masks[r]);
+        }
+        from = (const float *)(((uintptr_t)values + 3) & ~(uintptr_t)3);
+    }
+    return from;
+}
+
+#define DENSE_TILES 0
+#define GATHERED_TILES 1
+#define COMPRESSED_TILES 2
+
+INLINE void SYM(bf16_tiles)(const block_t *block, const int form, tiles_t x, tiles_t init, const float *bias,
+                            tiles_t y, activation_fn after) {
+    const int is_gathered = form == GATHERED_TILES;
+    int steps = (block->k + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    const int tail = is_gathered ? 0 : (block->k % TILE_COLUMNS + 1) / 2; /* lines of the last step; 0: all */
+    const uint16_t *offsets = block->offsets;
+    const float *stream = block->values;
+    float expanded[form == COMPRESSED_TILES ? MAX_KBLOCK * HALF : 1] __attribute__((aligned(LINE)));
+    /* what step i + 1 takes is gathered before step i multiplies: a register waits for what was just stored */
+    float gathered[2][2][REGISTER] __attribute__((aligned(LINE)));
+    float from_bias[2][REGISTER] __attribute__((aligned(LINE)));
+    float part[4][REGISTER] __attribute__((aligned(LINE))); /* where a register would reach beyond the block */
+    float last[2][REGISTER] __attribute__((aligned(LINE)));
+    TILES_REGISTERS
+    TILES_BEGIN
+    memset(last, 0, sizeof last);
+    for (int32_t first = 0; first < block->rows; first += TILE_ROWS) {
+        const float *w = stream;
+        if (is_gathered) steps = (int)block->runs[first / TILE_ROWS].count / HALF;
+        if (form == COMPRESSED_TILES) {
+            stream = SYM(expand_group)(stream, steps, expanded);
+            w = expanded;
+        } else {
+            stream += (size_t)steps * 2 * REGISTER;
+        }
+        const int rows[2] = {block->rows - first < HALF ? block->rows - first : HALF,
+                             block->rows - first - HALF < HALF ? block->rows - first - HALF : HALF};
+        for (int half = 0; !init.at && half < 2; half++)
+            SYM(start_sums)(from_bias[half], NULL, bias + first + half * HALF, rows[half]);
+        for (int tile = 0; tile < y.count; tile += 2) {
+            const int other = tile + 1 < y.count ? tile + 1 : tile; /* the last of an odd number is computed twice */
+            const float *x0 = x.at + tile * x.stride, *x1 = x.at + other * x.stride;
+            const float *from[4];
+            float *to[4];
+            for (int i = 0; i < 4; i++) {
+                const int half = i / 2, t = i % 2 ? other : tile, at = (first + half * HALF) * TILE;
+                const float *start = init.at ? init.at + t * init.stride + at : NULL;
+                const int is_whole = rows[half] == HALF;
+                if (start && !is_whole) SYM(start_sums)(part[i], start, NULL, rows[half]);
+                from[i] = start ? is_whole ? start : part[i] : from_bias[half];
+                to[i] = is_whole && !(i % 2 && other == tile) ? y.at + t * y.stride + at : part[i];
+            }
+            TILE_LOAD(0, from[0], LINE);
+            TILE_LOAD(1, from[1], LINE);
+            TILE_LOAD(2, from[2], LINE);
+            TILE_LOAD(3, from[3], LINE);
+            if (is_gathered && steps > 0) {
+                SYM(gather_lines)(x0, offsets, gathered[0][0]);
+                SYM(gather_lines)(x1, offsets, gathered[0][1]);
+            }
+            for (int step = 0; step < steps; step++) {
+                const float *b0 = x0 + (size_t)step * REGISTER, *b1 = x1 + (size_t)step * REGISTER;
+                if (is_gathered) {
+                    b0 = gathered[step % 2][0], b1 = gathered[step % 2][1];
+                    if (step + 1 < steps) {
+                        SYM(gather_lines)(x0, offsets + (step + 1) * HALF, gathered[(step + 1) % 2][0]);
+                        SYM(gather_lines)(x1, offsets + (step + 1) * HALF, gathered[(step + 1) % 2][1]);
+                    }
+                }
+                if (tail && step == steps - 1) { /* what lies behind x is not its own */
+                    memcpy(last[0], b0, (size_t)tail * LINE);
+                    memcpy(last[1], b1, (size_t)tail * LINE);
+                    b0 = last[0], b1 = last[1];
+                }
+                TILE_LOAD(4, w + (size_t)(2 * step) * REGISTER, LINE);
+                TILE_LOAD(6, b0, LINE);
+                TILE_BF16_DOT(0, 4, 6);
+                TILE_LOAD(7, b1, LINE);
+                TILE_BF16_DOT(1, 4, 7);
+                TILE_LOAD(5, w + (size_t)(2 * step + 1) * REGISTER, LINE);
+                TILE_BF16_DOT(2, 5, 6);
+                TILE_BF16_DOT(3, 5, 7);
+            }
+            TILE_STORE(0, to[0], LINE);
+            TILE_STORE(1, to[1], LINE);
+            TILE_STORE(2, to[2], LINE);
+            TILE_STORE(3, to[3], LINE);
+            for (int i = 0; i < 4; i++) {
+                const int count = rows[i / 2];
+                float *yt = y.at + (i % 2 ? other : tile) * y.stride + (first + i / 2 * HALF) * TILE;
+                if (count <= 0 || (i % 2 && other == tile)) continue;
+                if (to[i] == part[i]) memcpy(yt, part[i], (size_t)count * LINE);
+                if (after) after(yt, (size_t)count * TILE);
+            }
+        }
+        if (is_gathered) offsets += steps * HALF;
+    }
+    TILES_END
+}
+
+static void SYM(bf16_dense)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                            activation_fn after) {
+    SYM(bf16_tiles)(block, DENSE_TILES, x, init, bias, y, after);
+}
+
+static void SYM(bf16_block)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                            activation_fn after) {
+    SYM(bf16_tiles)(block, GATHERED_TILES, x, init, bias, y, after);
+}
+
+static void SYM(bf16_compressed)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                                 activation_fn after) {
+    SYM(bf16_tiles)(block, COMPRESSED_TILES, x, init, bias, y, after);
+}
+
+#define DOT_OPERATIONS (4 * HALF * TILE * TILE_COLUMNS * 2)
+
+static void SYM(bf16_dot_loop)(float *x, size_t steps) {
+    uint16_t factors[2 * REGISTER] __attribute__((aligned(LINE)));
+    float sums[REGISTER] __attribute__((aligned(LINE)));
+    TILES_REGISTERS
+    TILES_BEGIN
+    memset(sums, 0, sizeof sums);
+    for (int i = 0; i < 2 * REGISTER; i++) factors[i] = i % 2 ? 0x3c00 : 0x3f80; /* 2^-7 and 1 */
+    TILE_LOAD(0, sums, LINE);
+    TILE_LOAD(1, sums, LINE);
+    TILE_LOAD(2, sums, LINE);
+    TILE_LOAD(3, sums, LINE);
+    TILE_LOAD(4, factors, LINE);
+    TILE_LOAD(5, factors, LINE);
+    for (; steps > 0; steps--) {
+        TILE_BF16_DOT(0, 4, 5);
+        TILE_BF16_DOT(1, 4, 5);
+        TILE_BF16_DOT(2, 4, 5);
+        TILE_BF16_DOT(3, 4, 5);
+    }
+    TILE_STORE(0, sums, LINE);
+    memcpy(x, sums, LINE);
+    TILES_END
+}

@@ -199,7 +199,8 @@ cdef class Encoder:
             x_halves = half_floats(self.encoder.hidden) * whole_pairs(tiles)
             inner_halves = half_floats(inner_features) * whole_pairs(tiles)
         w.member_scores = attention_scratch(keys, self.most_head_size, self.is_16_bit)
-        cdef size_t size = (2 * wide + qkv + inner + x_halves + inner_halves + w.member_scores * members) * sizeof(float)
+        cdef size_t count = 2 * wide + qkv + inner + x_halves + inner_halves + w.member_scores * members
+        cdef size_t size = count * sizeof(float)
         cdef void *memory = NULL
         if size > w.size:
             free(w.memory)

@@ -18,21 +18,22 @@ cdef struct form_t:
     int operand
 
 
-cdef form_t form_of(const kernels_t *kernels, str form) except *:
+cdef form_t form_of(const kernels_t *t, str form) except *:
+    """The form's `run` is NULL if the instruction set of table `t` has it not."""
     if form == "table":
-        return form_t(kernels.f32_table, 0, 1, False, False, OPERAND_F32)
+        return form_t(t.f32_table, 0, 1, False, False, OPERAND_F32)
     if form == "dense":
-        return form_t(kernels.f32_dense, kernels.f32_dense_rows, 1, False, False, OPERAND_F32)
+        return form_t(t.f32_dense, t.f32_dense_rows, 1, False, False, OPERAND_F32)
     if form == "generated":
-        return form_t(kernels.f32_generated, 0, 1, False, False, OPERAND_F32)
+        return form_t(t.f32_generated, 0, 1, False, False, OPERAND_F32)
     if form == "bf16_dense":
-        return form_t(kernels.bf16_dense, kernels.bf16_dense_rows, kernels.bf16_dense_columns, False, False, OPERAND_BF16)
+        return form_t(t.bf16_dense, t.bf16_dense_rows, t.bf16_dense_columns, False, False, OPERAND_BF16)
     if form == "bf16_block":
-        return form_t(kernels.bf16_block, kernels.bf16_block_rows, kernels.bf16_block_columns, True, False, OPERAND_BF16)
+        return form_t(t.bf16_block, t.bf16_block_rows, t.bf16_block_columns, True, False, OPERAND_BF16)
     if form == "bf16_compressed":
-        return form_t(kernels.bf16_compressed, kernels.bf16_dense_rows, kernels.bf16_dense_columns, False, True, OPERAND_BF16)
+        return form_t(t.bf16_compressed, t.bf16_dense_rows, t.bf16_dense_columns, False, True, OPERAND_BF16)
     if form == "f16_table":
-        return form_t(kernels.f16_table, 0, 1, False, False, OPERAND_F16)
+        return form_t(t.f16_table, 0, 1, False, False, OPERAND_F16)
     return form_t(NULL, 0, 1, False, False, OPERAND_F32)
 
 

@@ -125,7 +125,7 @@ def test_a_contender_is_read_as_it_is_written(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("openvin:bf16", "'openvin' is no engine; did you mean openvino"),
+        ("openvin:bf16", "'openvin' is no engine; did you mean 'openvino'?"),
         ("deepsparse:bf16", "engine deepsparse can be asked for precision fp32; got 'bf16'"),
         (
             "openvino:auto",

@@ -95,10 +95,10 @@ class Engine:
         embeddings = pack_embeddings(plan.embeddings, isa, forms)
         head = self._heads[fused.name] if fused else None
         self._ends = {"embeddings": embeddings.projection, "scatter": head}
-        head_size = layers[0].qkv[0].rows // (3 * layers[0].num_heads)
-        is_16_bit = allowed.layers == ("bf16_dense",) or (
-            "bf16_dense" in allowed.layers and is_16_bit_attention_faster(isa, head_size)
-        )
+        is_16_bit = "bf16_dense" in allowed.layers
+        if is_16_bit and len(allowed.layers) > 1 and layers:  # nothing is pinned
+            head_size = layers[0].qkv[0].rows // (3 * layers[0].num_heads)
+            is_16_bit = is_16_bit_attention_faster(isa, head_size)
         self._encoder = Encoder(isa, embeddings, layers, num_threads, SMALL_TILES, head, is_16_bit)
         if fused:
             tail = [node for node in plan.tail if node is not fused]

@@ -79,7 +79,8 @@ def test_table_of_a_real_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) 
     plan = make_plan(hidden=96, heads=3, inner=384, sparsity=0.0, first_token_only=True)
     monkeypatch.setattr(latency, "read_graph", lambda _: plan)
     state: dict[str, Any] = {}
-    asked: dict[str, Any] = {"num_threads": 1, "isa": "auto", "kernel": "auto", "shape": [8, 64]}
+    asked: dict[str, Any] = {"num_threads": 1, "isa": "auto", "kernel": "auto"}
+    asked |= {"precision": "fp32", "shape": [8, 64]}
     latency._load(state, onnx="x", **asked)
     table = CostTable(**latency._table(state, multiple=16))
     assert table.heads == [1, 2, 3]

@@ -9,10 +9,14 @@ from matplotlib.ticker import FuncFormatter
 
 from toolkit.present.chart import COLOURS
 
+*SIX, OTHER = COLOURS  # the last: operations that are not one weight of a layer
 FORMS = dict(
-    zip(("generated", "table", "dense", "bf16_dense", "bf16_block"), COLOURS, strict=False)
+    zip(
+        ("generated", "table", "dense", "bf16_dense", "bf16_block", "bf16_compressed", "f16_table"),
+        (*SIX, "#F0E442"),
+        strict=True,
+    )
 )
-OTHER = COLOURS[-1]  # operations that are not one weight of a layer
 ROOFS = {"l2": ("L2", ":"), "l3": ("L3", "--"), "memory": ("memory", "-.")}
 SIZE = (8.0, 5.6)  # inches: 800 pixels wide
 DPI = 100

@@ -1,5 +1,7 @@
 """`engine.precision`: 16-bit products, against float64 and among themselves."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from support.plans import ISAS, PLANS, REASON, make_inputs, make_plan, mask_of
@@ -23,45 +25,42 @@ def forms_by_step(engine: Engine) -> dict[str, str]:
     return {name.rpartition(".")[2]: weight.form for name, weight in engine.weights()}
 
 
+def errors_of(name: str, engine: Engine) -> Iterator[tuple[float, float]]:
+    """Yield the largest error of every output of some batches, and the largest value expected."""
+    plan = make_plan(**PLANS[name])
+    for shape in ((1, 1), (3, 33), (5, 17)):
+        mask = mask_of("full" if name == "no_mask" else "right", *shape, seed=1)
+        inputs = make_inputs(plan, mask)
+        found, expected = engine.run(inputs), reference.run(plan, inputs)
+        for output, value in found.items():
+            error = np.abs(value - expected[output])
+            error = error[mask != 0] if value.ndim == 3 else error
+            yield float(error.max()), float(np.abs(expected[output]).max())
+
+
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("isa", BF16_ISAS)
 def test_bf16_is_close_to_the_oracle_but_not_float32(isa: str, name: str) -> None:
     """Operands have 8 bits: an error of 2⁻⁹ each, averaged over the terms, of values near 1."""
-    plan, engine = make_plan(**PLANS[name]), load(name, isa, "bf16", kernel="dense")
+    engine = load(name, isa, "bf16", kernel="dense")
     forms = forms_by_step(engine)
     assert {forms[step] for step in LAYER_STEPS} == {"bf16_dense"}
     assert {form for step, form in forms.items() if step not in LAYER_STEPS} == {"dense"}
-    for shape in ((1, 1), (3, 33), (5, 17)):
-        inputs = make_inputs(
-            plan, mask_of("full" if name == "no_mask" else "right", *shape, seed=1)
-        )
-        found, expected = engine.run(inputs), reference.run(plan, inputs)
-        mask = inputs.get("attention_mask", np.ones(shape)) != 0
-        for output, value in found.items():
-            error = np.abs(value - expected[output])
-            error = error[mask] if value.ndim == 3 else error
-            assert error.max() < 0.06 * np.abs(expected[output]).max()
-            assert error.max() > 1e-4 or name == "bert_empty"
+    for error, largest in errors_of(name, engine):
+        assert error < 0.06 * largest
+        assert error > 1e-4 or name == "bert_empty"
 
 
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("isa", F16_ISAS)
 def test_fp16_is_closer_to_the_oracle_than_bf16(isa: str, name: str) -> None:
     """Operands have 11 bits instead of 8; weights alone are multiplied so."""
-    plan, engine = make_plan(**PLANS[name]), load(name, isa, "fp16", kernel="table")
+    engine = load(name, isa, "fp16", kernel="table")
     forms = forms_by_step(engine)
     assert {forms[step] for step in LAYER_STEPS} == {"f16_table"}
-    for shape in ((1, 1), (3, 33), (5, 17)):
-        inputs = make_inputs(
-            plan, mask_of("full" if name == "no_mask" else "right", *shape, seed=1)
-        )
-        found, expected = engine.run(inputs), reference.run(plan, inputs)
-        mask = inputs.get("attention_mask", np.ones(shape)) != 0
-        for output, value in found.items():
-            error = np.abs(value - expected[output])
-            error = error[mask] if value.ndim == 3 else error
-            assert error.max() < 0.015 * np.abs(expected[output]).max()
-            assert error.max() > 1e-5 or name == "bert_empty"
+    for error, largest in errors_of(name, engine):
+        assert error < 0.015 * largest
+        assert error > 1e-5 or name == "bert_empty"
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,40 @@ Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Linear:
-    """`y = weight @ x + bias`; weight (n, k) as in torch, bias (n,).
+class Quantization:
+    """What the integers of a linear layer stand for: `y = (scale · weight) @ q(x) + bias`.
 
-    `weight` may be the transposed view of a (k, n) array in the mapped file, and then need not be
-    aligned to 4 bytes; `np.ascontiguousarray` gives an aligned copy. `bias` is zeros where the
-    graph has none.
+    There `q(x) = x_scale · (clip(round(x / x_scale) + x_zero_point, 0, 255) − x_zero_point)`, with
+    ties rounded to even.
+
+    Attributes:
+        scale: (n,) float32, positive, one per output: `weight[i]` counts in it.
+        x_scale: Positive; None where it is chosen for each token while the model runs, such that
+            0…255 reach from the token's smallest feature to its largest, 0 among them.
+        x_zero_point: The integer that stands for 0.0, in 0…255; without meaning if `x_scale` is
+            None.
+    """
+
+    scale: Float32
+    x_scale: float | None
+    x_zero_point: int
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`y = weight @ x + bias`; weight (n, k) as in torch, bias (n,) float32.
+
+    `weight` is float32, or int8 if there is a `quantization`. It may be the transposed view of a
+    (k, n) array in the mapped file, and then need not be aligned to 4 bytes;
+    `np.ascontiguousarray` gives an aligned copy. `bias` is zeros where the graph has none. `note`
+    says why a layer that the graph quantizes runs in float32 all the same.
     """
 
     name: str
-    weight: Float32
+    weight: NDArray[Any]
     bias: Float32
+    quantization: Quantization | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ _Int32 = NDArray[np.int32]
 
 FORMS: tuple[str, ...]
 """Forms that a weight can be packed in: `table`, `dense` and `generated` in float32, `bf16_dense`,
-`bf16_block` and `bf16_compressed` in bfloat16, `f16_table` in half precision."""
+`bf16_block` and `bf16_compressed` in bfloat16, `f16_table` in half precision, `s8_table`,
+`s8_dense` and `s8_generated` in integers of 8 bits."""
 
 STEPS: tuple[str, ...]
 """What `Encoder.run(profile=True)` times, in running order; `intermediate` with its activation."""
@@ -110,6 +111,16 @@ class _Layer(Protocol):
     @property
     def activation(self) -> str: ...
 
+class _Quantization(Protocol):
+    """As `toolkit.engine.plan.Quantization`."""
+
+    @property
+    def scale(self) -> _Float32: ...
+    @property
+    def x_scale(self) -> float | None: ...
+    @property
+    def x_zero_point(self) -> int: ...
+
 @final
 class CodeMemory:
     """Memory for generated code and its weights: written until `seal`, executable from then on.
@@ -180,7 +191,7 @@ class PackedLinear:
 
     @staticmethod
     def pack(
-        weight: _Float32,
+        weight: _Float32 | NDArray[np.int8],
         bias: _Float32,
         form: str,
         isa: str,
@@ -189,34 +200,39 @@ class PackedLinear:
         is_residual: bool = False,
         allocate: Callable[[int, Any], NDArray[Any]] = ...,
         memory: CodeMemory | None = None,
+        quantization: _Quantization | None = None,
     ) -> PackedLinear:
         """Pack a weight in blocks of panel_rows × kblock.
 
         Args:
-            weight: (N, K) float32 of any strides, at any address; 1 <= N, K <= MAX_FEATURES.
+            weight: (N, K) float32 of any strides, at any address; 1 <= N, K <= MAX_FEATURES. In 8
+                bits int8.
             bias: (N,) float32.
             form: One of FORMS.
             isa: One of `available_isas()`.
             panel_rows: In 1…65536.
-            kblock: In 1…MAX_K, for generated code in 1…512; of bfloat16 even, or all K.
+            kblock: In 1…MAX_K, for generated code in 1…512; of bfloat16 even, or all K. In 8 bits
+                up to four times as many, a multiple of four, or all K.
             is_residual: Sums will start from `init`, not from the bias.
             allocate: `allocate(count, dtype)` returns a 16-byte aligned array; NumPy's `empty`
                 unless told.
             memory: Where generated code goes; the caller seals it before the first run. None: of
                 its own.
+            quantization: What the integers stand for; None with any form but those of 8 bits. Where
+                `x_scale` is None each token has its own scale in each k-block.
 
         Raises:
             ValueError: Sizes out of range, or an unknown form or isa, or `generated` where the isa
-                has no such form.
+                has no such form, or a quantization that does not fit.
             OSError: `generated`, where the system forbids executable memory.
             MemoryError: There is no room.
         """
 
     def unpack(self) -> _Float32:
-        """Return the weight (N, K): the exact inverse of `pack`, rounded if bfloat16.
+        """Return the weight (N, K): the exact inverse of `pack`, rounded if in 16 bits.
 
         Raises:
-            ValueError: The form is `generated`.
+            ValueError: The form is generated.
         """
 
 def forms_of(isa: str) -> list[str]:

@@ -9,6 +9,7 @@
 #if defined(__x86_64__)
 #include "isa/avx2.h"
 #include "isa/avx512.h"
+#include "isa/avx512_vnni.h"
 #include "isa/avx512_bf16.h"
 /* Older compilers have neither. */
 #if defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 12
@@ -35,6 +36,7 @@ static const struct {
     {is_supported_avx512_fp16, &kernels_avx512_fp16},
 #endif
     {is_supported_avx512_bf16, &kernels_avx512_bf16},
+    {is_supported_avx512_vnni, &kernels_avx512_vnni},
     {is_supported_avx512, &kernels_avx512},
     {is_supported_avx2, &kernels_avx2},
 #elif defined(__aarch64__)

@@ -16,7 +16,7 @@ cdef class Encoder:
     cdef encoder_t encoder
     cdef int qkv_rows, qkv_panel, inner_rows, inner_chunk, vocabulary, num_positions, num_types
     cdef int most_head_size
-    cdef bint takes_halves  # some weight takes 16 bits
+    cdef ptrdiff_t x_floats, inner_floats, chunk_floats  # at most of a tile that a weight takes in fewer bits
     cdef workspace_t *workspaces
 
     def __cinit__(self):
@@ -87,7 +87,8 @@ cdef class Encoder:
         layer.head_size = context // layer.num_heads
         if parts.activation == "gelu":
             layer.activation = self.encoder.kernels.f32_gelu
-            if output.linear.operand == OPERAND_BF16:  # it is rounded before it is multiplied
+            # where it is rounded before it is multiplied
+            if output.linear.operand in (OPERAND_BF16, OPERAND_U8) and self.encoder.kernels.bf16_gelu != NULL:
                 layer.activation = self.encoder.kernels.bf16_gelu
         elif parts.activation == "gelu_tanh":
             layer.activation = self.encoder.kernels.f32_gelu_tanh
@@ -108,8 +109,11 @@ cdef class Encoder:
         self.inner_rows = max(self.inner_rows, intermediate.rows)
         self.most_head_size = max(self.most_head_size, layer.head_size)
         self.inner_chunk = max(self.inner_chunk, output.kblock)
-        for weight in (qkv, attention_output, intermediate, output):
-            self.takes_halves |= (<PackedLinear>weight).linear.operand != OPERAND_F32
+        cdef PackedLinear weight
+        for weight in (qkv, attention_output, intermediate):
+            self.x_floats = max(self.x_floats, narrow_floats(&weight.linear, weight.k))
+        self.inner_floats = max(self.inner_floats, narrow_floats(&output.linear, output.k))
+        self.chunk_floats = max(self.chunk_floats, narrow_floats(&output.linear, output.kblock))
         return 0
 
     def __dealloc__(self):
@@ -194,10 +198,8 @@ cdef class Encoder:
         cdef size_t qkv = (self.qkv_panel if members == 1 else self.qkv_rows) * TILE * <size_t>tiles
         cdef int inner_features = self.inner_chunk if members == 1 else self.inner_rows
         cdef size_t inner = inner_features * TILE * <size_t>tiles
-        cdef size_t x_halves = 0, inner_halves = 0
-        if self.takes_halves:
-            x_halves = half_floats(self.encoder.hidden) * whole_pairs(tiles)
-            inner_halves = half_floats(inner_features) * whole_pairs(tiles)
+        cdef size_t x_halves = self.x_floats * whole_pairs(tiles)
+        cdef size_t inner_halves = (self.chunk_floats if members == 1 else self.inner_floats) * whole_pairs(tiles)
         w.member_scores = attention_scratch(keys, self.most_head_size, self.is_16_bit)
         cdef size_t count = 2 * wide + qkv + inner + x_halves + inner_halves + w.member_scores * members
         cdef size_t size = count * sizeof(float)
@@ -219,6 +221,11 @@ cdef class Encoder:
         w.inner_operand = w.x_operand + x_halves
         w.scores = w.inner_operand + inner_halves
         return 0
+
+
+cdef ptrdiff_t narrow_floats(const linear_t *linear, int features) noexcept nogil:
+    """`operand_floats` of a weight that takes fewer than 32 bits, otherwise 0."""
+    return 0 if linear.operand == OPERAND_F32 else operand_floats(linear, features)
 
 
 cdef const float *address(array) except? NULL:

@@ -41,28 +41,52 @@ cdef void apply(part_t part, tiles_t x, tiles_t init, tiles_t y, activation_fn a
         for kb in range(part.first_kb, part.last_kb):
             block = &linear.blocks[panel * linear.num_kblocks + kb]
             first = block.first_k - linear.blocks[part.first_kb].first_k
-            block.run(block, rows_from(x, first // 2 if linear.operand == OPERAND_BF16 else first),
+            block.run(block, rows_from(x, operand_line(linear, first)),
                       rows_from(y if kb else init, block.first_row), linear.bias + block.first_row,
                       rows_from(y, block.first_row), after if kb == part.last_kb - 1 else NULL)
 
 
-cdef ptrdiff_t half_floats(int features) noexcept nogil:
-    """Floats that a tile takes in 16 bits."""
+cdef int operand_line(const linear_t *linear, int first) noexcept nogil:
+    """The line of its operand at which a k-block's columns begin, `first` columns after the first block's."""
+    if linear.operand == OPERAND_BF16:
+        return first // 2
+    if linear.operand == OPERAND_U8:
+        return first // linear.kblock * quad_lines(linear.kblock)
+    return first
+
+
+cdef int quad_lines(int features) noexcept nogil:
+    """Lines of a k-block in 8 bits."""
+    return (features + 3) // 4 + QUAD_HEADER
+
+
+cdef ptrdiff_t operand_floats(const linear_t *linear, int features) noexcept nogil:
+    """Floats that a tile takes as `linear` takes it, unless it takes float32."""
+    if linear.operand == OPERAND_U8:
+        return (features + linear.kblock - 1) // linear.kblock * <ptrdiff_t>quad_lines(linear.kblock) * TILE
     return (features + 1) // 2 * <ptrdiff_t>TILE
 
 
 cdef tiles_t operand(const kernels_t *kernels, const linear_t *linear, tiles_t x, int features, int begin, int end,
                      float *memory) noexcept nogil:
-    """x as `linear` takes it: itself, or its first `features` features in 16 bits, in `memory` of
-    `whole_pairs(x.count) * half_floats(features)` floats, tiles `begin` … `end` - 1 of which are written now."""
-    cdef int tile
+    """x as `linear` takes it: itself, or its first `features` features in 16 or 8 bits, in `memory` of
+    `whole_pairs(x.count) * operand_floats(linear, features)` floats, tiles `begin` … `end` - 1 of which are written
+    now."""
+    cdef int tile, kb, first
     cdef const float *second
-    cdef tiles_t taken = tiles_t(memory, half_floats(features), x.count)
+    cdef tiles_t taken = tiles_t(memory, operand_floats(linear, features), x.count)
     if linear.operand == OPERAND_F32:
         return x
     if linear.operand == OPERAND_BF16:
         for tile in range(begin, end):
             kernels.bf16_convert(x.at + tile * x.stride, features, memory + tile * taken.stride)
+        return taken
+    if linear.operand == OPERAND_U8:
+        for tile in range(begin, end):
+            for kb in range((features + linear.kblock - 1) // linear.kblock):
+                first = kb * linear.kblock
+                kernels.u8_convert(x.at + tile * x.stride + first * TILE, min(linear.kblock, features - first),
+                                   linear.rounding, memory + tile * taken.stride + operand_line(linear, first) * TILE)
         return taken
     taken.stride = features * <ptrdiff_t>TILE // 2
     for tile in range(begin, end):
@@ -115,6 +139,6 @@ cdef int check_gemm(PackedLinear weight, const float[:, :, ::1] x, const float[:
         raise ValueError("x must be (n, K, 16) and y (n, N, 16)")
     if init is not None and init.shape != (y.shape[0], y.shape[1], y.shape[2]):
         raise ValueError("init must have the shape of y")
-    if weight.form == "generated" and weight.is_residual != (init is not None):
+    if weight.is_generated() and weight.is_residual != (init is not None):
         raise ValueError("a generated weight starts from init if and only if it was packed with is_residual")
     return 0

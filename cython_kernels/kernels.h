@@ -3,8 +3,9 @@
  * Activations lie in tiles of TILE tokens: element (feature f, token lane i) of a tile is tile[f * TILE + i].
  * Vector lanes are tokens, so that no kernel shuffles, transposes or reduces across lanes, and a lane's result
  * never depends on its neighbours. Operands of 16-bit products lie in tiles of pairs: features 2 j and 2 j + 1 of lane
- * i are 16-bit numbers 2 i and 2 i + 1 of line j, so a line has 64 bytes, too. Every tile row is 64-byte aligned. Buffers are padded to whole tiles by the
- * caller; lanes without a token hold finite numbers that nobody reads.
+ * i are 16-bit numbers 2 i and 2 i + 1 of line j, so a line has 64 bytes, too. Operands of 8-bit products lie in tiles of
+ * quads: features 4 j … 4 j + 3 of lane i are bytes 4 i … 4 i + 3 of line j. Every tile row is 64-byte aligned. Buffers
+ * are padded to whole tiles by the caller; lanes without a token hold finite numbers that nobody reads.
  *
  * Strides are counted in floats. Kernels are single-threaded, allocate nothing and never fail; whoever calls
  * them has checked every size.
@@ -47,8 +48,16 @@ static inline tiles_t tiles_from(tiles_t tiles, int first, int count) {
 enum { START_BIAS, START_INIT, START_Y };
 
 /* x of a block: tiles; tiles of pairs of bfloat16; halves of two tiles side by side, so half as many tiles of as many
- * bytes. */
-enum { OPERAND_F32, OPERAND_BF16, OPERAND_F16 };
+ * bytes; for each k-block a header of QUAD_HEADER lines and a tile of quads, see u8_convert. */
+enum { OPERAND_F32, OPERAND_BF16, OPERAND_F16, OPERAND_U8 };
+
+#define QUAD_HEADER 2 /* lines: per lane the scale (float), and the integer that stands for 0 (int32) */
+
+/* How features become 8-bit integers: scale 0: from each lane's smallest feature to its largest, 0 among them. */
+typedef struct {
+    float scale;
+    int32_t zero_point; /* 0 … 255 */
+} rounding_t;
 
 struct block;
 
@@ -75,7 +84,15 @@ typedef void (*block_fn)(const struct block *block, tiles_t x, tiles_t init, con
  * which one of its weights is not 0: runs[group].count of them, whole steps, at byte offsets; columns are theirs.
  * The compressed form leaves the zeros of the dense one out: per group and step one 32-bit mask per row, then the
  * weights whose bits are set, row by row, an even number of 16-bit numbers.
- * The generated form has been generated to start from the bias or from init, and must be called so. */
+ * The generated form has been generated to start from the bias or from init, and must be called so.
+ *
+ * The forms of 8 bits take quads for weights: 32-bit numbers of four columns of a row. They are laid out as the float32
+ * forms of the same name are, with two numbers more per row, in front of the weights of a row group or bundle: for each
+ * row minus the sum of its integers, then for each row its scale. With x_q the integers of x, z its zero point,
+ *
+ *     y[row] = start + float(sum of weight[row] * x_q - z * sum of weight[row]) * x_scale * scale[row]
+ *
+ * where the integers are exact. Generated code has the negative sums in front of a row group and the scales behind. */
 typedef struct block {
     block_fn run;
     const float *values;
@@ -102,6 +119,8 @@ typedef struct {
     int32_t num_panels;
     int32_t num_kblocks;
     int32_t operand; /* what its blocks take for x */
+    int32_t kblock;  /* columns of every block but the last */
+    rounding_t rounding; /* of OPERAND_U8 */
 } linear_t;
 
 typedef struct {
@@ -167,6 +186,19 @@ typedef struct {
      * of 32 tokens, features of two tiles side by side; f16_convert makes them of one or two (second may be NULL). */
     block_fn f16_table;
     void (*f16_convert)(const float *first, const float *second, int features, float *lines);
+
+    /* Integers, exact: features of 8 bits without a sign times weights of 8 bits with one. Every instruction set has the
+     * table and the dense form; s8_generate is as f32_generate, of quads: columns[k / 4][rows], then the negative sums and the scales of the rows.
+     * u8_convert writes the header and the lines of one k-block of `features` features, round to nearest, ties to even:
+     * x / scale + zero point, cut to 0 … 255; the header has what the kernels of this table take for the zero point. */
+    block_fn s8_table;
+    block_fn s8_dense;
+    int s8_dense_rows;
+    block_fn s8_generated;
+    int s8_generated_max_k;
+    size_t (*s8_code_bound)(const block_t *block);
+    uint8_t *(*s8_generate)(const block_t *block, const float *columns, int start);
+    void (*u8_convert)(const float *x, int features, rounding_t rounding, float *lines);
 
     activation_fn f32_gelu; /* |error| of both GELUs <= 1e-6 + 1.2e-7 |x| */
     activation_fn f32_gelu_tanh;

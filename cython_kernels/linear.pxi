@@ -3,7 +3,7 @@
 
 def linear(PackedLinear weight, const float[:, ::1] x, int num_threads=1):
     """y = x Wᵀ + bias for token rows x (M, K) → (M, N), float32."""
-    if weight.is_residual and weight.form == "generated":
+    if weight.is_residual and weight.is_generated():
         raise ValueError("this weight was generated to start from init: use gemm")
     if x.shape[1] != weight.k:
         raise ValueError(f"x must be (M, {weight.k}); got {x.shape[0]}×{x.shape[1]}")
@@ -12,7 +12,8 @@ def linear(PackedLinear weight, const float[:, ::1] x, int num_threads=1):
     cdef const kernels_t *kernels = find_kernels(weight.isa)
     # two tiles at a time: what the table kernel of AVX-512 computes together
     cdef int step = 2 * TILE, steps = (<int>x.shape[0] + step - 1) // step, i
-    cdef Py_ssize_t width = 2 * weight.k + 1 + weight.rows  # x, at most as many pairs, y
+    # x, at most as many pairs or quads with their headers, y
+    cdef Py_ssize_t width = 2 * weight.k + 1 + weight.rows + (QUAD_HEADER + 1) * weight.linear.num_kblocks
     cdef float[:, ::1] memory = aligned(num_threads * step * width).reshape(num_threads, step * width)
     with nogil:
         for i in prange(steps, num_threads=num_threads, schedule="static"):

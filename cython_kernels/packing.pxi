@@ -1,11 +1,14 @@
 # Weights → packed streams and back. kernels.h defines the block forms; this file fills them.
 
-FORMS = ("table", "dense", "generated", "bf16_dense", "bf16_block", "bf16_compressed", "f16_table")
+FORMS = ("table", "dense", "generated", "bf16_dense", "bf16_block", "bf16_compressed", "f16_table", "s8_table",
+         "s8_dense", "s8_generated")
 
 # Features that a weight may have, whatever a file claims: the bytes of a tile of so many still fit an int.
 MAX_FEATURES = 1 << 24
 cdef enum:
     FLOAT_BYTES = 4
+    QUAD = 4  # columns of 8 bits that are one number
+    S8_EXTRA = 2  # numbers more per row: minus its sum, and its scale
 
 
 # What a form asks of its weights.
@@ -16,25 +19,32 @@ cdef struct form_t:
     bint is_gathered  # a row group has only the pairs of columns in which one of its weights is not 0
     bint is_compressed  # zeros are left out
     int operand
+    bint is_s8  # weights are 8-bit integers, its columns quads of them
 
 
 cdef form_t form_of(const kernels_t *t, str form) except *:
     """The form's `run` is NULL if the instruction set of table `t` has it not."""
     if form == "table":
-        return form_t(t.f32_table, 0, 1, False, False, OPERAND_F32)
+        return form_t(t.f32_table, 0, 1, False, False, OPERAND_F32, False)
     if form == "dense":
-        return form_t(t.f32_dense, t.f32_dense_rows, 1, False, False, OPERAND_F32)
+        return form_t(t.f32_dense, t.f32_dense_rows, 1, False, False, OPERAND_F32, False)
     if form == "generated":
-        return form_t(t.f32_generated, 0, 1, False, False, OPERAND_F32)
+        return form_t(t.f32_generated, 0, 1, False, False, OPERAND_F32, False)
     if form == "bf16_dense":
-        return form_t(t.bf16_dense, t.bf16_dense_rows, t.bf16_dense_columns, False, False, OPERAND_BF16)
+        return form_t(t.bf16_dense, t.bf16_dense_rows, t.bf16_dense_columns, False, False, OPERAND_BF16, False)
     if form == "bf16_block":
-        return form_t(t.bf16_block, t.bf16_block_rows, t.bf16_block_columns, True, False, OPERAND_BF16)
+        return form_t(t.bf16_block, t.bf16_block_rows, t.bf16_block_columns, True, False, OPERAND_BF16, False)
     if form == "bf16_compressed":
-        return form_t(t.bf16_compressed, t.bf16_dense_rows, t.bf16_dense_columns, False, True, OPERAND_BF16)
+        return form_t(t.bf16_compressed, t.bf16_dense_rows, t.bf16_dense_columns, False, True, OPERAND_BF16, False)
     if form == "f16_table":
-        return form_t(t.f16_table, 0, 1, False, False, OPERAND_F16)
-    return form_t(NULL, 0, 1, False, False, OPERAND_F32)
+        return form_t(t.f16_table, 0, 1, False, False, OPERAND_F16, False)
+    if form == "s8_table":
+        return form_t(t.s8_table, 0, 1, False, False, OPERAND_U8, True)
+    if form == "s8_dense":
+        return form_t(t.s8_dense, t.s8_dense_rows, 1, False, False, OPERAND_U8, True)
+    if form == "s8_generated":
+        return form_t(t.s8_generated, 0, 1, False, False, OPERAND_U8, True)
+    return form_t(NULL, 0, 1, False, False, OPERAND_F32, False)
 
 
 def forms_of(str isa) -> list[str]:
@@ -53,6 +63,7 @@ cdef class PackedLinear:
     cdef readonly double density
     cdef readonly object values, offsets, row_numbers, runs, bias
     cdef form_t kind
+    cdef const float[:, :, ::1] extra  # of 8 bits (k-blocks, S8_EXTRA, N)
     cdef linear_t linear
     cdef block_t *blocks
     cdef int num_blocks
@@ -65,20 +76,25 @@ cdef class PackedLinear:
         free(self.blocks)
 
     @staticmethod
-    def pack(const float[:, :] weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock,
-             bint is_residual=False, allocate=np.empty, CodeMemory memory=None):
-        """Pack `weight` (N, K), float32 of any strides at any address, in blocks of panel_rows × kblock."""
+    def pack(weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock, bint is_residual=False,
+             allocate=np.empty, CodeMemory memory=None, quantization=None):
+        """Pack `weight` (N, K) of any strides at any address, in blocks of panel_rows × kblock."""
         cdef PackedLinear self = PackedLinear()
         cdef const kernels_t *kernels = find_kernels(isa)
         cdef Py_ssize_t n = weight.shape[0], k = weight.shape[1]
-        cdef int most_k = kernels.f32_generated_max_k if form == "generated" else MAX_KBLOCK
+        cdef int most_k
         self.kind = form_of(kernels, form)
         if self.kind.run == NULL:
             raise ValueError(f"form must be one of {FORMS} and known to isa {isa!r}; got {form!r}")
+        if self.kind.is_s8 != (quantization is not None):
+            raise ValueError(f"forms of 8 bits, and no others, need a quantization; got {form!r}, {quantization}")
+        most_k = MAX_KBLOCK * QUAD if self.kind.is_s8 else MAX_KBLOCK
+        if self.is_generated():
+            most_k = kernels.s8_generated_max_k if self.kind.is_s8 else kernels.f32_generated_max_k
         if not 1 <= kblock <= most_k or not 1 <= panel_rows <= 65536:
             raise ValueError(f"kblock must be in 1…{most_k} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
-        if self.kind.columns > 1 and kblock % 2 and kblock < k:
-            raise ValueError(f"kblock must be even, or all {k} columns, for pairs; got {kblock}")
+        if kblock < k and kblock % (QUAD if self.kind.is_s8 else 2 if self.kind.columns > 1 else 1):
+            raise ValueError(f"kblock must be whole pairs or quads, or all {k} columns; got {kblock}")
         if not 1 <= n <= MAX_FEATURES or not 1 <= k <= MAX_FEATURES or bias.shape[0] != n:
             raise ValueError(f"weight (N, K), at most {MAX_FEATURES} each, and bias (N,) must agree; "
                              f"got {n}×{k} and {bias.shape[0]}")
@@ -86,29 +102,76 @@ cdef class PackedLinear:
         self.panel_rows, self.kblock = min(panel_rows, n), min(kblock, k)
         self.bias = allocate(n, np.float32)
         self.bias[:] = bias
-        cdef const int32_t[:, ::1] counts = count_nonzeros(weight, self.kblock)
-        self.lay_out(weight, counts)
+        self.num_blocks = <int>((n + self.panel_rows - 1) // self.panel_rows * ((k + self.kblock - 1) // self.kblock))
+        if self.kind.is_s8:
+            weight = self.take_integers(weight, quantization)
+        cdef const float[:, :] numbers = weight
+        cdef const int32_t[:, ::1] counts = count_each_row(numbers, self.columns(self.kblock), self.kind.is_s8)
+        self.lay_out(numbers, counts)
         self.make_room(allocate)
-        if form == "generated":
+        if self.is_generated():
             self.memory = CodeMemory() if memory is None else memory
-            self.generate_code(weight, kernels)
+            self.generate_code(numbers, kernels)
             if memory is None:
                 self.memory.seal()
         else:
-            self.fill(weight, counts)
+            self.fill(numbers, counts)
         self.linear.blocks = self.blocks
         self.linear.bias = <const float *><uintptr_t>self.bias.ctypes.data
-        self.linear.rows, self.linear.k = self.rows, self.k
+        self.linear.rows, self.linear.k, self.linear.kblock = self.rows, self.k, self.kblock
         self.linear.operand = self.kind.operand
         self.linear.num_kblocks = <int32_t>counts.shape[0]
         self.linear.num_panels = self.num_blocks // self.linear.num_kblocks
         return self
 
+    cdef object take_integers(self, weight, quantization):
+        """Check the integers, keep what each row has beside them, return them as quads (N, ceil(K / 4))."""
+        if weight.dtype != np.int8:
+            raise ValueError(f"weights of 8 bits must be int8; got {weight.dtype}")
+        scale = quantization.scale
+        if scale.shape != (self.rows,) or not (np.isfinite(scale) & (scale > 0)).all():
+            raise ValueError(f"scale must be ({self.rows},), positive")
+        x_scale, zero_point = quantization.x_scale, quantization.x_zero_point
+        if x_scale is not None and not (x_scale > 0 and np.isfinite(np.float32(1) / np.float32(x_scale))
+                                        and 0 <= zero_point <= 255):
+            raise ValueError(f"x_scale must be positive, x_zero_point in 0…255; got {x_scale}, {zero_point}")
+        self.linear.rounding.scale = 0.0 if x_scale is None else x_scale
+        self.linear.rounding.zero_point = 0 if x_scale is None else zero_point
+        padded = np.zeros((self.rows, (self.k + QUAD - 1) // QUAD * QUAD), np.int8)
+        padded[:, :self.k] = weight
+        self.density = np.count_nonzero(padded) / (<double>self.rows * self.k)
+        sums = np.add.reduceat(padded, range(0, self.k, self.kblock), axis=1, dtype=np.int32)
+        extra = np.empty((sums.shape[1], S8_EXTRA, self.rows), np.float32)
+        extra[:, 0] = np.ascontiguousarray(-sums.T).view(np.float32)
+        extra[:, 1] = scale
+        self.extra = extra
+        return padded.view(np.float32)
+
+    cdef bint is_generated(self) noexcept:
+        return self.form == "generated" or self.form == "s8_generated"
+
+    cdef int columns(self, int features) noexcept nogil:
+        """Numbers that a row of so many features has."""
+        return (features + QUAD - 1) // QUAD if self.kind.is_s8 else features
+
+    cdef block_t in_columns(self, Py_ssize_t b) noexcept nogil:
+        """Block b with its columns counted as the numbers that are packed."""
+        cdef block_t block = self.blocks[b]
+        block.first_k, block.k = self.columns(block.first_k), self.columns(block.k)
+        return block
+
+    cdef void copy_block(self, const float[:, :] weight, const block_t *block, float *columns) noexcept nogil:
+        """columns[k][row] = the block's weights; of 8 bits two more: minus the rows' sums, their scales."""
+        cdef int i
+        copy_columns(weight, block, columns)
+        for i in range(S8_EXTRA if self.kind.is_s8 else 0):
+            memcpy(columns + (block.k + i) * <int64_t>block.rows,
+                   &self.extra[block.first_k // self.columns(self.kblock), i, block.first_row], block.rows * FLOAT_BYTES)
+
     cdef int lay_out(self, const float[:, :] weight, const int32_t[:, ::1] counts) except -1:
         """Cut the weight into blocks and decide how large the streams of each are."""
         cdef Py_ssize_t kblocks = counts.shape[0], b, g
-        cdef Py_ssize_t total = (self.rows + self.panel_rows - 1) // self.panel_rows * kblocks
-        cdef int group = self.kind.rows, step = self.kind.columns, found
+        cdef int group = self.kind.rows, step = self.kind.columns, found, extra = S8_EXTRA if self.kind.is_s8 else 0
         cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
         cdef bint is_variable = self.kind.is_gathered or self.kind.is_compressed
         cdef float[::1] columns = np.empty(self.kblock * self.panel_rows if is_variable else 1, np.float32)
@@ -116,18 +179,19 @@ cdef class PackedLinear:
         cdef bint is_table = self.is_table()
         cdef size_t nonzeros = 0
         cdef block_t *block
-        self.blocks = <block_t *>calloc(total, sizeof(block_t))
+        cdef block_t cut
+        self.blocks = <block_t *>calloc(self.num_blocks, sizeof(block_t))
         if self.blocks == NULL:
             raise MemoryError
-        self.num_blocks = <int>total
         with nogil:
-            for b in range(total):
+            for b in range(self.num_blocks):
                 block = &self.blocks[b]
                 block.run = self.kind.run
                 block.first_row = <int32_t>(b // kblocks * self.panel_rows)
                 block.rows = min(self.panel_rows, self.rows - block.first_row)
                 block.first_k = <int32_t>(b % kblocks * self.kblock)
                 block.k = min(self.kblock, self.k - block.first_k)
+                cut = self.in_columns(b)
                 block.num_values = block_nonzeros(block, &counts[b % kblocks, 0])
                 nonzeros += block.num_values
                 if self.kind.is_gathered:
@@ -140,32 +204,38 @@ cdef class PackedLinear:
                     copy_columns(weight, block, &columns[0])
                     block.num_values = compress(&columns[0], block, group, step, NULL)
                 elif group:
-                    block.num_values = <size_t>((block.rows + group - 1) // group * group) * whole_steps(block.k, step)
+                    block.num_values = <size_t>((block.rows + group - 1) // group * group) \
+                        * (whole_steps(cut.k, step) + extra)
                     block.num_values //= 2 if step > 1 else 1  # counted as floats
                 elif is_table:
-                    measure_table(block, &counts[b % kblocks, 0], &order[0])
+                    measure_table(&cut, &counts[b % kblocks, 0], &order[0])
+                    block.num_runs = cut.num_runs
+                    block.num_values = cut.num_values + extra * whole_bundles(block.rows)
                     if self.kind.operand == OPERAND_F16:
                         block.num_values //= 2  # counted as floats; a bundle's are even
-        self.density = nonzeros / (<double>self.rows * self.k)
+                else:
+                    block.num_values += extra * block.rows
+        if not self.kind.is_s8:  # of which take_integers has counted the weights
+            self.density = nonzeros / (<double>self.rows * self.k)
         return 0
 
     cdef int make_room(self, allocate) except -1:
         """Allocate the streams and point the blocks at their shares, each on a cache line of its own."""
         cdef int b
         cdef size_t num_values = 0, num_offsets = 0, num_rows = 0, num_runs = 0
-        cdef bint is_table = self.is_table(), is_generated = self.form == "generated"
+        cdef bint is_table = self.is_table()
         cdef block_t *block
         for b in range(self.num_blocks):
             num_values += whole_lines(self.blocks[b].num_values)
             num_rows += whole_bundles(self.blocks[b].rows)
             num_runs += self.blocks[b].num_runs
-            num_offsets += self.num_offsets(&self.blocks[b])
+            num_offsets += whole_lines(self.num_offsets(&self.blocks[b]))
         # there may be none of each
-        self.values = allocate(0 if is_generated else num_values, np.float32)
+        self.values = allocate(0 if self.is_generated() else num_values, np.float32)
         self.offsets = allocate(num_offsets, np.uint16)
         self.row_numbers = allocate(num_rows if is_table else 0, np.uint16)
         self.runs = allocate(2 * num_runs, np.uint32)
-        if is_generated:
+        if self.is_generated():
             return 0
         cdef const float *values = <const float *><uintptr_t>self.values.ctypes.data
         cdef const uint16_t *offsets = <const uint16_t *><uintptr_t>self.offsets.ctypes.data
@@ -176,44 +246,46 @@ cdef class PackedLinear:
             block.values, block.memory, block.memory_bytes = values, values, block.num_values * FLOAT_BYTES
             values += whole_lines(block.num_values)
             block.offsets, block.row_numbers, block.runs = offsets, row_numbers, runs
-            offsets += self.num_offsets(block)
+            offsets += whole_lines(self.num_offsets(block))
             row_numbers += whole_bundles(block.rows) if is_table else 0
             runs += block.num_runs
         return 0
 
     cdef bint is_table(self) noexcept:
-        return self.form == "table" or self.form == "f16_table"
+        return self.form == "table" or self.form == "f16_table" or self.form == "s8_table"
 
     cdef size_t num_offsets(self, const block_t *block) noexcept:
-        """Offsets of a block: one per value of a table, one per gathered line."""
+        """Offsets of a block: one per weight of a table, one per gathered line."""
         if self.is_table():
-            return whole_lines(block.num_values * (2 if self.kind.operand == OPERAND_F16 else 1))
+            if self.kind.operand == OPERAND_F16:
+                return 2 * block.num_values
+            return block.num_values - (S8_EXTRA * whole_bundles(block.rows) if self.kind.is_s8 else 0)
         return block.num_values // self.kind.rows if self.kind.is_gathered else 0
 
     cdef int fill(self, const float[:, :] weight, const int32_t[:, ::1] counts) except -1:
         """Write the streams of every block, unless code is generated."""
-        cdef float[::1] columns = np.empty(self.kblock * self.panel_rows, np.float32)
+        cdef float[::1] columns = np.empty((self.columns(self.kblock) + S8_EXTRA) * self.panel_rows, np.float32)
         cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
-        cdef int64_t[::1] ends = np.empty(2 * self.panel_rows, np.int64)
-        cdef int b, group = self.kind.rows
+        cdef int64_t[::1] ends = np.empty(3 * self.panel_rows, np.int64)
+        cdef int b, group = self.kind.rows, extra = S8_EXTRA if self.kind.is_s8 else 0
         cdef float[::1] values = np.empty(self.kblock * (self.panel_rows + BUNDLE), np.float32)
         cdef uint16_t *halves
         cdef block_t block
         cdef Py_ssize_t i
         with nogil:
             for b in range(self.num_blocks):
-                copy_columns(weight, &self.blocks[b], &columns[0])
+                block = self.in_columns(b)
+                self.copy_block(weight, &block, &columns[0])
                 if self.kind.is_compressed:
-                    compress(&columns[0], &self.blocks[b], group, self.kind.columns, <uint32_t *>self.blocks[b].values)
+                    compress(&columns[0], &block, group, self.kind.columns, <uint32_t *>block.values)
                 elif self.kind.columns > 1:
-                    fill_bf16(&columns[0], &self.blocks[b], self.kind)
+                    fill_bf16(&columns[0], &block, self.kind)
                 elif group:
-                    fill_dense(&columns[0], &self.blocks[b], group)
+                    fill_dense(&columns[0], &block, group, extra)
                 else:
-                    block = self.blocks[b]
                     if self.kind.operand == OPERAND_F16:
                         block.values = &values[0]
-                    fill_table(&columns[0], &block, &counts[b % counts.shape[0], 0], &order[0], &ends[0])
+                    fill_table(&columns[0], &block, &counts[b % counts.shape[0], 0], &order[0], &ends[0], extra)
                     if self.kind.operand == OPERAND_F16:
                         halves = <uint16_t *>self.blocks[b].values
                         for i in range(<Py_ssize_t>(2 * block.num_values)):
@@ -222,48 +294,58 @@ cdef class PackedLinear:
 
     cdef int generate_code(self, const float[:, :] weight, const kernels_t *kernels) except -1:
         """Write every block's weights and the code behind them."""
-        cdef float[::1] columns = np.empty(self.kblock * self.panel_rows, np.float32)
-        cdef size_t bound = 0
+        cdef float[::1] columns = np.empty((self.columns(self.kblock) + S8_EXTRA) * self.panel_rows, np.float32)
+        cdef size_t bound = 0, most
         cdef int b, start
         cdef uint8_t *at
         cdef uint8_t *code
+        cdef uint8_t *end
         cdef block_t *block
+        cdef block_t cut
         for b in range(self.num_blocks):
             block = &self.blocks[b]
-            bound += lines(block.num_values * FLOAT_BYTES) + lines(kernels.f32_code_bound(block))
+            most = kernels.s8_code_bound(block) if self.kind.is_s8 else kernels.f32_code_bound(block)
+            bound += lines(block.num_values * FLOAT_BYTES) + lines(most)
         at = self.memory.take(bound)
         with nogil:
             for b in range(self.num_blocks):
                 block = &self.blocks[b]
                 code = at + lines(block.num_values * FLOAT_BYTES)
                 block.values, block.memory, block.code = <float *>at, at, code
-                copy_columns(weight, block, &columns[0])
+                cut = self.in_columns(b)
+                self.copy_block(weight, &cut, &columns[0])
                 start = START_Y if block.first_k else START_INIT if self.is_residual else START_BIAS
-                at = code + lines(kernels.f32_generate(block, &columns[0], start) - code)
+                if self.kind.is_s8:
+                    end = kernels.s8_generate(block, &columns[0], start)
+                else:
+                    end = kernels.f32_generate(block, &columns[0], start)
+                at = code + lines(end - code)
                 block.memory_bytes = at - <const uint8_t *>block.memory
         self.memory.at = at
         return 0
 
     def unpack(self):
-        """Return the weight (N, K): the exact inverse of `pack` for table and dense, rounded in 16 bits."""
-        if self.form == "generated":
+        """Return the weight (N, K): what was packed, rounded in 16 bits, the integers in 8."""
+        if self.is_generated():
             raise ValueError("generated code is not unpacked: unpack the table form of the same weight")
-        weight = np.zeros((self.rows, self.k), np.float32)
+        weight = np.zeros((self.rows, self.columns(self.k)), np.float32)
         cdef float[:, ::1] out = weight
+        cdef int extra = S8_EXTRA if self.kind.is_s8 else 0
         cdef int group = self.kind.rows, step = self.kind.columns, b, r, i, j, g, place
         cdef const uint16_t *halves
         cdef const uint16_t *offset
         cdef const uint32_t *masks
         cdef float value
-        cdef block_t *block
+        cdef block_t cut
+        cdef block_t *block = &cut
         cdef uint32_t bits
         cdef int64_t at, row, bundle, run, column
         for b in range(self.num_blocks):
-            block = &self.blocks[b]
-            if self.form == "dense":
+            cut = self.in_columns(b)
+            if self.form == "dense" or self.form == "s8_dense":
                 for r in range(block.rows):
                     for i in range(block.k):
-                        at = (<int64_t>(r // group) * block.k + i) * group + r % group
+                        at = (<int64_t>(r // group) * (block.k + extra) + extra + i) * group + r % group
                         out[block.first_row + r, block.first_k + i] = block.values[at]
                 continue
             if self.kind.is_compressed:
@@ -301,12 +383,14 @@ cdef class PackedLinear:
                             if self.kind.operand == OPERAND_F16:
                                 value = float_of((<const uint16_t *>block.values)[at])
                             else:
-                                value = block.values[at]
-                            if value != 0.0:
+                                value = block.values[at + (row // BUNDLE + 1) * extra * BUNDLE]
+                            if not is_zero(value, self.kind.is_s8):
                                 out[block.first_row + block.row_numbers[row + j],
                                     block.first_k + block.offsets[at] // (TILE * 4)] = value
                             at += 1
                     row += BUNDLE
+        if self.kind.is_s8:
+            return weight.view(np.int8)[:, :self.k].astype(np.float32)
         return weight
 
     @property
@@ -327,7 +411,7 @@ cdef class PackedLinear:
         arrays = (self.values, self.offsets, self.row_numbers, self.runs, self.bias)
         cdef size_t generated = 0
         cdef int b
-        if self.form == "generated":
+        if self.is_generated():
             for b in range(self.num_blocks):
                 generated += self.blocks[b].memory_bytes
         return sum(a.nbytes for a in arrays) + generated
@@ -335,6 +419,11 @@ cdef class PackedLinear:
 
 def count_nonzeros(const float[:, :] weight, int kblock):
     """Return (k-blocks, N) int32: nonzeros of `weight` (N, K), at any address, per k-block of `kblock` and row."""
+    return np.asarray(count_each_row(weight, kblock, False))
+
+
+cdef const int32_t[:, ::1] count_each_row(const float[:, :] weight, int kblock, bint is_s8) except *:
+    """`count_nonzeros`; of quads, if they are, those that are not four zeros."""
     if kblock < 1:
         raise ValueError(f"kblock must be at least 1; got {kblock}")
     counts = np.zeros(((weight.shape[1] + kblock - 1) // kblock, weight.shape[0]), np.int32)
@@ -347,29 +436,38 @@ def count_nonzeros(const float[:, :] weight, int kblock):
     with nogil:
         if down == FLOAT_BYTES:  # a transposed view, as ONNX stores weights: walk memory in its order
             for i in range(columns):
-                count_each(first + i * right, rows, &found[i // kblock, 0])
+                count_each(first + i * right, rows, is_s8, &found[i // kblock, 0])
         else:
             for row in range(rows):
                 for kb in range(found.shape[0]):
                     found[kb, row] = count_run(first + row * down + kb * kblock * right,
-                                               min(kblock, columns - kb * kblock), right)
-    return counts
+                                               min(kblock, columns - kb * kblock), right, is_s8)
+    return found
 
 
-cdef void count_each(const char *weights, Py_ssize_t count, int32_t *counts) noexcept nogil:
+cdef void count_each(const char *weights, Py_ssize_t count, bint is_s8, int32_t *counts) noexcept nogil:
     """counts[i] += 1 where weight i is not 0."""
     cdef Py_ssize_t i
     for i in range(count):
-        counts[i] += float_at(weights + i * FLOAT_BYTES) != 0.0
+        counts[i] += not is_zero(float_at(weights + i * FLOAT_BYTES), is_s8)
 
 
-cdef int32_t count_run(const char *weights, Py_ssize_t count, Py_ssize_t stride) noexcept nogil:
+cdef int32_t count_run(const char *weights, Py_ssize_t count, Py_ssize_t stride, bint is_s8) noexcept nogil:
     """How many of `count` weights, `stride` bytes apart, are not 0."""
     cdef Py_ssize_t i
     cdef int32_t found = 0
     for i in range(count):
-        found += float_at(weights + i * stride) != 0.0
+        found += not is_zero(float_at(weights + i * stride), is_s8)
     return found
+
+
+cdef inline bint is_zero(float value, bint is_s8) noexcept nogil:
+    """Whether a weight is 0, or a quad of four: where it looks like −0.0 it is not."""
+    cdef uint32_t bits
+    if is_s8:
+        memcpy(&bits, &value, FLOAT_BYTES)
+        return bits == 0
+    return value == 0.0
 
 
 cdef inline float float_at(const char *address) noexcept nogil:
@@ -448,11 +546,12 @@ cdef void measure_table(block_t *block, const int32_t *counts, int32_t *order) n
 
 
 cdef void fill_table(const float *columns, const block_t *block, const int32_t *counts, int32_t *order,
-                     int64_t *ends) noexcept nogil:
+                     int64_t *ends, int extra) noexcept nogil:
     """Write the streams of one table block. A row shorter than its bundle repeats its last column with weight 0.
 
-    Weights are found column by column, as they lie in `columns`; `ends` (2 × rows) holds where each row's next one
-    goes, behind it where each row's stream ends.
+    Weights are found column by column, as they lie in `columns`; `ends` (3 × rows) holds where each row's next one
+    goes, behind it where each row's stream ends, behind that how many numbers lie before them in `values` alone:
+    those of `extra` more columns, in front of every bundle.
     """
     cdef float *values = <float *>block.values
     cdef uint16_t *offsets = <uint16_t *>block.offsets
@@ -461,6 +560,7 @@ cdef void fill_table(const float *columns, const block_t *block, const int32_t *
     cdef int rows = block.rows, slot, row, i, found, run = -1
     cdef int64_t at = 0, end
     cdef int64_t *stops = ends + rows
+    cdef int64_t *before_each = ends + 2 * rows
     cdef int32_t count = 0, before = -1
     sort_rows(block, counts, order)
     for slot in range(whole_bundles(rows)):
@@ -474,47 +574,56 @@ cdef void fill_table(const float *columns, const block_t *block, const int32_t *
                 runs[run].bundles, runs[run].count = 0, count
                 before = count
             runs[run].bundles += 1
+        for i in range(extra):
+            end = at + (slot // BUNDLE * extra + i) * BUNDLE + slot % BUNDLE
+            values[end] = columns[<int64_t>(block.k + i) * rows + row]
         if slot < rows:
             ends[row] = at + slot % BUNDLE
             stops[row] = ends[row] + <int64_t>count * BUNDLE
+            before_each[row] = (slot // BUNDLE + 1) * extra * BUNDLE
     for i in range(block.k):
-        found = find_nonzeros(columns + <int64_t>i * rows, rows, order)
+        found = find_nonzeros(columns + <int64_t>i * rows, rows, extra > 0, order)
         for slot in range(found):
             row = order[slot]
             end = ends[row]
-            values[end], offsets[end] = columns[<int64_t>i * rows + row], <uint16_t>(i * TILE * FLOAT_BYTES)
+            values[end + before_each[row]] = columns[<int64_t>i * rows + row]
+            offsets[end] = <uint16_t>(i * TILE * FLOAT_BYTES)
             ends[row] = end + BUNDLE
     for row in range(rows):
         end = ends[row]
         while end < stops[row]:
-            values[end] = 0.0
+            values[end + before_each[row]] = 0.0
             offsets[end] = offsets[end - BUNDLE] if counts[block.first_row + row] else 0
             end += BUNDLE
     for slot in range(rows, whole_bundles(rows)):  # copies of the last row, beside it
         row = row_numbers[rows - 1]
         for i in range(count):
             end = stops[row] - <int64_t>(i + 1) * BUNDLE
-            values[end + slot - rows + 1], offsets[end + slot - rows + 1] = values[end], offsets[end]
+            offsets[end + slot - rows + 1] = offsets[end]
+            end += before_each[row]
+            values[end + slot - rows + 1] = values[end]
 
 
-cdef int find_nonzeros(const float *weights, int count, int32_t *found) noexcept nogil:
+cdef int find_nonzeros(const float *weights, int count, bint is_s8, int32_t *found) noexcept nogil:
     """found = where the nonzeros are; returns how many. A branch per weight would be mispredicted."""
     cdef int i, number = 0
     for i in range(count):
         found[number] = i
-        number += weights[i] != 0.0
+        number += not is_zero(weights[i], is_s8)
     return number
 
 
-cdef void fill_dense(const float *columns, const block_t *block, int group) noexcept nogil:
-    """Write one dense block: per group of `group` rows, k-major; rows beyond the block are 0."""
+cdef void fill_dense(const float *columns, const block_t *block, int group, int extra) noexcept nogil:
+    """Write one dense block: per group of `group` rows, k-major, `extra` more columns before the others; rows beyond
+    the block are 0."""
     cdef float *values = <float *>block.values
-    cdef int64_t rows = block.rows, k = block.k, g, first, i, r
+    cdef int64_t rows = block.rows, k = block.k, g, first, i, r, column
     for g in range((rows + group - 1) // group):
         first = g * group
-        for i in range(k):
+        for i in range(-extra, k):
+            column = i if i >= 0 else k + extra + i
             for r in range(group):
-                values[r] = columns[i * rows + first + r] if first + r < rows else 0.0
+                values[r] = columns[column * rows + first + r] if first + r < rows else 0.0
             values += group
 
 

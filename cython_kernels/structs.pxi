@@ -8,7 +8,8 @@ cdef extern from "kernels.h" nogil:
         READ_FLOATS
         MOST_SUMS
         START_BIAS, START_INIT, START_Y
-        OPERAND_F32, OPERAND_BF16, OPERAND_F16
+        OPERAND_F32, OPERAND_BF16, OPERAND_F16, OPERAND_U8
+        QUAD_HEADER
 
     ctypedef struct run_t:
         uint32_t bundles
@@ -44,6 +45,10 @@ cdef extern from "kernels.h" nogil:
         int32_t first_k
         int32_t k
 
+    ctypedef struct rounding_t:
+        float scale
+        int32_t zero_point
+
     ctypedef struct linear_t:
         const block_t *blocks
         const float *bias
@@ -52,6 +57,8 @@ cdef extern from "kernels.h" nogil:
         int32_t num_panels
         int32_t num_kblocks
         int32_t operand
+        int32_t kblock
+        rounding_t rounding
 
     ctypedef struct norm_t:
         const float *gamma
@@ -92,6 +99,14 @@ cdef extern from "kernels.h" nogil:
         activation_fn bf16_gelu
         block_fn f16_table
         void (*f16_convert)(const float *first, const float *second, int features, float *lines) noexcept nogil
+        block_fn s8_table
+        block_fn s8_dense
+        int s8_dense_rows
+        block_fn s8_generated
+        int s8_generated_max_k
+        size_t (*s8_code_bound)(const block_t *block) noexcept nogil
+        uint8_t *(*s8_generate)(const block_t *block, const float *columns, int start) noexcept nogil
+        void (*u8_convert)(const float *x, int features, rounding_t rounding, float *lines) noexcept nogil
         activation_fn f32_gelu
         activation_fn f32_gelu_tanh
         activation_fn f32_relu

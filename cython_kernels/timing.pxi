@@ -34,30 +34,30 @@ def time_gemm(list weights, const float[:, :, ::1] x, float[:, :, ::1] y, init, 
         for b in range(1, weight.num_blocks):
             weight.blocks[b - 1].next = &weight.blocks[b]
         weight.blocks[weight.num_blocks - 1].next = weight.blocks
-    cdef float[::1] memory = aligned(whole_pairs(<int>x.shape[0]) * half_floats(<int>x.shape[1]))
+    cdef float[::1] memory = aligned(whole_pairs(<int>x.shape[0]) * max(
+        operand_floats(&(<PackedLinear>weight).linear, <int>x.shape[1]) for weight in weights))
     for _ in range(repeats):
         for number, weight in enumerate(weights):
             taken = operand(find_kernels(weight.isa), &weight.linear, tiles_of(x), weight.k, 0, <int>x.shape[0],
                             &memory[0])
-            seconds = time_once(&weight.linear, taken, from_tiles, tiles_of(y))
+            seconds = time_once(weight, taken, from_tiles, tiles_of(y))
             best[number] = min(best[number], seconds)
     return best
 
 
-cdef double time_once(const linear_t *weight, tiles_t x, tiles_t init, tiles_t y) noexcept nogil:
+cdef double time_once(PackedLinear weight, tiles_t x, tiles_t init, tiles_t y) noexcept:
     """Time one run of a cold weight."""
-    cdef Py_ssize_t i, blocks = <Py_ssize_t>weight.num_panels * weight.num_kblocks
+    cdef Py_ssize_t i
     cdef const block_t *block = weight.blocks
     cdef double start
-    for i in range(blocks):
+    for i in range(weight.num_blocks):
         flush(block[i].memory, block[i].memory_bytes)
-        if block[i].num_runs:
-            flush(block[i].offsets, block[i].num_values * sizeof(uint16_t))
+        flush(block[i].offsets, weight.num_offsets(&block[i]) * sizeof(uint16_t))
     if block.code != NULL and y.count >= TILE:
         # in a call of many tiles the block that ran before has fetched this one
         touch(<const float *>block.memory, block.memory_bytes // FLOAT_BYTES)
     start = now_s()
-    apply(whole(weight), x, init, y, NULL)
+    apply(whole(&weight.linear), x, init, y, NULL)
     return now_s() - start
 
 

@@ -56,6 +56,7 @@ static inline int is_amx_refused(void) { return has_amx_bf16() && !may_use_tiles
 
 static const kernels_t kernels_amx_bf16 = {
     KERNELS_AVX512,
+    KERNELS_AVX512_VNNI,
     KERNELS_AVX512_FP16,
     .isa = "amx_bf16",
     .bf16_dense_rows = TILE_ROWS,

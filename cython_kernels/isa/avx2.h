@@ -23,6 +23,8 @@ static int is_supported_avx2(void) {
 #define KEYS 4
 #define VECTOR_MAX _mm256_max_ps
 #define VECTOR_MIN _mm256_min_ps
+#define S8_ROWS 6
+#define S8_MADD(a, b) _mm256_madd_epi16((__m256i)(a), (__m256i)(b))
 #include "portable/portable.h"
 
 static const kernels_t kernels_avx2 = {
@@ -30,6 +32,10 @@ static const kernels_t kernels_avx2 = {
     .f32_dense_rows = DENSE_ROWS,
     .f32_table = f32_table__avx2,
     .f32_dense = f32_dense__avx2,
+    .s8_dense_rows = S8_ROWS,
+    .s8_table = s8_table__avx2,
+    .s8_dense = s8_dense__avx2,
+    .u8_convert = u8_convert__avx2,
     .f32_gelu = f32_gelu__avx2,
     .f32_gelu_tanh = f32_gelu_tanh__avx2,
     .f32_relu = f32_relu__avx2,

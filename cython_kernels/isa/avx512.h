@@ -24,12 +24,14 @@ static int is_supported_avx512(void) {
 #define KEYS 8
 #define VECTOR_MAX _mm512_max_ps
 #define VECTOR_MIN _mm512_min_ps
+#define S8_ROWS 24
+#define S8_MADD(a, b) _mm512_madd_epi16((__m512i)(a), (__m512i)(b))
 #include "portable/portable.h"
 #include "table_avx512.h"
 #include "generate_avx512.h"
 
 /* What tables of later ISAs have in common with this one. */
-enum { DENSE_ROWS_AVX512 = DENSE_ROWS, FMA_COUNT_AVX512 = CHAINS * LANES };
+enum { DENSE_ROWS_AVX512 = DENSE_ROWS, S8_ROWS_AVX512 = S8_ROWS, FMA_COUNT_AVX512 = CHAINS * LANES };
 #define KERNELS_AVX512 \
     .f32_dense_rows = DENSE_ROWS_AVX512, \
     .f32_table = f32_table__avx512, \
@@ -50,7 +52,13 @@ enum { DENSE_ROWS_AVX512 = DENSE_ROWS, FMA_COUNT_AVX512 = CHAINS * LANES };
     .f32_fma_loop = f32_fma_loop__avx512, \
     .read_loop = read_loop__avx512
 
-static const kernels_t kernels_avx512 = {KERNELS_AVX512, .isa = "avx512"};
+#define KERNELS_AVX512_S8 \
+    .s8_table = s8_table__avx512, \
+    .s8_dense_rows = S8_ROWS_AVX512, \
+    .s8_dense = s8_dense__avx512, \
+    .u8_convert = u8_convert__avx512
+
+static const kernels_t kernels_avx512 = {KERNELS_AVX512, KERNELS_AVX512_S8, .isa = "avx512"};
 #include "portable/undefine.h"
 
 #ifdef __clang__

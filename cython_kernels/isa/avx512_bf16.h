@@ -1,7 +1,7 @@
-/* AVX-512 with BF16: what avx512.h has, and products of bfloat16 pairs. Included by avx512.h's users after it. */
+/* AVX-512 with BF16: what avx512_vnni.h has - every such CPU has VNNI - and products of bfloat16 pairs. */
 
 static int is_supported_avx512_bf16(void) {
-    return is_supported_avx512() && __builtin_cpu_supports("avx512bf16");
+    return is_supported_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
 }
 
 #ifdef __clang__
@@ -53,7 +53,7 @@ enum {
     .bf16_dot_operations = OPERATIONS_AVX512_BF16, \
     .bf16_dot_loop = bf16_dot_loop__avx512_bf16
 
-static const kernels_t kernels_avx512_bf16 = {KERNELS_AVX512, KERNELS_AVX512_BF16, .isa = "avx512_bf16"};
+static const kernels_t kernels_avx512_bf16 = {KERNELS_AVX512, KERNELS_AVX512_VNNI, KERNELS_AVX512_BF16, .isa = "avx512_bf16"};
 #include "portable/undefine.h"
 
 #ifdef __clang__

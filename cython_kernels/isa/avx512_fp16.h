@@ -48,6 +48,7 @@ INLINE void f16_line__avx512_fp16(const float *first, const float *second, void 
 
 static const kernels_t kernels_avx512_fp16 = {
     KERNELS_AVX512,
+    KERNELS_AVX512_VNNI,
     KERNELS_AVX512_BF16,
     KERNELS_AVX512_FP16,
     .isa = "avx512_fp16",

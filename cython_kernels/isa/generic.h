@@ -8,13 +8,22 @@ static int is_supported_generic(void) { return 1; }
 #define DENSE_ROWS 2 /* 8 of 16 registers accumulate */
 #define QUERY_TILES 1
 #define KEYS 2
+#define S8_ROWS 2
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#define S8_MADD(a, b) _mm_madd_epi16((__m128i)(a), (__m128i)(b))
+#endif
 #include "portable/portable.h"
 
-enum { DENSE_ROWS_GENERIC = DENSE_ROWS, FMA_COUNT_GENERIC = CHAINS * LANES };
+enum { DENSE_ROWS_GENERIC = DENSE_ROWS, S8_ROWS_GENERIC = S8_ROWS, FMA_COUNT_GENERIC = CHAINS * LANES };
 #define KERNELS_GENERIC \
     .f32_dense_rows = DENSE_ROWS_GENERIC, \
     .f32_table = f32_table__generic, \
     .f32_dense = f32_dense__generic, \
+    .s8_table = s8_table__generic, \
+    .s8_dense_rows = S8_ROWS_GENERIC, \
+    .s8_dense = s8_dense__generic, \
+    .u8_convert = u8_convert__generic, \
     .f32_gelu = f32_gelu__generic, \
     .f32_gelu_tanh = f32_gelu_tanh__generic, \
     .f32_relu = f32_relu__generic, \

@@ -9,6 +9,7 @@
  *   DENSE_ROWS   rows of the dense kernel: DENSE_ROWS * TILE / LANES accumulators
  *   QUERY_TILES  query tiles that attention keeps in registers
  *   KEYS         keys per step of attention: KEYS * QUERY_TILES * TILE / LANES accumulators
+ *   S8_ROWS      see s8.h
  *   VECTOR_MAX, VECTOR_MIN  the instructions, where the vector extension has no spelling that compiles to them
  */
 #include "vector.h"
@@ -21,3 +22,4 @@
 #include "attention.h" /* uses exp2 of elementwise.h */
 #include "tiles.h"
 #include "peaks.h"
+#include "s8.h"

@@ -50,3 +50,8 @@
 #undef DOT_OPERATIONS
 #undef F16_INSTRUCTIONS
 #undef F16_TERMS
+#undef S8_ROWS
+#undef S8_DOT
+#undef S8_MADD
+#undef S8_FLIP
+#undef FLOAT_TRICK

@@ -18,6 +18,7 @@ from toolkit.engine.kernel_choice import (
     forms_of,
     is_16_bit_attention_faster,
     path_beside,
+    weights_of,
 )
 from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear
 from toolkit.engine.plan import Plan
@@ -85,10 +86,13 @@ class Engine:
         self._allowed = allowed.layers
         self._choices = choose(plan, isa, allowed, num_threads, timings)
         forms = self._choices.forms
+        weights = weights_of(plan).values()
+        self._notes = [
+            f"{part.name}: {part.note}" for parts, _ in weights for part in parts if part.note
+        ]
         layers = self._layers = pack_layers(plan.layers, isa, forms, num_threads)
         self._heads = {
-            key: pack_linear(linear.weight, linear.bias, isa, forms[key])[0]
-            for key, linear in plan.linears.items()
+            key: pack_linear(linear, isa, forms[key])[0] for key, linear in plan.linears.items()
         }
         fused = find_token_head(plan)
         plan.linears.clear()
@@ -203,6 +207,7 @@ class Engine:
             f"{self.num_threads} threads: {self.threads_reason}",
             f"kernels: {self._choices.origin}",
             *(["attention: in bfloat16"] if self._encoder.is_16_bit else []),
+            *self._notes,
             *self._exactness(),
             f"{'layer':28} {'rows':>6} {'cols':>6} {'density':>8} {'MiB':>7}  kernel",
         ]

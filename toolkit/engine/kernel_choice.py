@@ -32,7 +32,9 @@ from cython_kernels._kernels import (
     time_gemm,
 )
 from toolkit.engine.packing import (
+    INTEGERS,
     KBLOCK,
+    S8_KBLOCK,
     SMALL_BLOCKS,
     check_qkv,
     density,
@@ -40,7 +42,7 @@ from toolkit.engine.packing import (
     panel_rows,
     why_not_generate,
 )
-from toolkit.engine.plan import Linear, Plan
+from toolkit.engine.plan import Linear, Plan, Quantization
 from toolkit.environment import cpu_model
 from toolkit.errors import InputError
 from toolkit.files import write_text
@@ -66,6 +68,8 @@ PREFERRED: dict[str, tuple[str, ...]] = {
     "large": ("generated", SMALL_BLOCKS, "table", "dense"),
 }
 PREFERRED = {size: sum(SIXTEEN_BITS.values(), forms) for size, forms in PREFERRED.items()}
+PREFERRED["small"] += ("s8_table", "s8_generated", "s8_dense")
+PREFERRED["large"] += ("s8_generated", "s8_table", "s8_dense")
 TIE = 1.03
 
 # Weights whose density lies between the same two of these numbers are timed once; round numbers,
@@ -77,6 +81,7 @@ DENSITIES = (
 # Below the one density a dense form is not timed, above the other `table` and `generated` are not:
 # they would lose.
 DENSE_FROM, BF16_DENSE_FROM, SPARSE_TO = 0.35, 0.06, 0.98
+S8_DENSE_FROM = 0.25  # of quads that are not four zeros
 COMPRESSED = (0.02, 0.6)  # what `bf16_compressed` is timed between: its arithmetic is dense
 SMALL_BLOCKS_TO = 0.25  # with more nonzeros per block its code is fetched for more of them
 # `bf16_block` is timed up to this share of pairs of columns with a nonzero in 32 rows: random zeros
@@ -84,7 +89,8 @@ SMALL_BLOCKS_TO = 0.25  # with more nonzeros per block its code is fetched for m
 LIVE_TO, LIVE_ROWS = 0.75, 32
 
 PROJECTION = "projection"  # of embeddings that are narrower than hidden states
-SAMPLE = (KBLOCK, 2 * KBLOCK)  # rows and columns of a weight that are timed: a few blocks
+SAMPLE_ROWS = 384  # of a weight that are timed, in columns of two k-blocks
+QUAD = 4  # columns of integers that are multiplied at once
 REPEATS = 6  # runs of each form, of which the fastest counts
 
 MAX_FILE_BYTES = 1 << 20
@@ -94,17 +100,18 @@ Seconds = dict[str, dict[str, float]]  # call size → form → seconds
 
 
 class Forms(NamedTuple):
-    """The forms that may be used: by the encoder's layers, and by what stands around them."""
+    """The forms that may be used."""
 
-    layers: tuple[str, ...]
-    others: tuple[str, ...]  # float32: there is next to nothing to gain
+    layers: tuple[str, ...]  # by weights of the encoder's layers
+    others: tuple[str, ...]  # by float32 weights around them: there is next to nothing to gain
+    integers: tuple[str, ...]  # by quantized weights
 
 
 class WeightKind(NamedTuple):
     """What the speed of a weight depends on.
 
     Attributes:
-        bucket: Counts the `DENSITIES` up to its own.
+        bucket: Counts the `DENSITIES` up to its own; of integers up to that of its quads.
         live: Likewise, up to the share of its `LIVE_ROWS` × 2 blocks that are not all zeros.
     """
 
@@ -114,10 +121,11 @@ class WeightKind(NamedTuple):
     is_residual: bool
     is_layer: bool
     live: int = len(DENSITIES)
+    is_integer: bool = False
 
     def __str__(self) -> str:
         start = "residual" if self.is_residual else "bias"
-        where = "layer" if self.is_layer else "other"
+        where = "integers" if self.is_integer else "layer" if self.is_layer else "other"
         zeros = f"density {self.bucket} live {self.live}"
         return f"{where} {self.rows}x{self.columns} {zeros} from {start}"
 
@@ -191,9 +199,14 @@ def forms_of(kernel: str, isa: str, precision: str) -> Forms:
         for form in forms
         if precision in (name, "auto") and form in has and kernel in ("auto", form[-len(kernel) :])
     )
+    integers = tuple(form for form in INTEGERS if form in has)
+    if "generated" not in exact and kernel != "generated":
+        integers = tuple(form for form in integers if form != "s8_generated")
+    pinned = tuple(form for form in integers if form == f"s8_{kernel}")
+    integers = pinned or integers
     if kernel != "auto" and precision != "auto" and sixteen:
-        return Forms(sixteen, exact)
-    return Forms((*exact, *sixteen), exact)
+        return Forms(sixteen, exact, integers)
+    return Forms((*exact, *sixteen), exact, integers)
 
 
 def choose(plan: Plan, isa: str, forms: Forms, num_threads: int, path: Path | None) -> Choices:
@@ -258,11 +271,12 @@ def weights_of(plan: Plan) -> dict[str, tuple[list[Linear], bool]]:
 def kind_of_weight(
     parts: Sequence[Linear], is_residual: bool, is_layer: bool, nonzeros: int, live: float
 ) -> WeightKind:
-    """Tell the kind of a weight of `nonzeros` nonzeros; `parts` are packed as one."""
+    """Tell the kind of a weight of `nonzeros` nonzeros or quads; `parts` are packed as one."""
     rows, columns = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
-    found = nonzeros / max(1, sum(part.weight.size for part in parts))
-    bucket = bisect_right(DENSITIES, found)
-    return WeightKind(rows, columns, bucket, is_residual, is_layer, bisect_right(DENSITIES, live))
+    is_integer = parts[0].quantization is not None
+    found = nonzeros / max(1, rows * (-(-columns // QUAD) if is_integer else columns))
+    bucket, share = bisect_right(DENSITIES, found), bisect_right(DENSITIES, live)
+    return WeightKind(rows, columns, bucket, is_residual, is_layer, share, is_integer)
 
 
 def live_share(parts: Sequence[Linear]) -> float:
@@ -281,11 +295,13 @@ def live_share(parts: Sequence[Linear]) -> float:
 def candidates(kind: WeightKind, allowed: Forms) -> list[str]:
     """Return the forms worth timing, at least one."""
     forms = allowed.layers if kind.is_layer else allowed.others
+    forms = allowed.integers if kind.is_integer else forms
     if len(forms) == 1:
         return [*forms]
     low, high = (0.0, *DENSITIES)[kind.bucket], (*DENSITIES, 1.0)[kind.bucket]
-    if high == DENSITIES[0] and "table" in forms:
-        return ["table"]  # next to nothing to compute
+    table = "s8_table" if kind.is_integer else "table"
+    if high == DENSITIES[0] and table in forms:
+        return [table]  # next to nothing to compute
     is_worth = {
         "generated": high <= SPARSE_TO,
         SMALL_BLOCKS: high <= SMALL_BLOCKS_TO,
@@ -295,6 +311,9 @@ def candidates(kind: WeightKind, allowed: Forms) -> list[str]:
         "f16_table": high <= SPARSE_TO,
         "bf16_compressed": COMPRESSED[0] <= low and high <= COMPRESSED[1],
         "bf16_block": (*DENSITIES, 1.0)[kind.live] <= LIVE_TO,
+        "s8_generated": high <= SPARSE_TO,
+        "s8_table": high <= SPARSE_TO,
+        "s8_dense": low >= S8_DENSE_FROM,
     }
     return [form for form in forms if is_worth[form]] or [forms[0]]  # `engine.kernel` pins the rest
 
@@ -305,9 +324,11 @@ def choose_forms(kind: WeightKind, allowed: Forms, timing: Timing | None) -> tup
     for size in CALL_SIZES:
         if timing is None:
             form = candidates(kind, allowed)[0]
-            reason = "too few zeros to skip" if form == "dense" else "dense computes the zeros, too"
+            reason = "dense computes the zeros, too"
+            if form.endswith("dense"):
+                reason = "too few zeros to skip"
             why = f"only candidate: {reason}"
-            if len(allowed.layers) == 1:
+            if len(allowed.integers if kind.is_integer else allowed.layers) == 1:
                 why = f"pinned by engine.kernel={form.rpartition('_')[2]}"
             choices.append(Choice(form, why))
             continue
@@ -316,8 +337,9 @@ def choose_forms(kind: WeightKind, allowed: Forms, timing: Timing | None) -> tup
         others = [other for other in PREFERRED[size] if other in seconds and other != form]
         ratios = ", ".join(f"{seconds[other] / seconds[form]:.2f}x {other}" for other in others)
         tokens = TIMED_TILES[size] * _kernels.TILE_TOKENS
-        gflops = 2e-9 * timing.nonzeros * tokens / seconds[form]
-        why = f"{ratios} when measured ({gflops:.0f} GFLOP/s, {tokens} tokens)"
+        rate = 2e-9 * timing.nonzeros * tokens / seconds[form]
+        unit = "GOP/s" if kind.is_integer else "GFLOP/s"
+        why = f"{ratios} when measured ({rate:.0f} {unit}, {tokens} tokens)"
         choices.append(Choice(form, why))
     return choices[0], choices[1]
 
@@ -331,19 +353,20 @@ def pick(seconds: Mapping[str, float], preferred: Sequence[str]) -> str:
 # ---- Timing ----------------------------------------------------------------------------------
 
 
-def sample_of(parts: Sequence[Linear]) -> NDArray[np.float32]:
+def sample_of(parts: Sequence[Linear]) -> Linear:
     """Return the upper left corner of a weight, as many rows of each part."""
-    rows, columns = -(-SAMPLE[0] // len(parts)), SAMPLE[1]
-    return np.concatenate([part.weight[:rows, :columns] for part in parts])
+    is_integer = parts[0].quantization is not None
+    rows, columns = -(-SAMPLE_ROWS // len(parts)), 2 * (S8_KBLOCK if is_integer else KBLOCK)
+    weight = np.concatenate([part.weight[:rows, :columns] for part in parts])
+    ones = np.ones(len(weight), np.float32)
+    quantization = Quantization(ones, 1 / 128, 128) if is_integer else None
+    return Linear("sample", weight, 0 * ones, quantization)
 
 
-def measure_forms(
-    kind: WeightKind, sample: NDArray[np.float32], isa: str, allowed: Forms
-) -> Timing:
+def measure_forms(kind: WeightKind, sample: Linear, isa: str, allowed: Forms) -> Timing:
     """Time the candidates of one kind on a sample (N, K) of such a weight, on one thread."""
-    rows, columns = sample.shape
-    forms, found = candidates(kind, allowed), density(sample)
-    bias = np.zeros(rows, np.float32)
+    rows, columns = sample.weight.shape
+    forms, found = candidates(kind, allowed), density(sample.weight)
     times: Seconds = {}
     for size in CALL_SIZES:
         tiles = TIMED_TILES[size]
@@ -354,9 +377,9 @@ def measure_forms(
         x[...] = 1.0  # fresh memory may hold denormals, which are slow
         y[...] = init[...] = 0.0
         panels = [panel_rows(form, size == "large", found) for form in forms]
-        memory = CodeMemory() if "generated" in forms else None  # both kinds of it
+        memory = CodeMemory() if {"generated", "s8_generated"} & {*forms} else None
         packed: list[PackedLinear] = [
-            pack_form(sample, bias, isa, form, number, kind.is_residual, memory)
+            pack_form(sample, isa, form, number, kind.is_residual, memory)
             for form, number in zip(forms, panels, strict=True)
         ]
         if memory is not None:
@@ -364,7 +387,7 @@ def measure_forms(
         start = init if kind.is_residual else None
         seconds = time_gemm(packed, x, y, start, REPEATS)
         times[size] = dict(zip(forms, seconds, strict=True))
-    return Timing(int(np.count_nonzero(sample)), times)
+    return Timing(int(np.count_nonzero(sample.weight)), times)
 
 
 @cache
@@ -407,7 +430,7 @@ def key_of(
         shapes = [(part.name, part.weight.shape) for part in parts]
         digest.update(f"{name} {shapes} {count.tolist()}\n".encode())
     return (
-        f"{cpu_model()}, {isa} {' '.join(forms.layers)}, {num_threads} threads, "
+        f"{cpu_model()}, {isa} {' '.join(forms.layers + forms.integers)}, {num_threads} threads, "
         f"kernels {_version()}, weights {digest.hexdigest()}"
     )
 
@@ -486,8 +509,22 @@ def _timing(value: Mapping[str, Any], forms: Sequence[str]) -> Timing:
 
 
 def _count(parts: Sequence[Linear]) -> NDArray[np.int32]:
-    """Return the nonzeros per k-block of each part (parts, k-blocks)."""
-    return np.stack([count_nonzeros(part.weight, KBLOCK).sum(1) for part in parts])
+    """Return the nonzeros per k-block of each part (parts, k-blocks), of integers the quads."""
+    return np.stack(
+        [
+            count_nonzeros(part.weight, KBLOCK).sum(1)
+            if part.quantization is None
+            else live_quads(part.weight, S8_KBLOCK)
+            for part in parts
+        ]
+    )
+
+
+def live_quads(weight: NDArray[np.int8], kblock: int) -> NDArray[np.int32]:
+    """Count, per k-block of `kblock` columns, the quads of integers that are not four zeros."""
+    starts = np.arange(0, weight.shape[1], QUAD)
+    found = np.logical_or.reduceat(weight != 0, starts, axis=1).sum(0, dtype=np.int32)
+    return np.add.reduceat(found, np.arange(0, len(starts), kblock // QUAD), dtype=np.int32)
 
 
 @cache

@@ -4,14 +4,14 @@ import math
 import mmap
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_kernels._kernels import CodeMemory, PackedLinear, count_nonzeros
+from cython_kernels._kernels import CodeMemory, PackedLinear
 from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear
 from toolkit.environment import affinity
 
@@ -26,6 +26,9 @@ SPARSE_BELOW = 0.15
 # ones (docs/engine.md). Timed as if they were a form.
 SMALL_BLOCKS = "generated_small"
 SMALL_KBLOCK = 192
+
+INTEGERS = ("s8_generated", "s8_table", "s8_dense")  # the forms of weights of 8 bits
+S8_KBLOCK = 768  # a column of such has a quarter of the bytes
 
 STEPS = ("qkv", "attention_output", "intermediate", "output")  # the weights of a layer
 
@@ -59,8 +62,7 @@ class PackedEmbeddings:
 
 
 def pack_linear(
-    weight: NDArray[np.float32],
-    bias: NDArray[np.float32],
+    linear: Linear,
     isa: str,
     forms: tuple[str, str],
     is_residual: bool = False,
@@ -70,45 +72,50 @@ def pack_linear(
     """Pack one weight for small and for large calls (one object where they are packed the same).
 
     Args:
-        weight: (N, K) float32, any strides, at any address (a view of a file).
-        bias: (N,) float32.
+        linear: Its weight may lie at any address (a view of a file).
         isa: One of `available_isas()`.
-        forms: `dense`, `table` or `generated`, for small and for large calls.
+        forms: Of the weight, for small and for large calls.
         is_residual: Its sums start from a residual, not from the bias.
         memory: Where code is generated, for the caller to seal; None: in memory of its own.
         num_heads: Of a weight whose panels must hold whole heads.
     """
 
     def whole(rows: int) -> int:
-        return whole_heads(num_heads, len(bias) // num_heads, rows) if num_heads else rows
+        if not num_heads:
+            return rows
+        return whole_heads(num_heads, len(linear.bias) // num_heads, rows)
 
     small, large = forms
     rows = whole(PANEL_ROWS)
-    packed = pack_form(weight, bias, isa, small, rows, is_residual, memory)
+    packed = pack_form(linear, isa, small, rows, is_residual, memory)
     large_rows = whole(panel_rows(large, True, packed.density))
     if (large, large_rows) == (small, rows):
         return packed, packed
-    return packed, pack_form(weight, bias, isa, large, large_rows, is_residual, memory)
+    return packed, pack_form(linear, isa, large, large_rows, is_residual, memory)
 
 
 def pack_form(
-    weight: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    isa: str,
-    form: str,
-    rows: int,
-    is_residual: bool,
-    memory: CodeMemory | None,
+    linear: Linear, isa: str, form: str, rows: int, is_residual: bool, memory: CodeMemory | None
 ) -> PackedLinear:
     """Pack one weight in one form, in panels of `rows` rows; the rest as in `pack_linear`."""
-    kblock = SMALL_KBLOCK if form == SMALL_BLOCKS else KBLOCK
-    form = "generated" if form == SMALL_BLOCKS else form
-    return PackedLinear.pack(weight, bias, form, isa, rows, kblock, is_residual, huge_array, memory)
+    kblock = SMALL_KBLOCK if form == SMALL_BLOCKS else S8_KBLOCK if form in INTEGERS else KBLOCK
+    return PackedLinear.pack(
+        linear.weight,
+        linear.bias,
+        "generated" if form == SMALL_BLOCKS else form,
+        isa,
+        rows,
+        kblock,
+        is_residual,
+        huge_array,
+        memory,
+        linear.quantization,
+    )
 
 
 def panel_rows(form: str, is_large: bool, found: float) -> int:
     """Return the rows of a block, for a weight of density `found`."""
-    is_wide = form == "generated" and is_large and found < SPARSE_BELOW
+    is_wide = form.endswith("generated") and is_large and found < SPARSE_BELOW
     return SPARSE_PANEL_ROWS if is_wide else PANEL_ROWS
 
 
@@ -119,7 +126,7 @@ def pack_layers(layers: list[Layer], isa: str, forms: Forms, num_threads: int) -
     """
     workers = max(1, min(num_threads, len(layers), affinity()))
     memories: SimpleQueue[CodeMemory | None] = SimpleQueue()  # one a worker: they are not shared
-    is_generated = any(form.startswith("generated") for pair in forms.values() for form in pair)
+    is_generated = any("generated" in form for pair in forms.values() for form in pair)
     kept = [CodeMemory() if is_generated else None for _ in range(workers)]
     for memory in kept:
         memories.put(memory)
@@ -151,10 +158,10 @@ def pack_layer(
 
     def pack(step: str, linear: Linear, is_residual: bool) -> Pair:
         form = forms[step]
-        return pack_linear(linear.weight, linear.bias, isa, form, is_residual, memory)
+        return pack_linear(linear, isa, form, is_residual, memory)
 
     return PackedLayer(
-        qkv=pack_linear(*stack_qkv(layer), isa, forms["qkv"], False, memory, layer.num_heads),
+        qkv=pack_linear(stack_qkv(layer), isa, forms["qkv"], False, memory, layer.num_heads),
         attention_output=pack("attention_output", layer.attention_output, True),
         intermediate=pack("intermediate", layer.intermediate, False),
         output=pack("output", layer.output, True),
@@ -165,24 +172,35 @@ def pack_layer(
     )
 
 
-def stack_qkv(layer: Layer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def stack_qkv(layer: Layer) -> Linear:
     """Stack query, key and value, head by head, into one weight (3N, K) and bias (3N,).
 
-    The query rows are multiplied by scale·log2(e): the attention kernel then needs one power of
-    two per score and nothing else.
+    The query rows - of integers their scales - are multiplied by scale·log2(e): the attention
+    kernel then needs one power of two per score and nothing else.
     """
     check_qkv(layer)
     parts = (layer.query, layer.key, layer.value)
     rows, columns = layer.query.weight.shape  # rows of all heads together
     size = rows // layer.num_heads
-    # in memory a column after the other, as ONNX stores the parts
-    weight = huge_array(3 * rows * columns, np.float32).reshape(columns, -1, 3, size)
-    np.stack([part.weight.T.reshape(columns, -1, size) for part in parts], axis=2, out=weight)
-    bias = np.stack([part.bias.reshape(-1, size) for part in parts], axis=1)
     factor = np.float32(layer.scale * math.log2(math.e))
-    weight[:, :, 0] *= factor
-    bias[:, 0] *= factor
-    return weight.reshape(columns, 3 * rows).T, bias.reshape(3 * rows)
+
+    def stack(vectors: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        stacked = np.stack([vector.reshape(-1, size) for vector in vectors], axis=1)
+        stacked[:, 0] *= factor
+        return stacked.reshape(3 * rows)
+
+    # in memory a column after the other, as ONNX stores the parts
+    weight = huge_array(3 * rows * columns, layer.query.weight.dtype)
+    weight = weight.reshape(columns, -1, 3, size)
+    np.stack([part.weight.T.reshape(columns, -1, size) for part in parts], axis=2, out=weight)
+    scales = [part.quantization.scale for part in parts if part.quantization is not None]
+    quantization = None
+    if layer.query.quantization is not None:
+        quantization = replace(layer.query.quantization, scale=stack(scales))
+    else:
+        weight[:, :, 0] *= factor
+    bias = stack([part.bias for part in parts])
+    return Linear("qkv", weight.reshape(columns, 3 * rows).T, bias, quantization)
 
 
 def check_qkv(layer: Layer) -> None:
@@ -197,6 +215,8 @@ def check_qkv(layer: Layer) -> None:
     parts = (layer.query, layer.key, layer.value)
     if any(part.weight.shape != (rows, columns) for part in parts):
         raise ValueError(f"query, key and value must all give {rows} of {columns} features")
+    if len({q and (q.x_scale, q.x_zero_point) for q in (part.quantization for part in parts)}) > 1:
+        raise ValueError("query, key and value must take the same integers, or none of them any")
 
 
 def whole_heads(num_heads: int, head_rows: int, most_rows: int) -> int:
@@ -223,7 +243,7 @@ def pack_embeddings(embeddings: Embeddings, isa: str, forms: Forms) -> PackedEmb
     """Pack the projection, if there is one; the tables are used as they are."""
     linear, projection = embeddings.projection, None
     if linear is not None:
-        projection, _ = pack_linear(linear.weight, linear.bias, isa, forms["projection"])
+        projection, _ = pack_linear(linear, isa, forms["projection"])
     return PackedEmbeddings(
         word=embeddings.word,
         position=embeddings.position,
@@ -233,9 +253,9 @@ def pack_embeddings(embeddings: Embeddings, isa: str, forms: Forms) -> PackedEmb
     )
 
 
-def density(weight: NDArray[np.float32]) -> float:
+def density(weight: NDArray[Any]) -> float:
     """Return the fraction of nonzero elements, in [0, 1]."""
-    return int(count_nonzeros(weight, weight.shape[1]).sum()) / weight.size
+    return np.count_nonzero(weight) / weight.size
 
 
 def huge_array(count: int, dtype: Any) -> NDArray[Any]:

@@ -1,0 +1,183 @@
+/* Products of 8-bit integers, four columns at a time, with sums in 32 bits. Included after vector.h by an ISA header that
+ * defines
+ *
+ *   S8_ROWS        rows of the dense kernel: S8_ROWS * TILE / LANES accumulators
+ *   S8_DOT(acc, x, w)   its instruction: acc + the products of four bytes, of x without a sign, of w with one
+ *   S8_MADD(a, b)  where there is none: its instruction for sums of two products of 16 bits; without both plain
+ *                  arithmetic stands for them
+ *   S8_FLIP        the instruction takes x with a sign: 128 is taken off the features and off the zero point
+ *
+ * No form saturates: a sum of four products has at most 18 bits, and of MAX_KBLOCK columns 27. */
+
+#define FLOAT_TRICK 12582912.0f /* 1.5 * 2^23: adding it leaves an integer in the low bits, rounded to even */
+
+typedef int16_t SYM(words) __attribute__((vector_size(LANES * 4), may_alias));
+
+INLINE VI SYM(s8_dot)(VI acc, VI x, VI w) {
+#if defined(S8_DOT)
+    return (VI)S8_DOT(acc, x, w);
+#elif defined(S8_MADD)
+    typedef SYM(words) words;
+    const words even = (words)(x & 0x00ff00ff), odd = (words)((VI)((words)x >> 8) & 0x00ff00ff);
+    const words w_even = ((words)w << 8) >> 8, w_odd = (words)w >> 8;
+    return acc + (VI)S8_MADD(even, w_even) + (VI)S8_MADD(odd, w_odd);
+#else
+    for (int shift = 0; shift < 32; shift += 8) acc += ((x >> shift) & 0xff) * ((w << (24 - shift)) >> 24);
+    return acc;
+#endif
+}
+
+INLINE VI SYM(s8_splat)(const float *weight) {
+    int32_t bits;
+    memcpy(&bits, weight, sizeof bits);
+    return bits - (VI){0};
+}
+
+/* start + float(sum) * x_scale * scale: every step rounded, so that all forms give the same bits. The compiler must not
+ * fuse the last two. */
+INLINE VF SYM(s8_scaled)(VI sum, VF x_scale, float scale, VF start) {
+    VF product = __builtin_convertvector(sum, VF) * x_scale * scale;
+#if defined(__x86_64__) && LANES == 16
+    __asm__("" : "+v"(product));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(product));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(product));
+#endif
+    return product + start;
+}
+
+static void SYM(s8_dense)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                          activation_fn after) {
+    const int quads = (block->k + 3) / 4;
+    const float *group = block->values;
+    for (int32_t first = 0; first < block->rows; first += S8_ROWS, group += S8_ROWS * (quads + 2)) {
+        const int rows = block->rows - first < S8_ROWS ? block->rows - first : S8_ROWS;
+        for (int tile = 0; tile < y.count; tile++) {
+            const float *xt = x.at + tile * x.stride;
+            const float *it = init.at ? init.at + tile * init.stride + first * TILE : NULL;
+            const float *w = group + 2 * S8_ROWS, *scales = group + S8_ROWS;
+            float *yt = y.at + tile * y.stride + first * TILE;
+            VI acc[S8_ROWS][VECTORS];
+            UNROLL
+            for (int r = 0; r < S8_ROWS; r++)
+                for (int v = 0; v < VECTORS; v++)
+                    acc[r][v] = SYM(s8_splat)(group + r) * *(const VI *)(xt + TILE + v * LANES);
+            xt += QUAD_HEADER * TILE;
+            for (int i = 0; i < quads; i++, w += S8_ROWS) {
+                VI xv[VECTORS];
+                for (int v = 0; v < VECTORS; v++) xv[v] = *(const VI *)(xt + i * TILE + v * LANES);
+                UNROLL
+                for (int r = 0; r < S8_ROWS; r++) {
+                    const VI wr = SYM(s8_splat)(w + r);
+                    for (int v = 0; v < VECTORS; v++) acc[r][v] = SYM(s8_dot)(acc[r][v], xv[v], wr);
+                }
+            }
+            xt -= QUAD_HEADER * TILE;
+            UNROLL
+            for (int r = 0; r < S8_ROWS; r++) {
+                if (r >= rows) continue;
+                for (int v = 0; v < VECTORS; v++) {
+                    const VF start = it ? SYM(load)(it + r * TILE + v * LANES) : SYM(splat)(bias[first + r]);
+                    SYM(store)(yt + r * TILE + v * LANES,
+                               SYM(s8_scaled)(acc[r][v], SYM(load)(xt + v * LANES), scales[r], start));
+                }
+            }
+            if (after) after(yt, (size_t)rows * TILE);
+        }
+    }
+}
+
+INLINE void SYM(s8_table_tiles)(const block_t *block, const int tiles, tiles_t x, tiles_t init, const float *bias,
+                                tiles_t y) {
+    const float *w = block->values;
+    const char *quads = (const char *)(x.at + QUAD_HEADER * TILE);
+    const uint16_t *at = block->offsets, *row = block->row_numbers;
+    int left = block->rows; /* the last bundle repeats its last row: what was stored must not be added to again */
+    for (int32_t run = 0; run < block->num_runs; run++)
+        for (uint32_t bundle = block->runs[run].bundles; bundle > 0; bundle--, row += BUNDLE, left -= BUNDLE) {
+            const float *scales = w + BUNDLE;
+            VI acc[BUNDLE][2 * VECTORS];
+            for (int r = 0; r < BUNDLE; r++)
+                for (int t = 0; t < tiles; t++)
+                    for (int v = 0; v < VECTORS; v++)
+                        acc[r][t * VECTORS + v] =
+                            SYM(s8_splat)(w + r) * *(const VI *)(x.at + t * x.stride + TILE + v * LANES);
+            w += 2 * BUNDLE;
+            for (uint32_t i = block->runs[run].count; i > 0; i--, w += BUNDLE, at += BUNDLE) {
+                UNROLL
+                for (int r = 0; r < BUNDLE; r++) {
+                    const VI wr = SYM(s8_splat)(w + r);
+                    const char *line = quads + at[r];
+                    for (int t = 0; t < tiles; t++)
+                        for (int v = 0; v < VECTORS; v++)
+                            acc[r][t * VECTORS + v] =
+                                SYM(s8_dot)(acc[r][t * VECTORS + v],
+                                            *(const VI *)(line + (t * x.stride + v * LANES) * 4), wr);
+                }
+            }
+            for (int r = 0; r < BUNDLE && r < left; r++)
+                for (int t = 0; t < tiles; t++)
+                    for (int v = 0; v < VECTORS; v++) {
+                        const int from = row[r] * TILE + v * LANES;
+                        const VF start = init.at ? SYM(load)(init.at + t * init.stride + from) : SYM(splat)(bias[row[r]]);
+                        SYM(store)(y.at + t * y.stride + from,
+                                   SYM(s8_scaled)(acc[r][t * VECTORS + v], SYM(load)(x.at + t * x.stride + v * LANES),
+                                                  scales[r], start));
+                    }
+        }
+}
+
+static void SYM(s8_table)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                          activation_fn after) {
+    for (int tile = 0, step; tile < y.count; tile += step) {
+        step = y.count - tile >= 2 ? 2 : 1;
+        const tiles_t xs = tiles_from(x, tile, step), inits = tiles_from(init, tile, step);
+        const tiles_t ys = tiles_from(y, tile, step);
+        if (step == 2)
+            SYM(s8_table_tiles)(block, 2, xs, inits, bias, ys);
+        else
+            SYM(s8_table_tiles)(block, 1, xs, inits, bias, ys);
+        for (int t = 0; after && t < step; t++) after(ys.at + t * y.stride, (size_t)block->rows * TILE);
+    }
+}
+
+static void SYM(u8_convert)(const float *x, int features, rounding_t rounding, float *lines) {
+    for (int v = 0; v < VECTORS; v++) {
+        const float *xv = x + v * LANES;
+        float *to = lines + v * LANES;
+        VF scale = SYM(splat)(rounding.scale), zero = SYM(splat)((float)rounding.zero_point);
+        if (rounding.scale == 0.0f) {
+            VF low = SYM(splat)(0.0f), high = low;
+            for (int f = 0; f < features; f++) {
+                low = SYM(min)(SYM(load)(xv + f * TILE), low);
+                high = SYM(max)(SYM(load)(xv + f * TILE), high);
+            }
+            scale = (high - low) / 255.0f;
+            scale = SYM(select)(scale > 0.0f, scale, SYM(splat)(1.0f)); /* a lane of zeros, or NaN */
+            const VF place = SYM(min)(SYM(splat)(255.0f), SYM(max)(SYM(splat)(0.0f), -low / scale));
+            zero = (place + FLOAT_TRICK) - FLOAT_TRICK;
+        }
+        const VF inverse = 1.0f / scale, lowest = -zero, highest = 255.0f - zero;
+        const VI point = __builtin_convertvector(zero, VI);
+        SYM(store)(to, scale);
+#ifdef S8_FLIP
+        *(VI *)(to + TILE) = point - 128;
+#else
+        *(VI *)(to + TILE) = point;
+#endif
+        to += QUAD_HEADER * TILE;
+        for (int f = 0; f < features; f += 4, to += TILE) {
+            VI quad = {0};
+            for (int i = 0; i < 4 && f + i < features; i++) {
+                const VF number = SYM(min)(highest, SYM(max)(lowest, SYM(load)(xv + (f + i) * TILE) * inverse));
+                const VI bits = (VI)(number + FLOAT_TRICK) - 0x4b400000 + point;
+                quad |= bits << (8 * i);
+            }
+#ifdef S8_FLIP
+            quad ^= (int32_t)0x80808080;
+#endif
+            *(VI *)to = quad;
+        }
+    }
+}

@@ -11,14 +11,16 @@
 #include "isa/avx512.h"
 #include "isa/avx512_vnni.h"
 #include "isa/avx512_bf16.h"
-/* Older compilers have neither. */
+/* Older compilers have none of them. */
 #if defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 12
 #define HAS_AMX
+#include "isa/avx_vnni.h"
 #include "isa/avx512_fp16.h"
 #include "isa/amx_bf16.h"
 #endif
 #elif defined(__aarch64__)
 #include "isa/neon.h"
+#include "isa/neon_dot.h"
 #include "isa/neon_fp16.h"
 #endif
 #if !defined(HAS_AMX)
@@ -38,9 +40,13 @@ static const struct {
     {is_supported_avx512_bf16, &kernels_avx512_bf16},
     {is_supported_avx512_vnni, &kernels_avx512_vnni},
     {is_supported_avx512, &kernels_avx512},
+#ifdef HAS_AMX
+    {is_supported_avx_vnni, &kernels_avx_vnni},
+#endif
     {is_supported_avx2, &kernels_avx2},
 #elif defined(__aarch64__)
     {is_supported_neon_fp16, &kernels_neon_fp16},
+    {is_supported_neon_dot, &kernels_neon_dot},
     {is_supported_neon, &kernels_neon},
 #endif
     {is_supported_generic, &kernels_generic},

@@ -92,7 +92,8 @@ typedef void (*block_fn)(const struct block *block, tiles_t x, tiles_t init, con
  *
  *     y[row] = start + float(sum of weight[row] * x_q - z * sum of weight[row]) * x_scale * scale[row]
  *
- * where the integers are exact. Generated code has the negative sums in front of a row group and the scales behind. */
+ * where the integers are exact. Generated code has the negative sums in front of a row group and the scales behind. The
+ * dense and the block form of tile registers have steps of s8_dense_columns columns, as those of bfloat16. */
 typedef struct block {
     block_fn run;
     const float *values;
@@ -188,12 +189,14 @@ typedef struct {
     void (*f16_convert)(const float *first, const float *second, int features, float *lines);
 
     /* Integers, exact: features of 8 bits without a sign times weights of 8 bits with one. Every instruction set has the
-     * table and the dense form; s8_generate is as f32_generate, of quads: columns[k / 4][rows], then the negative sums and the scales of the rows.
+     * table and the dense form; the block form, of gathered lines, is as that of bfloat16; s8_generate is as f32_generate, of quads: columns[k / 4][rows], then the negative sums and the scales of the rows.
      * u8_convert writes the header and the lines of one k-block of `features` features, round to nearest, ties to even:
      * x / scale + zero point, cut to 0 … 255; the header has what the kernels of this table take for the zero point. */
     block_fn s8_table;
     block_fn s8_dense;
-    int s8_dense_rows;
+    int s8_dense_rows, s8_dense_columns;
+    block_fn s8_block; /* NULL but with tile registers */
+    int s8_block_rows, s8_block_columns;
     block_fn s8_generated;
     int s8_generated_max_k;
     size_t (*s8_code_bound)(const block_t *block);

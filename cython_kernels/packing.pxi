@@ -1,7 +1,7 @@
 # Weights → packed streams and back. kernels.h defines the block forms; this file fills them.
 
 FORMS = ("table", "dense", "generated", "bf16_dense", "bf16_block", "bf16_compressed", "f16_table", "s8_table",
-         "s8_dense", "s8_generated")
+         "s8_dense", "s8_block", "s8_generated")
 
 # Features that a weight may have, whatever a file claims: the bytes of a tile of so many still fit an int.
 MAX_FEATURES = 1 << 24
@@ -15,8 +15,8 @@ cdef enum:
 cdef struct form_t:
     block_fn run  # NULL: the instruction set has no such form
     int rows  # of a row group, which a dense kernel keeps in registers; 0: it is none
-    int columns  # of a step: 1 in float32, otherwise pairs of them
-    bint is_gathered  # a row group has only the pairs of columns in which one of its weights is not 0
+    int step  # numbers of a row that lie side by side: columns, of 8 bits quads
+    bint is_gathered  # a row group has only the pairs or quads of columns in which one of its weights is not 0
     bint is_compressed  # zeros are left out
     int operand
     bint is_s8  # weights are 8-bit integers, its columns quads of them
@@ -41,7 +41,9 @@ cdef form_t form_of(const kernels_t *t, str form) except *:
     if form == "s8_table":
         return form_t(t.s8_table, 0, 1, False, False, OPERAND_U8, True)
     if form == "s8_dense":
-        return form_t(t.s8_dense, t.s8_dense_rows, 1, False, False, OPERAND_U8, True)
+        return form_t(t.s8_dense, t.s8_dense_rows, t.s8_dense_columns // QUAD, False, False, OPERAND_U8, True)
+    if form == "s8_block":
+        return form_t(t.s8_block, t.s8_block_rows, t.s8_block_columns // QUAD, True, False, OPERAND_U8, True)
     if form == "s8_generated":
         return form_t(t.s8_generated, 0, 1, False, False, OPERAND_U8, True)
     return form_t(NULL, 0, 1, False, False, OPERAND_F32, False)
@@ -93,7 +95,7 @@ cdef class PackedLinear:
             most_k = kernels.s8_generated_max_k if self.kind.is_s8 else kernels.f32_generated_max_k
         if not 1 <= kblock <= most_k or not 1 <= panel_rows <= 65536:
             raise ValueError(f"kblock must be in 1…{most_k} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
-        if kblock < k and kblock % (QUAD if self.kind.is_s8 else 2 if self.kind.columns > 1 else 1):
+        if kblock < k and kblock % (QUAD if self.kind.is_s8 else 2 if self.kind.operand == OPERAND_BF16 else 1):
             raise ValueError(f"kblock must be whole pairs or quads, or all {k} columns; got {kblock}")
         if not 1 <= n <= MAX_FEATURES or not 1 <= k <= MAX_FEATURES or bias.shape[0] != n:
             raise ValueError(f"weight (N, K), at most {MAX_FEATURES} each, and bias (N,) must agree; "
@@ -171,11 +173,11 @@ cdef class PackedLinear:
     cdef int lay_out(self, const float[:, :] weight, const int32_t[:, ::1] counts) except -1:
         """Cut the weight into blocks and decide how large the streams of each are."""
         cdef Py_ssize_t kblocks = counts.shape[0], b, g
-        cdef int group = self.kind.rows, step = self.kind.columns, found, extra = S8_EXTRA if self.kind.is_s8 else 0
+        cdef int group = self.kind.rows, step = self.kind.step, found, extra = S8_EXTRA if self.kind.is_s8 else 0
         cdef int32_t[::1] order = np.empty(self.panel_rows + BUNDLE, np.int32)
         cdef bint is_variable = self.kind.is_gathered or self.kind.is_compressed
         cdef float[::1] columns = np.empty(self.kblock * self.panel_rows if is_variable else 1, np.float32)
-        cdef uint16_t[::1] pairs = np.empty(MAX_KBLOCK, np.uint16)
+        cdef uint16_t[::1] live = np.empty(MAX_KBLOCK, np.uint16)
         cdef bint is_table = self.is_table()
         cdef size_t nonzeros = 0
         cdef block_t *block
@@ -195,18 +197,21 @@ cdef class PackedLinear:
                 block.num_values = block_nonzeros(block, &counts[b % kblocks, 0])
                 nonzeros += block.num_values
                 if self.kind.is_gathered:
-                    copy_columns(weight, block, &columns[0])
+                    copy_columns(weight, &cut, &columns[0])
                     block.num_runs, block.num_values = (block.rows + group - 1) // group, 0
                     for g in range(block.num_runs):
-                        found = live_pairs(&columns[0], block, g * group, group, &pairs[0])
-                        block.num_values += whole_steps(2 * found, step) // 2 * group
+                        found = live_lines(&columns[0], &cut, g * group, self.kind, &live[0])
+                        if self.kind.is_s8:
+                            block.num_values += (whole_steps(found, step) + extra) * group
+                        else:
+                            block.num_values += whole_steps(2 * found, step) // 2 * group
                 elif self.kind.is_compressed:
                     copy_columns(weight, block, &columns[0])
                     block.num_values = compress(&columns[0], block, group, step, NULL)
                 elif group:
                     block.num_values = <size_t>((block.rows + group - 1) // group * group) \
                         * (whole_steps(cut.k, step) + extra)
-                    block.num_values //= 2 if step > 1 else 1  # counted as floats
+                    block.num_values //= 2 if self.kind.operand == OPERAND_BF16 else 1  # counted as floats
                 elif is_table:
                     measure_table(&cut, &counts[b % kblocks, 0], &order[0])
                     block.num_runs = cut.num_runs
@@ -260,7 +265,9 @@ cdef class PackedLinear:
             if self.kind.operand == OPERAND_F16:
                 return 2 * block.num_values
             return block.num_values - (S8_EXTRA * whole_bundles(block.rows) if self.kind.is_s8 else 0)
-        return block.num_values // self.kind.rows if self.kind.is_gathered else 0
+        if not self.kind.is_gathered:
+            return 0
+        return block.num_values // self.kind.rows - (S8_EXTRA * block.num_runs if self.kind.is_s8 else 0)
 
     cdef int fill(self, const float[:, :] weight, const int32_t[:, ::1] counts) except -1:
         """Write the streams of every block, unless code is generated."""
@@ -277,11 +284,13 @@ cdef class PackedLinear:
                 block = self.in_columns(b)
                 self.copy_block(weight, &block, &columns[0])
                 if self.kind.is_compressed:
-                    compress(&columns[0], &block, group, self.kind.columns, <uint32_t *>block.values)
-                elif self.kind.columns > 1:
+                    compress(&columns[0], &block, group, self.kind.step, <uint32_t *>block.values)
+                elif self.kind.operand == OPERAND_BF16:
                     fill_bf16(&columns[0], &block, self.kind)
+                elif self.kind.is_s8 and group:
+                    fill_s8(&columns[0], &block, self.kind)
                 elif group:
-                    fill_dense(&columns[0], &block, group, extra)
+                    fill_dense(&columns[0], &block, group)
                 else:
                     if self.kind.operand == OPERAND_F16:
                         block.values = &values[0]
@@ -331,7 +340,8 @@ cdef class PackedLinear:
         weight = np.zeros((self.rows, self.columns(self.k)), np.float32)
         cdef float[:, ::1] out = weight
         cdef int extra = S8_EXTRA if self.kind.is_s8 else 0
-        cdef int group = self.kind.rows, step = self.kind.columns, b, r, i, j, g, place
+        cdef const float *numbers
+        cdef int group = self.kind.rows, step = self.kind.step, b, r, i, j, g, place
         cdef const uint16_t *halves
         cdef const uint16_t *offset
         cdef const uint32_t *masks
@@ -342,10 +352,24 @@ cdef class PackedLinear:
         cdef int64_t at, row, bundle, run, column
         for b in range(self.num_blocks):
             cut = self.in_columns(b)
-            if self.form == "dense" or self.form == "s8_dense":
+            if self.kind.is_s8 and group:
+                numbers, offset = block.values, block.offsets
+                for g in range((block.rows + group - 1) // group):
+                    place = block.runs[g].count if self.kind.is_gathered else whole_steps(block.k, step)
+                    numbers += extra * group
+                    for i in range(place):
+                        column = offset[i] // (TILE * 4) if self.kind.is_gathered else i
+                        for r in range(g * group, min((g + 1) * group, block.rows)):
+                            value = numbers[(i // step * group + r % group) * step + i % step]
+                            if not is_zero(value, True) and column < block.k:
+                                out[block.first_row + r, block.first_k + column] = value
+                    numbers += place * group
+                    offset += place
+                continue
+            if self.form == "dense":
                 for r in range(block.rows):
                     for i in range(block.k):
-                        at = (<int64_t>(r // group) * (block.k + extra) + extra + i) * group + r % group
+                        at = (<int64_t>(r // group) * block.k + i) * group + r % group
                         out[block.first_row + r, block.first_k + i] = block.values[at]
                 continue
             if self.kind.is_compressed:
@@ -613,18 +637,47 @@ cdef int find_nonzeros(const float *weights, int count, bint is_s8, int32_t *fou
     return number
 
 
-cdef void fill_dense(const float *columns, const block_t *block, int group, int extra) noexcept nogil:
-    """Write one dense block: per group of `group` rows, k-major, `extra` more columns before the others; rows beyond
-    the block are 0."""
+cdef void fill_dense(const float *columns, const block_t *block, int group) noexcept nogil:
+    """Write one dense block: per group of `group` rows, k-major; rows beyond the block are 0."""
     cdef float *values = <float *>block.values
-    cdef int64_t rows = block.rows, k = block.k, g, first, i, r, column
+    cdef int64_t rows = block.rows, k = block.k, g, first, i, r
     for g in range((rows + group - 1) // group):
         first = g * group
-        for i in range(-extra, k):
-            column = i if i >= 0 else k + extra + i
+        for i in range(k):
             for r in range(group):
-                values[r] = columns[column * rows + first + r] if first + r < rows else 0.0
+                values[r] = columns[i * rows + first + r] if first + r < rows else 0.0
             values += group
+
+
+cdef void fill_s8(const float *columns, const block_t *block, form_t form) noexcept nogil:
+    """Write one dense or block block of quads: per group of rows minus their sums, their scales, then step by step row
+    by row; beyond the block are zeros. A gathered block's last step is filled up with its last line and zeros."""
+    cdef float *values = <float *>block.values
+    cdef uint16_t *offsets = <uint16_t *>block.offsets
+    cdef run_t *runs = <run_t *>block.runs
+    cdef uint16_t live[MAX_KBLOCK]
+    cdef int64_t rows = block.rows, group = form.rows, g, r, place
+    cdef int i, step = form.step, count = block.k, places
+    for i in range(block.k):
+        live[i] = <uint16_t>i
+    for g in range((rows + group - 1) // group):
+        for i in range(S8_EXTRA):
+            for r in range(g * group, (g + 1) * group):
+                values[0] = columns[(block.k + i) * rows + r] if r < rows else 0.0
+                values += 1
+        if form.is_gathered:
+            count = live_lines(columns, block, g * group, form, live)
+        places = whole_steps(count, step)
+        if form.is_gathered:
+            runs[g].bundles, runs[g].count = 1, places
+            for i in range(places):
+                offsets[i] = <uint16_t>(live[min(i, count - 1)] * TILE * FLOAT_BYTES)
+            offsets += places
+        for place in range(places // step):
+            for r in range(g * group, (g + 1) * group):
+                for i in range(<int>place * step, (<int>place + 1) * step):
+                    values[0] = columns[<int64_t>live[i] * rows + r] if i < count and r < rows else 0.0
+                    values += 1
 
 
 cdef int whole_steps(int columns, int step) noexcept nogil:
@@ -632,18 +685,19 @@ cdef int whole_steps(int columns, int step) noexcept nogil:
     return (columns + step - 1) // step * step
 
 
-cdef int live_pairs(const float *columns, const block_t *block, Py_ssize_t first, int group,
-                    uint16_t *pairs) noexcept nogil:
-    """pairs = the pairs of columns in which a row from `first` on has a nonzero; returns how many."""
-    cdef int pair, i, found = 0
+cdef int live_lines(const float *columns, const block_t *block, Py_ssize_t first, form_t form,
+                    uint16_t *live) noexcept nogil:
+    """live = the lines of x - pairs of columns, or quads - for which a row of the group from `first` on has a nonzero;
+    returns how many."""
+    cdef int line, i, found = 0, width = 1 if form.is_s8 else 2
     cdef int64_t r
     cdef bint is_live
-    for pair in range((block.k + 1) // 2):
+    for line in range((block.k + width - 1) // width):
         is_live = False
-        for i in range(2 * pair, min(2 * pair + 2, block.k)):
-            for r in range(first, min(first + group, block.rows)):
-                is_live |= columns[<int64_t>i * block.rows + r] != 0.0
-        pairs[found] = <uint16_t>pair
+        for i in range(width * line, min(width * (line + 1), block.k)):
+            for r in range(first, min(first + form.rows, block.rows)):
+                is_live |= not is_zero(columns[<int64_t>i * block.rows + r], form.is_s8)
+        live[found] = <uint16_t>line
         found += is_live
     return found
 
@@ -682,12 +736,12 @@ cdef void fill_bf16(const float *columns, const block_t *block, form_t form) noe
     cdef run_t *runs = <run_t *>block.runs
     cdef uint16_t pairs[MAX_KBLOCK]
     cdef int64_t rows = block.rows, group = form.rows, g, r, place, column
-    cdef int i, step = form.columns, live = (block.k + 1) // 2, places
+    cdef int i, step = form.step, live = (block.k + 1) // 2, places
     for i in range(live):
         pairs[i] = <uint16_t>i
     for g in range((rows + group - 1) // group):
         if form.is_gathered:
-            live = live_pairs(columns, block, g * group, form.rows, pairs)
+            live = live_lines(columns, block, g * group, form, pairs)
         places = whole_steps(2 * live, step)
         if form.is_gathered:
             runs[g].bundles, runs[g].count = 1, places // 2

@@ -101,7 +101,9 @@ cdef extern from "kernels.h" nogil:
         void (*f16_convert)(const float *first, const float *second, int features, float *lines) noexcept nogil
         block_fn s8_table
         block_fn s8_dense
-        int s8_dense_rows
+        int s8_dense_rows, s8_dense_columns
+        block_fn s8_block
+        int s8_block_rows, s8_block_columns
         block_fn s8_generated
         int s8_generated_max_k
         size_t (*s8_code_bound)(const block_t *block) noexcept nogil

@@ -1,4 +1,5 @@
-/* AMX with bfloat16: what avx512_fp16.h has - every such CPU has that - with products of bfloat16 by tile registers. */
+/* AMX with bfloat16 and 8-bit integers: what avx512_fp16.h has - every such CPU has that - with dense products by tile
+ * registers. */
 #include <stdbool.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -15,7 +16,7 @@ static bool may_use_tiles(void) {
 #endif
 }
 
-/* CPUID leaf 7: AMX-BF16 and AMX-TILE; XCR0: the system saves both kinds of tile state. */
+/* CPUID leaf 7: AMX-BF16, AMX-TILE and AMX-INT8; XCR0: the system saves both kinds of tile state. */
 static bool has_amx_bf16(void) {
     unsigned a, b, c, d, low, high;
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(0), "c"(0));
@@ -23,7 +24,7 @@ static bool has_amx_bf16(void) {
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(1), "c"(0));
     if (!(c >> 27 & 1)) return false; /* no XGETBV */
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
-    if (!(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    if (!(d >> 22 & 1) || (d >> 24 & 3) != 3) return false;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (low >> 17 & 3) == 3;
 }
@@ -36,11 +37,11 @@ static inline int is_amx_refused(void) { return has_amx_bf16() && !may_use_tiles
 
 #ifdef __clang__
 #pragma clang attribute push( \
-    __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi2,avx512bf16,amx-tile,amx-bf16"))), \
+    __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi2,avx512bf16,amx-tile,amx-bf16,amx-int8"))), \
     apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi2,avx512bf16,amx-tile,amx-bf16")
+#pragma GCC target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi2,avx512bf16,amx-tile,amx-bf16,amx-int8")
 #endif
 #define ISA_NAME amx_bf16
 #define LANES 16
@@ -53,12 +54,19 @@ static inline int is_amx_refused(void) { return has_amx_bf16() && !may_use_tiles
 #define QUERY_TILES 2
 #include "portable/bf16_tiles.h"
 #include "portable/bf16_attention_tiles.h"
+#include "portable/s8_tiles.h"
 
 static const kernels_t kernels_amx_bf16 = {
     KERNELS_AVX512,
-    KERNELS_AVX512_VNNI,
+    KERNELS_AVX512_VNNI_SPARSE,
     KERNELS_AVX512_FP16,
     .isa = "amx_bf16",
+    .s8_dense_rows = TILE_ROWS,
+    .s8_dense_columns = S8_COLUMNS,
+    .s8_dense = s8_dense__amx_bf16,
+    .s8_block_rows = TILE_ROWS,
+    .s8_block_columns = S8_COLUMNS,
+    .s8_block = s8_block__amx_bf16,
     .bf16_dense_rows = TILE_ROWS,
     .bf16_dense_columns = TILE_COLUMNS,
     .bf16_dense = bf16_dense__amx_bf16,

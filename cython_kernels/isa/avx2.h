@@ -27,26 +27,32 @@ static int is_supported_avx2(void) {
 #define S8_MADD(a, b) _mm256_madd_epi16((__m256i)(a), (__m256i)(b))
 #include "portable/portable.h"
 
+/* What the table of AVX-VNNI has in common with this one. */
+enum { DENSE_ROWS_AVX2 = DENSE_ROWS, FMA_COUNT_AVX2 = CHAINS * LANES, S8_ROWS_AVX2 = S8_ROWS };
+#define KERNELS_AVX2 \
+    .f32_dense_rows = DENSE_ROWS_AVX2, \
+    .f32_table = f32_table__avx2, \
+    .f32_dense = f32_dense__avx2, \
+    .f32_gelu = f32_gelu__avx2, \
+    .f32_gelu_tanh = f32_gelu_tanh__avx2, \
+    .f32_relu = f32_relu__avx2, \
+    .f32_layer_norm = f32_layer_norm__avx2, \
+    .f32_attention = f32_attention__avx2, \
+    .f32_embed = f32_embed__avx2, \
+    .f32_scatter = f32_scatter__avx2, \
+    .f32_gather = f32_gather__avx2, \
+    .f32_fma_count = FMA_COUNT_AVX2, \
+    .f32_fma_loop = f32_fma_loop__avx2, \
+    .read_loop = read_loop__avx2
+
 static const kernels_t kernels_avx2 = {
+    KERNELS_AVX2,
     .isa = "avx2",
-    .f32_dense_rows = DENSE_ROWS,
-    .f32_table = f32_table__avx2,
-    .f32_dense = f32_dense__avx2,
-    .s8_dense_rows = S8_ROWS,
+    .s8_dense_rows = S8_ROWS_AVX2,
+    .s8_dense_columns = 4,
     .s8_table = s8_table__avx2,
     .s8_dense = s8_dense__avx2,
     .u8_convert = u8_convert__avx2,
-    .f32_gelu = f32_gelu__avx2,
-    .f32_gelu_tanh = f32_gelu_tanh__avx2,
-    .f32_relu = f32_relu__avx2,
-    .f32_layer_norm = f32_layer_norm__avx2,
-    .f32_attention = f32_attention__avx2,
-    .f32_embed = f32_embed__avx2,
-    .f32_scatter = f32_scatter__avx2,
-    .f32_gather = f32_gather__avx2,
-    .f32_fma_count = CHAINS * LANES,
-    .f32_fma_loop = f32_fma_loop__avx2,
-    .read_loop = read_loop__avx2,
 };
 #include "portable/undefine.h"
 #ifdef __clang__

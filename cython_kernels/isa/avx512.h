@@ -55,6 +55,7 @@ enum { DENSE_ROWS_AVX512 = DENSE_ROWS, S8_ROWS_AVX512 = S8_ROWS, FMA_COUNT_AVX51
 #define KERNELS_AVX512_S8 \
     .s8_table = s8_table__avx512, \
     .s8_dense_rows = S8_ROWS_AVX512, \
+    .s8_dense_columns = 4, \
     .s8_dense = s8_dense__avx512, \
     .u8_convert = u8_convert__avx512
 

@@ -32,6 +32,7 @@ enum { S8_ROWS_AVX512_VNNI = S8_ROWS };
 #define KERNELS_AVX512_VNNI \
     KERNELS_AVX512_VNNI_SPARSE, \
     .s8_dense_rows = S8_ROWS_AVX512_VNNI, \
+    .s8_dense_columns = 4, \
     .s8_dense = s8_dense__avx512_vnni
 
 static const kernels_t kernels_avx512_vnni = {KERNELS_AVX512, KERNELS_AVX512_VNNI, .isa = "avx512_vnni"};

@@ -21,8 +21,6 @@ enum { DENSE_ROWS_GENERIC = DENSE_ROWS, S8_ROWS_GENERIC = S8_ROWS, FMA_COUNT_GEN
     .f32_table = f32_table__generic, \
     .f32_dense = f32_dense__generic, \
     .s8_table = s8_table__generic, \
-    .s8_dense_rows = S8_ROWS_GENERIC, \
-    .s8_dense = s8_dense__generic, \
     .u8_convert = u8_convert__generic, \
     .f32_gelu = f32_gelu__generic, \
     .f32_gelu_tanh = f32_gelu_tanh__generic, \
@@ -36,5 +34,10 @@ enum { DENSE_ROWS_GENERIC = DENSE_ROWS, S8_ROWS_GENERIC = S8_ROWS, FMA_COUNT_GEN
     .f32_fma_loop = f32_fma_loop__generic, \
     .read_loop = read_loop__generic
 
-static const kernels_t kernels_generic = {KERNELS_GENERIC, .isa = "generic"};
+#define KERNELS_GENERIC_S8 \
+    .s8_dense_rows = S8_ROWS_GENERIC, \
+    .s8_dense_columns = 4, \
+    .s8_dense = s8_dense__generic
+
+static const kernels_t kernels_generic = {KERNELS_GENERIC, KERNELS_GENERIC_S8, .isa = "generic"};
 #include "portable/undefine.h"

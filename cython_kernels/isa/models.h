@@ -14,6 +14,7 @@
 
 static const kernels_t kernels_bf16_model = {
     KERNELS_GENERIC,
+    KERNELS_GENERIC_S8,
     .isa = "bf16_model",
     .bf16_dense_rows = BF16_ROWS,
     .bf16_dense_columns = 2,
@@ -38,10 +39,17 @@ static const kernels_t kernels_bf16_model = {
 #define QUERY_TILES 1
 #include "portable/bf16_tiles.h"
 #include "portable/bf16_attention_tiles.h"
+#include "portable/s8_tiles.h"
 
 static const kernels_t kernels_amx_bf16_model = {
     KERNELS_GENERIC,
     .isa = "amx_bf16_model",
+    .s8_dense_rows = TILE_ROWS,
+    .s8_dense_columns = S8_COLUMNS,
+    .s8_dense = s8_dense__amx_bf16_model,
+    .s8_block_rows = TILE_ROWS,
+    .s8_block_columns = S8_COLUMNS,
+    .s8_block = s8_block__amx_bf16_model,
     .bf16_dense_rows = TILE_ROWS,
     .bf16_dense_columns = TILE_COLUMNS,
     .bf16_dense = bf16_dense__amx_bf16_model,
@@ -64,6 +72,7 @@ static const kernels_t kernels_amx_bf16_model = {
 
 static const kernels_t kernels_f16_model = {
     KERNELS_GENERIC,
+    KERNELS_GENERIC_S8,
     .isa = "f16_model",
     .f16_table = f16_table__f16_model,
     .f16_convert = f16_convert__f16_model,

@@ -12,15 +12,11 @@ static int is_supported_neon(void) { return 1; }
 #include "portable/portable.h"
 
 /* What tables of later ISAs have in common with this one. */
-enum { DENSE_ROWS_NEON = DENSE_ROWS, S8_ROWS_NEON = S8_ROWS, FMA_COUNT_NEON = CHAINS * LANES };
+enum { DENSE_ROWS_NEON = DENSE_ROWS, FMA_COUNT_NEON = CHAINS * LANES };
 #define KERNELS_NEON \
     .f32_dense_rows = DENSE_ROWS_NEON, \
     .f32_table = f32_table__neon, \
     .f32_dense = f32_dense__neon, \
-    .s8_table = s8_table__neon, \
-    .s8_dense_rows = S8_ROWS_NEON, \
-    .s8_dense = s8_dense__neon, \
-    .u8_convert = u8_convert__neon, \
     .f32_gelu = f32_gelu__neon, \
     .f32_gelu_tanh = f32_gelu_tanh__neon, \
     .f32_relu = f32_relu__neon, \
@@ -33,5 +29,13 @@ enum { DENSE_ROWS_NEON = DENSE_ROWS, S8_ROWS_NEON = S8_ROWS, FMA_COUNT_NEON = CH
     .f32_fma_loop = f32_fma_loop__neon, \
     .read_loop = read_loop__neon
 
-static const kernels_t kernels_neon = {KERNELS_NEON, .isa = "neon"};
+static const kernels_t kernels_neon = {
+    KERNELS_NEON,
+    .isa = "neon",
+    .s8_dense_rows = S8_ROWS,
+    .s8_dense_columns = 4,
+    .s8_table = s8_table__neon,
+    .s8_dense = s8_dense__neon,
+    .u8_convert = u8_convert__neon,
+};
 #include "portable/undefine.h"

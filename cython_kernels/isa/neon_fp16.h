@@ -1,13 +1,9 @@
-/* AArch64 with half precision (Armv8.2 FP16): what neon.h has, and products of halves. */
-#include <arm_neon.h>
-#if defined(__linux__)
-#include <sys/auxv.h>
-#endif
+/* AArch64 with half precision (Armv8.2 FP16): what neon_dot.h has - server CPUs have both - and products of halves. */
 
 static int is_supported_neon_fp16(void) {
 #if defined(__linux__)
     enum { FPHP = 1 << 9, ASIMDHP = 1 << 10 }; /* asm/hwcap.h */
-    return (getauxval(AT_HWCAP) & (FPHP | ASIMDHP)) == (FPHP | ASIMDHP);
+    return is_supported_neon_dot() && (getauxval(AT_HWCAP) & (FPHP | ASIMDHP)) == (FPHP | ASIMDHP);
 #else
     return 1; /* every Apple CPU */
 #endif
@@ -63,6 +59,7 @@ INLINE void f16_line__neon_fp16(const float *first, const float *second, void *l
 
 static const kernels_t kernels_neon_fp16 = {
     KERNELS_NEON,
+    KERNELS_NEON_DOT,
     .isa = "neon_fp16",
     .f16_table = f16_table__neon_fp16,
     .f16_convert = f16_convert__neon_fp16,

@@ -5,7 +5,7 @@
  * closes it; TILES_REGISTERS stands among the declarations of a function that names registers 0 … 7, whose contents
  * end with it. `stride` is in bytes.
  *
- * Source: Intel SDM volume 2, TILELOADD, TILESTORED, TDPBF16PS; volume 1, chapter 18. */
+ * Source: Intel SDM volume 2, TILELOADD, TILESTORED, TILEZERO, TDPBF16PS, TDPBSUD; volume 1, chapter 18. */
 
 #ifdef AMX_INSTRUCTIONS
 
@@ -23,7 +23,9 @@ INLINE void SYM(configure_tiles)(void) {
 #define TILES_END _tile_release();
 #define TILE_LOAD(number, from, stride) _tile_loadd(number, from, stride)
 #define TILE_STORE(number, to, stride) _tile_stored(number, to, stride)
+#define TILE_ZERO(number) _tile_zero(number)
 #define TILE_BF16_DOT(sum, a, b) _tile_dpbf16ps(sum, a, b)
+#define TILE_S8_DOT(sum, a, b) _tile_dpbsud(sum, a, b)
 
 #else
 
@@ -56,11 +58,21 @@ static void SYM(bf16_dot_tiles)(SYM(tile_register) *sum, const SYM(tile_register
             memcpy(&sum->row[m][n], &total, sizeof total);
         }
 }
+/* sum[m][n] += over quads of a[m][k] · b[k][n], bytes with a sign times bytes without one. */
+static void SYM(s8_dot_tiles)(SYM(tile_register) *sum, const SYM(tile_register) *a, const SYM(tile_register) *b) {
+    for (int m = 0; m < 16; m++)
+        for (int n = 0; n < 16; n++)
+            for (int k = 0; k < 16; k++)
+                for (int i = 0; i < 32; i += 8)
+                    sum->row[m][n] += (uint32_t)((int8_t)(a->row[m][k] >> i & 0xff) * (int)(b->row[k][n] >> i & 0xff));
+}
 #define TILES_BEGIN
 #define TILES_REGISTERS SYM(tile_register) tile_registers[8];
 #define TILES_END
 #define TILE_LOAD(number, from, stride) SYM(load_tile)(&tile_registers[number], from, stride)
 #define TILE_STORE(number, to, stride) SYM(store_tile)(&tile_registers[number], to, stride)
+#define TILE_ZERO(number) memset(&tile_registers[number], 0, sizeof *tile_registers)
+#define TILE_S8_DOT(sum, a, b) SYM(s8_dot_tiles)(&tile_registers[sum], &tile_registers[a], &tile_registers[b])
 #define TILE_BF16_DOT(sum, a, b) \
     SYM(bf16_dot_tiles)(&tile_registers[sum], &tile_registers[a], &tile_registers[b])
 

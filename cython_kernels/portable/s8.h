@@ -9,6 +9,8 @@
  *
  * No form saturates: a sum of four products has at most 18 bits, and of MAX_KBLOCK columns 27. */
 
+#include "integers.h"
+
 #define FLOAT_TRICK 12582912.0f /* 1.5 * 2^23: adding it leaves an integer in the low bits, rounded to even */
 
 typedef int16_t SYM(words) __attribute__((vector_size(LANES * 4), may_alias));
@@ -25,26 +27,6 @@ INLINE VI SYM(s8_dot)(VI acc, VI x, VI w) {
     for (int shift = 0; shift < 32; shift += 8) acc += ((x >> shift) & 0xff) * ((w << (24 - shift)) >> 24);
     return acc;
 #endif
-}
-
-INLINE VI SYM(s8_splat)(const float *weight) {
-    int32_t bits;
-    memcpy(&bits, weight, sizeof bits);
-    return bits - (VI){0};
-}
-
-/* start + float(sum) * x_scale * scale: every step rounded, so that all forms give the same bits. The compiler must not
- * fuse the last two. */
-INLINE VF SYM(s8_scaled)(VI sum, VF x_scale, float scale, VF start) {
-    VF product = __builtin_convertvector(sum, VF) * x_scale * scale;
-#if defined(__x86_64__) && LANES == 16
-    __asm__("" : "+v"(product));
-#elif defined(__x86_64__)
-    __asm__("" : "+x"(product));
-#elif defined(__aarch64__)
-    __asm__("" : "+w"(product));
-#endif
-    return product + start;
 }
 
 static void SYM(s8_dense)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,

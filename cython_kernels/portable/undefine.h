@@ -37,6 +37,9 @@
 #undef TILE_LOAD
 #undef TILE_STORE
 #undef TILE_BF16_DOT
+#undef TILE_S8_DOT
+#undef TILE_ZERO
+#undef S8_COLUMNS
 #undef HALF
 #undef TILE_ROWS
 #undef TILE_COLUMNS

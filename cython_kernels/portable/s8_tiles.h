@@ -1,0 +1,94 @@
+/* Blocks of 8-bit integers by tile registers, dense or of gathered lines: 32 rows × 32 tokens at a time. Included after
+ * vector.h and bf16_tiles.h, whose registers it uses: of weights 16 rows × 64 columns, of x 16 lines of quads. */
+#include "integers.h"
+
+#define S8_COLUMNS 64 /* columns of a register of weights: the packing's step */
+
+INLINE void SYM(s8_tiles)(const block_t *block, const int is_gathered, tiles_t x, tiles_t init, const float *bias,
+                          tiles_t y, activation_fn after) {
+    int steps = (block->k + S8_COLUMNS - 1) / S8_COLUMNS;
+    const int tail = is_gathered ? 0 : (block->k % S8_COLUMNS + 3) / 4; /* lines of the last step; 0: all */
+    const uint16_t *offsets = block->offsets;
+    const float *stream = block->values;
+    /* what step i + 1 takes is gathered before step i multiplies: a register waits for what was just stored */
+    float gathered[2][2][REGISTER] __attribute__((aligned(LINE)));
+    float last[2][REGISTER] __attribute__((aligned(LINE)));
+    int32_t sums[4][REGISTER] __attribute__((aligned(LINE)));
+    TILES_REGISTERS
+    TILES_BEGIN
+    memset(last, 0, sizeof last);
+    for (int32_t first = 0; first < block->rows; first += TILE_ROWS) {
+        const float *corrections = stream, *scales = stream + TILE_ROWS, *w = stream + 2 * TILE_ROWS;
+        if (is_gathered) steps = (int)block->runs[first / TILE_ROWS].count / HALF;
+        stream = w + (size_t)steps * 2 * REGISTER;
+        for (int tile = 0; tile < y.count; tile += 2) {
+            const int other = tile + 1 < y.count ? tile + 1 : tile; /* the last of an odd number is computed twice */
+            const float *header[2] = {x.at + tile * x.stride, x.at + other * x.stride};
+            const float *x0 = header[0] + QUAD_HEADER * TILE, *x1 = header[1] + QUAD_HEADER * TILE;
+            TILE_ZERO(0);
+            TILE_ZERO(1);
+            TILE_ZERO(2);
+            TILE_ZERO(3);
+            if (is_gathered && steps > 0) {
+                SYM(gather_lines)(x0, offsets, gathered[0][0]);
+                SYM(gather_lines)(x1, offsets, gathered[0][1]);
+            }
+            for (int step = 0; step < steps; step++) {
+                const float *b0 = x0 + (size_t)step * REGISTER, *b1 = x1 + (size_t)step * REGISTER;
+                if (is_gathered) {
+                    b0 = gathered[step % 2][0], b1 = gathered[step % 2][1];
+                    if (step + 1 < steps) {
+                        SYM(gather_lines)(x0, offsets + (step + 1) * HALF, gathered[(step + 1) % 2][0]);
+                        SYM(gather_lines)(x1, offsets + (step + 1) * HALF, gathered[(step + 1) % 2][1]);
+                    }
+                }
+                if (tail && step == steps - 1) { /* what lies behind x is not its own */
+                    memcpy(last[0], b0, (size_t)tail * LINE);
+                    memcpy(last[1], b1, (size_t)tail * LINE);
+                    b0 = last[0], b1 = last[1];
+                }
+                TILE_LOAD(4, w + (size_t)step * 2 * REGISTER, LINE);
+                TILE_LOAD(6, b0, LINE);
+                TILE_S8_DOT(0, 4, 6);
+                TILE_LOAD(7, b1, LINE);
+                TILE_S8_DOT(1, 4, 7);
+                TILE_LOAD(5, w + (size_t)step * 2 * REGISTER + REGISTER, LINE);
+                TILE_S8_DOT(2, 5, 6);
+                TILE_S8_DOT(3, 5, 7);
+            }
+            TILE_STORE(0, sums[0], LINE);
+            TILE_STORE(1, sums[1], LINE);
+            TILE_STORE(2, sums[2], LINE);
+            TILE_STORE(3, sums[3], LINE);
+            for (int i = 0; i < 4; i++) {
+                const int half = i / 2, at = first + half * HALF, t = i % 2 ? other : tile;
+                const int rows = block->rows - at < HALF ? block->rows - at : HALF;
+                const float *it = init.at ? init.at + t * init.stride + at * TILE : NULL;
+                float *yt = y.at + t * y.stride + at * TILE;
+                if (rows <= 0 || (i % 2 && other == tile)) continue;
+                for (int r = 0; r < rows; r++)
+                    for (int v = 0; v < VECTORS; v++) {
+                        const int lane = r * TILE + v * LANES;
+                        const VI zero = *(const VI *)(header[i % 2] + TILE + v * LANES);
+                        const VI sum = *(const VI *)(sums[i] + lane) + SYM(s8_splat)(corrections + half * HALF + r) * zero;
+                        const VF start = it ? SYM(load)(it + lane) : SYM(splat)(bias[at + r]);
+                        SYM(store)(yt + lane, SYM(s8_scaled)(sum, SYM(load)(header[i % 2] + v * LANES),
+                                                             scales[half * HALF + r], start));
+                    }
+                if (after) after(yt, (size_t)rows * TILE);
+            }
+        }
+        if (is_gathered) offsets += steps * HALF;
+    }
+    TILES_END
+}
+
+static void SYM(s8_dense)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                          activation_fn after) {
+    SYM(s8_tiles)(block, 0, x, init, bias, y, after);
+}
+
+static void SYM(s8_block)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                          activation_fn after) {
+    SYM(s8_tiles)(block, 1, x, init, bias, y, after);
+}

@@ -134,8 +134,8 @@ cdef class PackedLinear:
         if scale.shape != (self.rows,) or not (np.isfinite(scale) & (scale > 0)).all():
             raise ValueError(f"scale must be ({self.rows},), positive")
         x_scale, zero_point = quantization.x_scale, quantization.x_zero_point
-        if x_scale is not None and not (x_scale > 0 and np.isfinite(np.float32(1) / np.float32(x_scale))
-                                        and 0 <= zero_point <= 255):
+        limits = np.finfo(np.float32)
+        if x_scale is not None and not (limits.tiny <= x_scale <= limits.max and 0 <= zero_point <= 255):
             raise ValueError(f"x_scale must be positive, x_zero_point in 0…255; got {x_scale}, {zero_point}")
         self.linear.rounding.scale = 0.0 if x_scale is None else x_scale
         self.linear.rounding.zero_point = 0 if x_scale is None else zero_point

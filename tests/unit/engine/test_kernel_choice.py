@@ -26,7 +26,7 @@ from toolkit.engine.kernel_choice import (
     Timing,
     WeightKind,
 )
-from toolkit.engine.plan import Plan
+from toolkit.engine.plan import Linear, Plan
 
 ISAS = _kernels.available_isas()
 REASON = "the test says so"
@@ -92,7 +92,7 @@ def test_what_is_timed_follows_the_density(density: float, is_layer: bool, data:
     live = data.draw(st.integers(0, len(DENSITIES)))
     bucket = sum(bound <= density for bound in DENSITIES)
     kind = WeightKind(8, 8, bucket, False, is_layer, live)
-    forms = kernel_choice.candidates(kind, Forms(tuple(layers), tuple(exact)))
+    forms = kernel_choice.candidates(kind, Forms(tuple(layers), tuple(exact), ()))
     assert forms
     assert len(set(forms)) == len(forms)
     assert ("dense" in forms) == (density >= kernel_choice.DENSE_FROM)
@@ -119,7 +119,8 @@ def test_measuring_times_every_candidate(isa: str, is_residual: bool) -> None:
     sample[rng.random(sample.shape) < 0.5] = 0.0
     allowed = kernel_choice.forms_of("auto", isa, "auto")
     kind = WeightKind(70, 50, sum(bound <= 0.5 for bound in DENSITIES), is_residual, True)
-    timing = kernel_choice.measure_forms(kind, sample, isa, allowed)
+    linear = Linear("sample", sample, np.zeros(len(sample), np.float32))
+    timing = kernel_choice.measure_forms(kind, linear, isa, allowed)
     assert timing.nonzeros == np.count_nonzero(sample)
     assert list(timing.seconds) == list(CALL_SIZES)
     for seconds in timing.seconds.values():

@@ -389,17 +389,17 @@ def time_gemm(
         ValueError: Tiles that do not fit the weights.
     """
 
-def fma_peak(isa: str, num_threads: int, seconds: float, is_bf16: bool = False) -> float:
-    """Measure multiply-adds on registers: GFLOP/s of all threads, two operations each.
+def fma_peak(isa: str, num_threads: int, seconds: float, precision: str = "fp32") -> float:
+    """Measure multiply-adds on registers: GFLOP/s (GOP/s) of all threads, two operations each.
 
     Args:
         isa: One of `available_isas()`.
         num_threads: Threads at work together, at least 1.
         seconds: Repeat for about so long, > 0, at least once; the best repetition counts.
-        is_bf16: Of bfloat16, with sums in float32.
+        precision: `fp32`; `bf16`, with sums in float32; `int8`, with sums in 32 bits.
 
     Raises:
-        ValueError: An argument out of range, or the isa multiplies no bfloat16.
+        ValueError: An argument out of range, or the isa multiplies none of that precision.
     """
 
 def read_bandwidth(isa: str, num_threads: int, size: int, seconds: float) -> float:

@@ -122,6 +122,8 @@ cdef extern from "kernels.h" nogil:
         void (*f32_fma_loop)(float *x, float factor, size_t steps) noexcept nogil
         int bf16_dot_operations
         void (*bf16_dot_loop)(float *x, size_t steps) noexcept nogil
+        int s8_dot_operations
+        void (*s8_dot_loop)(float *x, size_t steps) noexcept nogil
         uint32_t (*read_loop)(const float *x, size_t count, size_t times) noexcept nogil
 
 

@@ -52,6 +52,8 @@ static const kernels_t kernels_avx2 = {
     .s8_dense_columns = 4,
     .s8_table = s8_table__avx2,
     .s8_dense = s8_dense__avx2,
+    .s8_dot_operations = S8_OPERATIONS,
+    .s8_dot_loop = s8_dot_loop__avx2,
     .u8_convert = u8_convert__avx2,
 };
 #include "portable/undefine.h"

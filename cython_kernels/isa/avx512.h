@@ -31,7 +31,7 @@ static int is_supported_avx512(void) {
 #include "generate_avx512.h"
 
 /* What tables of later ISAs have in common with this one. */
-enum { DENSE_ROWS_AVX512 = DENSE_ROWS, S8_ROWS_AVX512 = S8_ROWS, FMA_COUNT_AVX512 = CHAINS * LANES };
+enum { DENSE_ROWS_AVX512 = DENSE_ROWS, S8_ROWS_AVX512 = S8_ROWS, S8_OPERATIONS_AVX512 = S8_OPERATIONS, FMA_COUNT_AVX512 = CHAINS * LANES };
 #define KERNELS_AVX512 \
     .f32_dense_rows = DENSE_ROWS_AVX512, \
     .f32_table = f32_table__avx512, \
@@ -53,6 +53,8 @@ enum { DENSE_ROWS_AVX512 = DENSE_ROWS, S8_ROWS_AVX512 = S8_ROWS, FMA_COUNT_AVX51
     .read_loop = read_loop__avx512
 
 #define KERNELS_AVX512_S8 \
+    .s8_dot_operations = S8_OPERATIONS_AVX512, \
+    .s8_dot_loop = s8_dot_loop__avx512, \
     .s8_table = s8_table__avx512, \
     .s8_dense_rows = S8_ROWS_AVX512, \
     .s8_dense_columns = 4, \

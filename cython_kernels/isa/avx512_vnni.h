@@ -21,7 +21,7 @@ static int is_supported_avx512_vnni(void) {
 #include "portable/s8.h"
 
 /* What tables of later ISAs have in common with this one. */
-enum { S8_ROWS_AVX512_VNNI = S8_ROWS };
+enum { S8_ROWS_AVX512_VNNI = S8_ROWS, S8_OPERATIONS_AVX512_VNNI = S8_OPERATIONS };
 #define KERNELS_AVX512_VNNI_SPARSE \
     .s8_table = s8_table__avx512_vnni, \
     .s8_generated = f32_generated__avx512, \
@@ -31,6 +31,8 @@ enum { S8_ROWS_AVX512_VNNI = S8_ROWS };
     .u8_convert = u8_convert__avx512_vnni
 #define KERNELS_AVX512_VNNI \
     KERNELS_AVX512_VNNI_SPARSE, \
+    .s8_dot_operations = S8_OPERATIONS_AVX512_VNNI, \
+    .s8_dot_loop = s8_dot_loop__avx512_vnni, \
     .s8_dense_rows = S8_ROWS_AVX512_VNNI, \
     .s8_dense_columns = 4, \
     .s8_dense = s8_dense__avx512_vnni

@@ -33,6 +33,8 @@ static const kernels_t kernels_avx_vnni = {
     .s8_dense_columns = 4,
     .s8_table = s8_table__avx_vnni,
     .s8_dense = s8_dense__avx_vnni,
+    .s8_dot_operations = S8_OPERATIONS,
+    .s8_dot_loop = s8_dot_loop__avx_vnni,
     .u8_convert = u8_convert__avx_vnni,
 };
 #include "portable/undefine.h"

@@ -15,7 +15,7 @@ static int is_supported_generic(void) { return 1; }
 #endif
 #include "portable/portable.h"
 
-enum { DENSE_ROWS_GENERIC = DENSE_ROWS, S8_ROWS_GENERIC = S8_ROWS, FMA_COUNT_GENERIC = CHAINS * LANES };
+enum { DENSE_ROWS_GENERIC = DENSE_ROWS, S8_ROWS_GENERIC = S8_ROWS, S8_OPERATIONS_GENERIC = S8_OPERATIONS, FMA_COUNT_GENERIC = CHAINS * LANES };
 #define KERNELS_GENERIC \
     .f32_dense_rows = DENSE_ROWS_GENERIC, \
     .f32_table = f32_table__generic, \
@@ -35,6 +35,8 @@ enum { DENSE_ROWS_GENERIC = DENSE_ROWS, S8_ROWS_GENERIC = S8_ROWS, FMA_COUNT_GEN
     .read_loop = read_loop__generic
 
 #define KERNELS_GENERIC_S8 \
+    .s8_dot_operations = S8_OPERATIONS_GENERIC, \
+    .s8_dot_loop = s8_dot_loop__generic, \
     .s8_dense_rows = S8_ROWS_GENERIC, \
     .s8_dense_columns = 4, \
     .s8_dense = s8_dense__generic

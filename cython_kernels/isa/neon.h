@@ -36,6 +36,8 @@ static const kernels_t kernels_neon = {
     .s8_dense_columns = 4,
     .s8_table = s8_table__neon,
     .s8_dense = s8_dense__neon,
+    .s8_dot_operations = S8_OPERATIONS,
+    .s8_dot_loop = s8_dot_loop__neon,
     .u8_convert = u8_convert__neon,
 };
 #include "portable/undefine.h"

@@ -29,8 +29,10 @@ static int is_supported_neon_dot(void) {
 #include "portable/s8.h"
 
 /* What tables of later ISAs have in common with this one. */
-enum { S8_ROWS_NEON_DOT = S8_ROWS };
+enum { S8_ROWS_NEON_DOT = S8_ROWS, S8_OPERATIONS_NEON_DOT = S8_OPERATIONS };
 #define KERNELS_NEON_DOT \
+    .s8_dot_operations = S8_OPERATIONS_NEON_DOT, \
+    .s8_dot_loop = s8_dot_loop__neon_dot, \
     .s8_dense_rows = S8_ROWS_NEON_DOT, \
     .s8_dense_columns = 4, \
     .s8_table = s8_table__neon_dot, \

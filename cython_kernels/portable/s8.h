@@ -163,3 +163,15 @@ static void SYM(u8_convert)(const float *x, int features, rounding_t rounding, f
         }
     }
 }
+
+#define S8_CHAINS 16
+#define S8_OPERATIONS (S8_CHAINS * LANES * 8)
+
+static void SYM(s8_dot_loop)(float *x, size_t steps) {
+    VI acc[S8_CHAINS];
+    for (int i = 0; i < S8_CHAINS; i++) acc[i] = *(const VI *)(x + i * LANES);
+    const VI factor = (acc[0] & 0x01010101) | 1; /* not known to the compiler */
+    for (; steps > 0; steps--)
+        for (int i = 0; i < S8_CHAINS; i++) acc[i] = SYM(s8_dot)(acc[i], factor, factor);
+    for (int i = 0; i < S8_CHAINS; i++) *(VI *)(x + i * LANES) = acc[i] & 0x3fffffff; /* no NaN */
+}

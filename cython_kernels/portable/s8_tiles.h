@@ -92,3 +92,28 @@ static void SYM(s8_block)(const block_t *block, tiles_t x, tiles_t init, const f
                           activation_fn after) {
     SYM(s8_tiles)(block, 1, x, init, bias, y, after);
 }
+
+#define S8_OPERATIONS (4 * HALF * TILE * S8_COLUMNS * 2)
+
+static void SYM(s8_dot_loop)(float *x, size_t steps) {
+    uint8_t factors[4 * REGISTER] __attribute__((aligned(LINE)));
+    TILES_REGISTERS
+    TILES_BEGIN
+    memset(factors, 1, sizeof factors);
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+    TILE_LOAD(4, factors, LINE);
+    TILE_LOAD(5, factors, LINE);
+    for (; steps > 0; steps--) {
+        TILE_S8_DOT(0, 4, 5);
+        TILE_S8_DOT(1, 4, 5);
+        TILE_S8_DOT(2, 4, 5);
+        TILE_S8_DOT(3, 4, 5);
+    }
+    int32_t sums[REGISTER] __attribute__((aligned(LINE)));
+    TILE_STORE(0, sums, LINE);
+    for (int i = 0; i < TILE; i++) x[i] = (float)sums[i];
+    TILES_END
+}

@@ -40,6 +40,8 @@
 #undef TILE_S8_DOT
 #undef TILE_ZERO
 #undef S8_COLUMNS
+#undef S8_CHAINS
+#undef S8_OPERATIONS
 #undef HALF
 #undef TILE_ROWS
 #undef TILE_COLUMNS

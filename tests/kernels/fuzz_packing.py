@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cython_kernels import _kernels, reference
 from cython_kernels._kernels import PackedLinear, gemm, linear
+from toolkit.engine.plan import Quantization
 
 Float32 = NDArray[np.float32]
 
@@ -20,6 +21,9 @@ Float32 = NDArray[np.float32]
 SPECIAL = np.array([0x80000000, 0x7FC00000, 0x7F800000, 0xFF800000, 1, 0x007FFFFF], np.uint32).view(
     np.float32
 )
+
+
+FLOAT_FORMS = ("table", "dense", "generated")
 
 
 def random_weight(rng: np.random.Generator) -> Float32:
@@ -43,7 +47,7 @@ def check(seed: int) -> None:
     rng = np.random.default_rng(seed)
     weight = random_weight(rng)
     bias = rng.standard_normal(len(weight)).astype(np.float32)
-    isa, form = str(rng.choice(_kernels.available_isas())), str(rng.choice(_kernels.FORMS))
+    isa, form = str(rng.choice(_kernels.available_isas())), str(rng.choice(FLOAT_FORMS))
     sizes: dict[str, Any] = {
         "panel_rows": int(2 ** rng.uniform(0, 10)),
         "kblock": int(2 ** rng.uniform(0, 10)),
@@ -62,6 +66,31 @@ def check(seed: int) -> None:
         np.testing.assert_array_equal(poisoned.unpack(), special)
     assert packed.density == np.count_nonzero(weight) / weight.size
     run(packed, weight, bias, rng)
+
+
+def check_integers(seed: int) -> None:
+    """Likewise of 8 bits, where integer scales give an integer that must be the right one."""
+    rng = np.random.default_rng(seed)
+    weight = (random_weight(rng) * 50).clip(-128, 127).astype(np.int8)
+    isa = str(rng.choice([*_kernels.available_isas(), *_kernels.model_isas()]))
+    form = str(rng.choice([form for form in _kernels.forms_of(isa) if form.startswith("s8")]))
+    zero_point = int(rng.integers(256))
+    ones = np.ones(len(weight), np.float32)
+    packed = PackedLinear.pack(
+        weight,
+        0 * ones,
+        form,
+        isa,
+        panel_rows=int(2 ** rng.uniform(0, 10)),
+        kblock=4 * int(2 ** rng.uniform(0, 8.9)),
+        quantization=Quantization(ones, 1.0, zero_point),
+    )
+    x = rng.integers(-300, 300, (int(rng.integers(1, 50)), weight.shape[1])).astype(np.float32)
+    integers = np.clip(x, -zero_point, 255 - zero_point).astype(np.int64)
+    found = linear(packed, x, int(rng.integers(1, 4)))
+    np.testing.assert_array_equal(found, integers @ weight.astype(np.int64).T)
+    if form != "s8_generated":
+        np.testing.assert_array_equal(packed.unpack(), weight)
 
 
 def run(packed: PackedLinear, weight: Float32, bias: Float32, rng: np.random.Generator) -> None:
@@ -88,6 +117,7 @@ def main(seconds: float, seed: int) -> None:
     while seed == first or time.monotonic() < end:
         try:
             check(seed)
+            check_integers(seed)
         except BaseException:
             print(f"failed: fuzz_packing.py 0 {seed}", file=sys.stderr)
             raise

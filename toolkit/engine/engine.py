@@ -24,7 +24,7 @@ from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear
 from toolkit.engine.plan import Plan
 from toolkit.engine.profile import Timed, profile_rows
 from toolkit.engine.reader.graph import read_graph
-from toolkit.engine.roofline import call_of, fma_peak
+from toolkit.engine.roofline import call_of, fma_peaks
 from toolkit.engine.schedule import Schedule
 from toolkit.engine.tail import find_token_head, run_tail
 from toolkit.engine.threads import run_on_cores
@@ -183,9 +183,7 @@ class Engine:
             )
         )
         timed = Timed(seconds, num_threads, is_large)
-        peaks = {"fma_gflops": self._call(lambda: fma_peak(self.isa, num_threads))}
-        if self.is_16_bit:
-            peaks["bf16_gflops"] = self._call(lambda: fma_peak(self.isa, num_threads, "bf16"))
+        peaks = self._call(lambda: fma_peaks(self.isa, num_threads, self.narrow))
         attention = f"bf16_{self.isa}" if self._encoder.is_16_bit else self.isa
         calls = [
             call_of(tokens.mask, self._encoder.hidden, first_only and i in (0, last))
@@ -195,10 +193,11 @@ class Engine:
         return profile_rows(timed, parts, calls, self.isa, peaks, attention, self._why)
 
     @property
-    def is_16_bit(self) -> bool:
-        """Whether anything is multiplied in 16 bits."""
-        forms = (weight.form for _, weight in self.weights())
-        return self._encoder.is_16_bit or any(form.startswith("bf16") for form in forms)
+    def narrow(self) -> list[str]:
+        """Name what is multiplied besides float32: `bf16`, `int8`."""
+        forms = {weight.form.partition("_")[0] for _, weight in self.weights()}
+        has_bf16 = self._encoder.is_16_bit or "bf16" in forms
+        return ["bf16"] * has_bf16 + ["int8"] * ("s8" in forms)
 
     def explain(self) -> str:
         """Describe, per layer, the form it runs in, its density, its bytes, and why."""

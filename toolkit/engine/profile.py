@@ -40,8 +40,7 @@ def profile_rows(
         parts: What each part has packed, by step.
         calls: What each part was asked for.
         isa: Instruction set that ran.
-        peaks: `fma_gflops`, and `bf16_gflops` where something multiplies in bfloat16: what the
-            multipliers of all threads could do.
+        peaks: Of `fma_peaks`: what the multipliers of all threads could do.
         attention: Its kernel.
         why: Gives the note on a layer's weight, of its name, itself and `timed.is_large`.
     """

@@ -6,7 +6,7 @@ the machine allows `min(peak, intensity × bandwidth)` operations per second.
 Source: Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ NORM_OPERATIONS = 9  # per element: add bias, sum; subtract, square, sum; subtra
 SECONDS = 0.2  # per measured peak
 
 # The roofs: memory, and every cache a thread reads through. Level → its name.
+PEAKS = {"fp32": "fma_gflops", "bf16": "bf16_gflops", "int8": "int8_gops"}
 LEVELS = {1: "l1", 2: "l2", 3: "l3"}
 MEMORY = "memory"
 UNKNOWN_CACHES = {1: (32 << 10, 1), 2: (1 << 20, 1), 3: (32 << 20, 8)}  # those of a common server
@@ -110,21 +111,26 @@ def count(step: str, weight: Weight | None, call: Call) -> tuple[float, float]:
 
 @cache
 def fma_peak(isa: str, num_threads: int, precision: str = "fp32") -> float:
-    """Measure the peak of multiply-adds in GFLOP/s, in `fp32` or `bf16`, once per process."""
-    return float(_kernels.fma_peak(isa, num_threads, SECONDS, precision == "bf16"))
+    """Measure the peak of multiply-adds in GFLOP/s, in a precision of `PEAKS`, once per process."""
+    return float(_kernels.fma_peak(isa, num_threads, SECONDS, precision))
 
 
-def measure_peaks(isa: str, num_threads: int, is_16_bit: bool = False) -> dict[str, Any]:
+def fma_peaks(isa: str, num_threads: int, precisions: Iterable[str]) -> dict[str, float]:
+    """Measure the peaks of float32 and of `precisions`, by their names in `PEAKS`."""
+    names = ("fp32", *precisions)
+    return {PEAKS[name]: fma_peak(isa, num_threads, name) for name in names}
+
+
+def measure_peaks(isa: str, num_threads: int, precisions: Iterable[str] = ()) -> dict[str, Any]:
     """Measure what the machine can do, in about a second.
 
     Returns:
-        `fma_gflops`, with `is_16_bit` also `bf16_gflops`; `read_gb_per_s` and `read_bytes` (of each
-        thread's buffer) by distance: every cache there is (`l1` …) and `memory`.
+        `fma_peaks`; `read_gb_per_s` and `read_bytes` (of each thread's buffer) by distance: every
+        cache there is (`l1` …) and `memory`.
     """
     sizes = buffer_sizes(cache_sizes() or UNKNOWN_CACHES, num_threads)
     return {
-        "fma_gflops": fma_peak(isa, num_threads),
-        **({"bf16_gflops": fma_peak(isa, num_threads, "bf16")} if is_16_bit else {}),
+        **fma_peaks(isa, num_threads, precisions),
         "read_gb_per_s": {
             name: float(_kernels.read_bandwidth(isa, num_threads, size, SECONDS))
             for name, size in sizes.items()
@@ -167,7 +173,8 @@ def buffer_sizes(caches: Mapping[int, tuple[int, int]], num_threads: int) -> dic
 
 def peak_of(kernel: str, peaks: Mapping[str, float]) -> float:
     """Return the peak that bounds a kernel, of `measure_peaks`."""
-    return peaks["bf16_gflops" if kernel.startswith("bf16") else "fma_gflops"]
+    precisions = {"bf16": "bf16", "s8": "int8"}
+    return peaks[PEAKS[precisions.get(kernel.partition("_")[0], "fp32")]]
 
 
 def points(

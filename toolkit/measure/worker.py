@@ -226,7 +226,7 @@ def _peaks(state: dict[str, Any]) -> dict[str, Any]:
     from toolkit.engine.roofline import measure_peaks
 
     engine = state["engine"]
-    return measure_peaks(engine.isa, engine.num_threads, engine.is_16_bit)
+    return measure_peaks(engine.isa, engine.num_threads, engine.narrow)
 
 
 ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {

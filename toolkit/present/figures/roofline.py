@@ -17,6 +17,9 @@ FORMS = dict(
         strict=True,
     )
 )
+FORMS |= {"s8_generated": SIX[0], "s8_table": SIX[1], "s8_dense": SIX[2], "s8_block": SIX[4]}
+INTEGERS = "s8_"  # squares, in the colours of the float forms
+NARROW = {"bf16_gflops": ("bfloat16, GFLOP/s", "0.4"), "int8_gops": ("8 bits, GOP/s", "0.7")}
 ROOFS = {"l2": ("L2", ":"), "l3": ("L3", "--"), "memory": ("memory", "-.")}
 SIZE = (8.0, 5.6)  # inches: 800 pixels wide
 DPI = 100
@@ -52,14 +55,15 @@ def draw_roofline(record: Mapping[str, Any], entry: Mapping[str, Any]) -> Figure
             text = f"{label}: {bandwidths[name]:.0f} GB/s"
             axes.plot(x, y, color="black", linestyle=style, linewidth=1.2, label=text)
     axes.axhline(peak, color="black", linewidth=1.6, label=f"FMA peak: {peak:.0f} GFLOP/s")
-    if "bf16_gflops" in roofline:
-        peak16 = roofline["bf16_gflops"]
-        axes.axhline(peak16, color="0.4", linewidth=1.6, label=f"bfloat16: {peak16:.0f} GFLOP/s")
+    for name, (label, shade) in NARROW.items():
+        if name in roofline:
+            text = f"{label}: {roofline[name]:.0f}"
+            axes.axhline(roofline[name], color=shade, linewidth=1.6, label=text)
     for form in dict.fromkeys(form_of(mark) for mark in marks):
         chosen = [mark for mark in marks if form_of(mark) == form]
         axes.plot(
             [mark["intensity"] for mark in chosen], [mark["gflops"] for mark in chosen],
-            linestyle="none", marker="o", markersize=7, color=FORMS.get(form, OTHER),
+            linestyle="none", marker="s" if form.startswith(INTEGERS) else "o", markersize=7, color=FORMS.get(form, OTHER),
             label=f"{form} kernel" if form in FORMS else "other operations",
         )  # fmt: skip
     _label(axes, marks)
@@ -88,7 +92,7 @@ def limits(roofline: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[floa
     marks, peak = roofline["points"], roofline["fma_gflops"]
     corners = [peak / rate for name, rate in roofline["read_gb_per_s"].items() if name in ROOFS]
     x = [mark["intensity"] for mark in marks] + corners
-    y = [mark["gflops"] for mark in marks] + [peak, roofline.get("bf16_gflops", peak)]
+    y = [mark["gflops"] for mark in marks] + [roofline.get(name, peak) for name in ("fma_gflops", *NARROW)]
     return (min(x) / 2, max(x) * 4), (min(y) / 2.5, max(y) * 1.6)
 
 

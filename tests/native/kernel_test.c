@@ -206,6 +206,53 @@ static void check_f16(const float *w, int rows, int k, int tiles) {
     free((void *)block.offsets), free((void *)block.row_numbers), free((void *)block.runs);
 }
 
+/* Integers of 8 bits: with all scales 1 the result is an integer, and the right one. */
+static void check_s8(const float *w, int rows, int k, int tiles) {
+    const int group = table->s8_dense_rows, quads = (k + 3) / 4, groups = (rows + group - 1) / group;
+    const ptrdiff_t x_stride = (k + 1) * TILE, y_stride = (rows + 2) * TILE, line_stride = (quads + QUAD_HEADER) * TILE;
+    const rounding_t rounding = {1.0f, 117};
+    float *x = random_floats((size_t)(tiles * x_stride)), *bias = random_floats((size_t)rows);
+    float *lines = allocate((size_t)(tiles * line_stride) * sizeof *lines), *y = guarded((size_t)(tiles * y_stride));
+    float *values = allocate((size_t)(groups * group * (quads + 2)) * sizeof *values), *to = values;
+    int8_t *integers = allocate((size_t)(rows * k));
+    for (int i = 0; i < rows * k; i++) integers[i] = (int8_t)(w[i] == 0.0f ? 0 : (int)(next_random() % 256) - 128);
+    for (int i = 0; i < tiles * x_stride; i++) x[i] = rintf(300.0f * x[i]);
+    for (int r = 0; r < rows; r++) bias[r] = 0.0f;
+    for (int g = 0; g < groups; g++)
+        for (int line = -2; line < quads; line++)
+            for (int r = g * group; r < (g + 1) * group; r++, to++) {
+                int32_t number = 0;
+                const float one = 1.0f;
+                if (r < rows && line == -2)
+                    for (int i = 0; i < k; i++) number -= integers[r * k + i];
+                if (r < rows && line == -1) memcpy(&number, &one, sizeof number);
+                for (int i = 0; r < rows && line >= 0 && i < 4 && 4 * line + i < k; i++)
+                    number |= (int32_t)((uint32_t)(uint8_t)integers[r * k + 4 * line + i] << (8 * i));
+                memcpy(to, &number, sizeof number);
+            }
+    for (int t = 0; t < tiles; t++) table->u8_convert(x + t * x_stride, k, rounding, lines + t * line_stride);
+    block_t block = {0};
+    block.rows = rows, block.k = k, block.values = values;
+    table->s8_dense(&block, (tiles_t){lines, line_stride, tiles}, (tiles_t){NULL, y_stride, tiles}, bias,
+                    (tiles_t){y, y_stride, tiles}, NULL);
+    int is_exact = 1, is_confined = is_intact(y, (size_t)(tiles * y_stride));
+    for (int t = 0; t < tiles; t++)
+        for (int r = 0; r < rows + 2; r++)
+            for (int lane = 0; lane < TILE; lane++) {
+                const ptrdiff_t at = t * y_stride + r * TILE + lane;
+                int64_t sum = 0;
+                for (int i = 0; r < rows && i < k; i++) {
+                    const float number = x[t * x_stride + i * TILE + lane];
+                    sum += integers[r * k + i] * (int64_t)fmaxf(-117.0f, fminf(138.0f, number));
+                }
+                if (r < rows) is_exact &= y[at] == (float)sum;
+                else is_confined &= isnan(y[at]);
+            }
+    expect(is_exact, "s8_dense", rows, k, tiles);
+    expect(is_confined, "s8_dense writes inside its rows only", rows, k, tiles);
+    release(x), release(bias), release(y), free(lines), free(values), free(integers);
+}
+
 static void test_gemm(void) {
     const int ks[] = {1, 7, 256, 300, 1000}, tile_counts[] = {1, 2, 3, 5};
     const int rows[] = {1, 3, 4, 5, table->f32_dense_rows, table->f32_dense_rows + 1, 2 * table->f32_dense_rows - 1, 31, 61};
@@ -216,6 +263,7 @@ static void test_gemm(void) {
                 float *w = random_weight(rows[n], ks[i], densities[d]);
                 const int tiles = tile_counts[(n + i + d) % LENGTH(tile_counts)];
                 block_t blocks[2] = {pack_dense(w, rows[n], ks[i]), pack_table(w, rows[n], ks[i])};
+                if (table->s8_dense_columns == 4) check_s8(w, rows[n], ks[i], tiles);
                 if (table->f16_table) check_f16(w, rows[n], ks[i], tiles);
                 for (int start = START_BIAS; start <= START_Y; start++) {
                     check_gemm(&blocks[0], w, tiles, start, "dense");

@@ -22,6 +22,7 @@ from toolkit.engine import reference
 from toolkit.engine.plan import Plan
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import InputError
+from toolkit.families import LINEARS
 
 Array = NDArray[Any]
 Batch = dict[str, Array]
@@ -118,6 +119,9 @@ def refused_or_equal(
             plan = read_graph(path)
         except InputError:
             outcomes["refused"] += 1
+            continue
+        if any(getattr(layer, name).note for layer in plan.layers for name in LINEARS):
+            outcomes["in float"] += 1  # where the graph has integers: another function
             continue
         inputs = sample(plan, 3, 9)
         try:

@@ -13,6 +13,8 @@ from toolkit.engine.plan import Node
 from toolkit.engine.reader.unfuse import DOMAIN, Spelling, inputs_of, step
 from toolkit.errors import InputError
 
+FLOAT = 1  # ONNX TensorProto.DataType
+
 MOVES = {  # what leaves every number as it is
     *("Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose"),
     "Unsqueeze",
@@ -194,6 +196,8 @@ def join_products(nodes: Sequence[Node]) -> list[Node]:
         for operators in (("Add", "Cast"), ("Cast", "Mul"), ("Mul",)):
             following = readers.get(chain[-1].outputs[0], [])
             if len(following) != 1 or following[0].operator not in operators:
+                break
+            if following[0].operator == "Cast" and following[0].attributes.get("to") != FLOAT:
                 break
             chain.append(following[0])
             if chain[-1].operator == "Mul":

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import numpy_helper
@@ -73,3 +74,21 @@ def mutate(graph: onnx.GraphProto, rng: random.Random) -> None:
             for i, name in enumerate(other.input):
                 if name == node.output[0]:
                     other.input[i] = node.input[0]
+
+
+def optimise(source: Path, path: Path, options: dict[str, Any]) -> None:
+    """Fuse attention and more, as ONNX Runtime's optimiser for transformers does."""
+    from onnxruntime.transformers.fusion_options import (
+        FusionOptions,
+    )
+    from onnxruntime.transformers.optimizer import (
+        optimize_model,
+    )
+
+    fusion = FusionOptions("bert")
+    for name, value in options.items():
+        setattr(fusion, name, value)
+    model = optimize_model(
+        str(source), "bert", num_heads=4, hidden_size=32, optimization_options=fusion, opt_level=1
+    )
+    model.save_model_to_file(str(path))

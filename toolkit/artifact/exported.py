@@ -14,6 +14,8 @@ from toolkit.errors import InputError, UsageError
 from toolkit.families import LINEARS, MODEL_INPUTS, longest_text
 from toolkit.record import describe_model, read_record
 
+EMBEDDINGS = ("EmbedLayerNormalization", "QEmbedLayerNormalization")  # of com.microsoft
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -105,13 +107,18 @@ def describe_onnx(onnx: Path) -> dict[str, Any]:
         for number, layer in enumerate(plan.layers)
         for name in LINEARS
     }
-    floats = [array for array in read_onnx(onnx).constants.values() if array.dtype.kind == "f"]
+    counted = {name: (weight.shape, _zeros(weight)) for name, weight in weights.items()}
+    constants = read_onnx(onnx).constants.values()
+    floats = [array for array in constants if array.dtype.kind == "f"]
+    integers = [array for array in constants if array.dtype.itemsize == 1 and array.ndim == 2]
+    # Integers that stand for zero need not be 0: of a quantized model only the layers' are counted.
+    known = sum(zeros for _, zeros in counted.values())
     return describe_model(
         onnx.stem,
         layers=len(plan.layers),
-        weights={name: (weight.shape, _zeros(weight)) for name, weight in weights.items()},
-        parameters=sum(array.size for array in floats),
-        zeros=sum(map(_zeros, floats)),
+        weights=counted,
+        parameters=sum(array.size for array in (*floats, *integers)),
+        zeros=known if integers else sum(map(_zeros, floats)),
     )
 
 
@@ -125,11 +132,16 @@ def _vocab_size(file: Path, graph: Graph) -> int:
     if "input_ids" in graph.inputs and set(graph.inputs) <= set(MODEL_INPUTS):
         wrong = "it has no embedding table indexed by input_ids"
         ids = {"input_ids"}  # … and what is only another type or name of it
+        tables = dict(graph.constants)  # … those that are dequantized too
         for node in graph.nodes:
-            if node.operator in ("Cast", "Identity") and node.inputs[0] in ids:
+            operator = node.operator.removeprefix("com.microsoft.")
+            if operator in ("Cast", "Identity") and node.inputs[0] in ids:
                 ids.update(node.outputs)
-            if node.operator == "Gather" and node.inputs[1] in ids:
-                table = graph.constants.get(node.inputs[0])
+            if operator in ("QuantizeLinear", "DequantizeLinear") and node.inputs[0] in tables:
+                tables[node.outputs[0]] = tables[node.inputs[0]]
+            row, table_input = (0, 2) if operator in EMBEDDINGS else (1, 0)
+            if operator in ("Gather", *EMBEDDINGS) and node.inputs[row] in ids:
+                table = tables.get(node.inputs[table_input])
                 if table is not None and table.ndim == 2:
                     return len(table)
     raise InputError(f"{file} is not a BERT with the inputs {', '.join(MODEL_INPUTS)}: {wrong}")

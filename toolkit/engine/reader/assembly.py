@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.engine.operators import OPERATORS
-from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear
+from toolkit.engine.plan import Embeddings, Layer, LayerNorm
+from toolkit.engine.reader.quantized import in_float, linear
 from toolkit.engine.reader.symbols import (
     GRID,
     Affine,
@@ -25,11 +26,13 @@ from toolkit.engine.reader.symbols import (
     Scores,
     Shapes,
     Value,
+    float32,
     owned,
-    weight_of,
 )
 
 HIDDEN_SCORE = -1e4  # exp of it is 0 in float32: a mask this low hides a key
+PROJECTION_NOTE = "the projection of the embeddings runs in float32"
+MIXED_NOTE = "query, key and value are not quantized alike"
 ACTIVATION_ERROR = 1e-5  # the exact and the tanh GELU differ by 5e-4
 
 
@@ -60,7 +63,10 @@ def _attention_half(
     state = base
     if isinstance(base, Affine) and isinstance(base.source, Hidden):  # ELECTRA's projection
         state = base.source
-        projected = replace(state.embeddings, projection=_linear("embeddings.projection", base))
+        projected = replace(
+            state.embeddings,
+            projection=in_float(linear("embeddings.projection", base), PROJECTION_NOTE),
+        )
         state = replace(state, embeddings=projected) if not state.layers else base
     if not isinstance(state, Hidden) or state.attention is not None:
         raise MismatchError("an encoder layer to start from the layer before it")
@@ -70,11 +76,16 @@ def _attention_half(
         raise MismatchError("heads that are together at most as wide as the hidden state")
     _check_mask(scores, probes)
     name = f"layers.{len(state.layers)}"
+    affines = {"query": scores.query, "key": scores.key, "value": context.value}
+    layers = {part: linear(f"{name}.{part}", affine) for part, affine in affines.items()}
+    inputs = [layer.quantization for layer in layers.values()]
+    if (
+        len({q and (q.x_scale, q.x_zero_point) for q in inputs}) > 1
+    ):  # the engine multiplies them at once
+        layers = {part: in_float(layer, MIXED_NOTE) for part, layer in layers.items()}
     attention = {
-        "query": _linear(f"{name}.query", scores.query),
-        "key": _linear(f"{name}.key", scores.key),
-        "value": _linear(f"{name}.value", context.value),
-        "attention_output": _linear(f"{name}.attention_output", branch),
+        **layers,
+        "attention_output": linear(f"{name}.attention_output", branch),
         "attention_norm": norm,
         "num_heads": scores.num_heads,
         "scale": scores.scale,
@@ -90,8 +101,8 @@ def _feed_forward_half(base: Any, branch: Affine, norm: LayerNorm, shapes: Shape
     name = f"layers.{len(base.layers)}"
     layer = Layer(
         **base.attention,
-        intermediate=_linear(f"{name}.intermediate", inner),
-        output=_linear(f"{name}.output", branch),
+        intermediate=linear(f"{name}.intermediate", inner),
+        output=linear(f"{name}.output", branch),
         output_norm=norm,
         activation=activation_of(branch.source.samples) or "",
     )
@@ -135,6 +146,7 @@ def _embeddings(lookups: Lookups, norm: LayerNorm, probes: Sequence[Probe]) -> E
     tables: dict[str, tuple[Array, int | None]] = {}
     constant_rows: list[Array] = []
     for table, rows in lookups.terms:
+        float32(table, "embedding table")
         role, number = _role(rows, probes)
         if role == "constant":
             if number is None or number >= len(table):
@@ -199,10 +211,3 @@ def sum_lookups(a: Lookups, b: Lookups) -> Lookups:
     if a.shapes[0][-1] != b.shapes[0][-1]:
         raise MismatchError("embeddings of one size")
     return Lookups((*a.terms, *b.terms), shapes)
-
-
-def _linear(name: str, affine: Affine) -> Linear:
-    bias = affine.bias
-    if bias is None:
-        bias = np.zeros(affine.weight.shape[1], np.float32)
-    return Linear(name, weight_of(affine.weight), bias)

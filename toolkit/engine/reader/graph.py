@@ -7,13 +7,25 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.engine.plan import Linear, Node, Plan
+from toolkit.engine.reader.integer_operators import INTEGER, join_products
 from toolkit.engine.reader.interpret import interpret, make_probes
 from toolkit.engine.reader.onnx_file import Graph, read_onnx
-from toolkit.engine.reader.symbols import Hidden, Known, Opaque, Value, shapes_of, weight_of
-from toolkit.engine.reader.unfuse import DOMAIN, spell_out
+from toolkit.engine.reader.quantized import QUANTIZING, plain, unrounded
+from toolkit.engine.reader.symbols import (
+    Dequantized,
+    Dynamic,
+    Hidden,
+    Known,
+    Opaque,
+    Value,
+    shapes_of,
+    weight_of,
+)
+from toolkit.engine.reader.unfuse import DOMAIN, FUSED, spell_out
 from toolkit.engine.tail import check_tail
 from toolkit.errors import InputError
 
+HEAD_NOTE = "a head runs in float32"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -36,10 +48,13 @@ def read_graph(path: Path) -> Plan:
             f"{path} is not a BERT encoder the engine can read: its inputs are {graph.inputs}; "
             f"expected input_ids and perhaps attention_mask and token_type_ids"
         )
-    steps = [step for node in graph.nodes for step in spell_out(node)]
-    graph = replace(graph, nodes=[_modernise(node, graph.opset) for node in steps])
+    nodes = join_products(graph.nodes)
+    for table in (INTEGER, FUSED):
+        nodes = [step for node in nodes for step in spell_out(node, table)]
+    graph = replace(graph, nodes=[_modernise(node, graph.opset) for node in nodes])
     _check_order(graph)
     values = interpret(graph, make_probes(graph))
+    values = {name: unrounded(value) for name, value in values.items()}
     try:
         plan = _plan(graph, values)
         check_tail(plan)
@@ -119,13 +134,14 @@ def _sources(node: Node, values: Mapping[str, Value]) -> list[str]:
 
 
 def _is_inside(value: Value | None) -> bool:
-    return value is not None and not isinstance(value, (Known, Opaque))
+    return value is not None and not isinstance(value, (Dequantized, Dynamic, Known, Opaque))
 
 
 def _tail(
     graph: Graph, values: Mapping[str, Value], hidden: str, needed: set[str]
 ) -> tuple[list[Node], dict[str, np.ndarray], dict[str, Linear]]:
     nodes = [node for node in graph.nodes if needed.intersection(node.outputs)]
+    nodes = _look_through(nodes, values, graph.outputs)
     uses = [name for node in nodes for name in node.inputs] + graph.outputs
     tail: list[Node] = []
     linears: dict[str, Linear] = {}
@@ -143,11 +159,34 @@ def _tail(
                 linears[node.name] = replace(linears[node.name], bias=bias)
         tail.append(node)
     constants = {
-        name: np.array(value.arrays[0])
+        name: np.array(plain(value).arrays[0])
         for name in {*graph.outputs, *(name for node in tail for name in node.inputs)}
-        if isinstance(value := values.get(name), Known) and value.is_constant
+        if _is_constant(value := values.get(name))
     }
     return tail, constants, linears
+
+
+def _look_through(
+    nodes: Sequence[Node], values: Mapping[str, Value], outputs: Sequence[str]
+) -> list[Node]:
+    """Leave out quantization: what reads a rounded value reads the value itself."""
+    kept, names = [], dict[str, str]()
+    for node in nodes:
+        node = replace(node, inputs=[names.get(name, name) for name in node.inputs])
+        if node.operator in QUANTIZING:
+            source, result = node.inputs[0], node.outputs[0]
+            value = values.get(result)
+            if values.get(source) is not value:
+                reason = value.reason if isinstance(value, Opaque) else None
+                raise InputError(reason or f"{node}: expected floats that are rounded")
+            names[result] = source
+            node = replace(
+                node, operator="Identity", inputs=[source], outputs=[result], attributes={}
+            )
+            if result not in outputs:
+                continue
+        kept.append(node)
+    return kept
 
 
 def _ask_hidden(node: Node, values: Mapping[str, Value], hidden: str) -> Node:
@@ -166,9 +205,9 @@ def _dense(
     """Turn a product with constant weights into a `Linear` node."""
     weights = values.get(node.inputs[1])
     attributes = node.attributes
-    if not isinstance(weights, Known) or not weights.is_constant or attributes.get("transA", 0):
+    if not _is_constant(weights) or attributes.get("transA", 0):
         return node, None
-    weight = weights.arrays[0]
+    weight = plain(weights).arrays[0]
     if weight.ndim != 2 or weight.dtype != np.float32:
         raise InputError(f"{node}: expected float32 weights (k, n), got {weight.dtype}")
     if attributes.get("transB", 0):
@@ -180,10 +219,11 @@ def _dense(
     bias = np.zeros(weight.shape[1], np.float32)
     if len(node.inputs) > 2 and node.inputs[2]:
         added = values.get(node.inputs[2])
-        if not isinstance(added, Known) or not added.is_constant:
+        if not _is_constant(added):
             return node, None
         try:
-            bias = bias + attributes.get("beta", 1.0) * added.arrays[0].astype(np.float32)
+            added = plain(added).arrays[0].astype(np.float32)
+            bias = bias + attributes.get("beta", 1.0) * added
         except ValueError:
             bias = np.zeros(0, np.float32)
         if bias.reshape(-1).shape != (weight.shape[1],):
@@ -192,7 +232,8 @@ def _dense(
     if attributes.get("alpha", 1.0) != 1.0:
         weight = weight * np.float32(attributes["alpha"])
     name = node.name if node.name not in linears else node.outputs[0]
-    linear = Linear(name, weight_of(weight), bias)
+    note = HEAD_NOTE if isinstance(weights, Dequantized) else ""
+    linear = Linear(name, weight_of(weight), bias, None, note)
     return Node(name, "Linear", node.inputs[:1], node.outputs), linear
 
 
@@ -208,10 +249,10 @@ def _bias(
         return None
     product = tail[-1].outputs[0]
     other = [values.get(name) for name in node.inputs if name != product]
-    if uses.count(product) != 1 or len(other) != 1 or not isinstance(other[0], Known):
+    if uses.count(product) != 1 or len(other) != 1 or not _is_constant(other[0]):
         return None
-    bias, linear = other[0].arrays[0], linears[tail[-1].name]
-    fits = other[0].is_constant and bias.dtype == np.float32 and bias.shape == linear.bias.shape
+    bias, linear = plain(other[0]).arrays[0], linears[tail[-1].name]
+    fits = bias.dtype == np.float32 and bias.shape == linear.bias.shape
     return np.array(bias) if fits and not linear.bias.any() else None
 
 
@@ -260,7 +301,7 @@ def _check_order(graph: Graph) -> None:
 
 
 def _is_constant(value: Value | None) -> bool:
-    return isinstance(value, Known) and value.is_constant
+    return isinstance(value, Dequantized) or (isinstance(value, Known) and value.is_constant)
 
 
 def _first_reason(values: Mapping[str, Value]) -> str | None:

@@ -7,19 +7,26 @@ a size which the graph has fixed is noticed.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from toolkit.engine.operators import OPERATORS
 from toolkit.engine.plan import Node
+from toolkit.engine.reader.integer_operators import MOVES
 from toolkit.engine.reader.onnx_file import Graph
-from toolkit.engine.reader.rules import (
-    RULES,
-    pointwise,
+from toolkit.engine.reader.quantized import (
+    MOVES_OF_CONSTANTS,
+    QUANTIZING,
+    dense_weight,
+    plain,
+    unrounded,
 )
+from toolkit.engine.reader.rules import DENSE, RULES, pointwise
 from toolkit.engine.reader.symbols import (
     Context,
+    Dequantized,
     Heads,
     Known,
     Lookups,
@@ -29,9 +36,9 @@ from toolkit.engine.reader.symbols import (
     Probabilities,
     Probe,
     Residual,
+    Rounded,
     Scores,
     Value,
-    float32,
 )
 
 PROBE_SHAPES = ((2, 5), (3, 7))  # (B, T), all different
@@ -84,8 +91,14 @@ def interpret(graph: Graph, probes: Sequence[Probe]) -> dict[str, Value]:
     Returns:
         The meaning of each value by name. One object under two names is one value.
     """
+    # Integers that are only dequantized, such as int32 biases, are no index buffers.
+    readers = {(name, node.operator) for node in graph.nodes for name in node.inputs}
+    indices = {name for name, operator in readers if operator != "DequantizeLinear"}
     values: dict[str, Value] = {
-        name: _constant(f"initializer {name!r}", array) for name, array in graph.constants.items()
+        name: _constant(f"initializer {name!r}", array)
+        if name in indices
+        else Known((array,) * len(PROBE_SHAPES), True)
+        for name, array in graph.constants.items()
     }
     fields = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "types"}
     for name in graph.inputs:
@@ -104,21 +117,40 @@ def _apply(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> list[Value
     """Run one node."""
     if node.operator in ("Identity", "Dropout") and inputs:
         return [inputs[0]]
-    for value in inputs:
-        if isinstance(value, Opaque):
-            return [value]
     try:
+        if node.operator in QUANTIZING:
+            return QUANTIZING[node.operator](node, inputs)
+        if inputs and isinstance(inputs[0], Rounded) and node.operator in MOVES:
+            moved = _apply(node, [inputs[0].source, *inputs[1:]], probes)
+            return [replace(inputs[0], source=value) for value in moved]
+        if inputs and isinstance(inputs[0], Dequantized) and node.operator in MOVES_OF_CONSTANTS:
+            return MOVES_OF_CONSTANTS[node.operator](node, inputs)
+        for value in map(unrounded, inputs):
+            if isinstance(value, Opaque):
+                return [value] * max(len(node.outputs), 1)
+        if not _is_dense(node, inputs):
+            inputs = [plain(value) for value in inputs]
         if all(value is None or isinstance(value, Known) for value in inputs):
             lookup = _lookup(node, inputs)
             return _evaluate(node, inputs) if lookup is None else [lookup]
         rule = RULES.get(node.operator)
         result = rule(node, inputs, probes) if rule else None
         result = pointwise(node, inputs) if result is None else result
-        return [_explained(node, inputs) if result is None else result]
+        return [result] if result else [_explained(node, inputs)] * max(len(node.outputs), 1)
     except MismatchError as error:
         return [Opaque(f"{node}: expected {error}")]
     except Exception as error:  # an attribute or shape that the operator cannot have
         return [Opaque(f"{node}: cannot be understood: {error}")]
+
+
+def _is_dense(node: Node, inputs: list[Any]) -> bool:
+    """Tell whether this is a dense layer, which alone looks at how its operands are quantized."""
+    return (
+        node.operator in DENSE
+        and len(inputs) == 2
+        and dense_weight(inputs[1]) is not None
+        and not isinstance(unrounded(inputs[0]), (Known, Dequantized))
+    )
 
 
 def _explained(node: Node, inputs: list[Any]) -> Opaque:
@@ -162,7 +194,7 @@ def _lookup(node: Node, inputs: list[Any]) -> Lookups | None:
         return None
     size = table.arrays[0].shape[1]
     shapes = tuple((*array.shape, size) for array in rows.arrays)
-    return Lookups(((float32(table.arrays[0], "embedding table"), rows.arrays),), shapes)
+    return Lookups(((table.arrays[0], rows.arrays),), shapes)
 
 
 def _evaluate(node: Node, inputs: list[Any]) -> list[Value]:

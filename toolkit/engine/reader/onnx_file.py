@@ -35,10 +35,14 @@ DTYPES: dict[int, Any] = {
     TensorProto.FLOAT16: np.float16,
     TensorProto.INT8: np.int8,
     TensorProto.UINT8: np.uint8,
+    TensorProto.INT16: np.int16,
+    TensorProto.UINT16: np.uint16,
     TensorProto.INT32: np.int32,
     TensorProto.INT64: np.int64,
     TensorProto.BOOL: np.bool_,
 }
+# Two numbers lie in a byte of these; read into the type that holds one.
+NIBBLES: dict[int, Any] = {TensorProto.INT4: np.int8, TensorProto.UINT4: np.uint8}
 
 
 @dataclass(frozen=True)
@@ -191,34 +195,44 @@ def _varint(content: memoryview, position: int) -> tuple[int, int]:
 def _tensor(tensor: TensorProto, raw: memoryview | None, folder: Path) -> Array:
     """Turn a tensor into an array after checking that its size is what its shape says."""
     name, shape = tensor.name, tuple(tensor.dims)
-    if tensor.data_type not in DTYPES:
+    is_packed = tensor.data_type in NIBBLES
+    if not is_packed and tensor.data_type not in DTYPES:
         known = TensorProto.DataType.DESCRIPTOR.values_by_number.get(tensor.data_type)
         raise InputError(
             f"tensor {name!r} has the type {known.name if known else tensor.data_type}, "
             "which the engine does not read: export the model as float32"
         )
-    dtype = np.dtype(DTYPES[tensor.data_type])
+    dtype = np.dtype((NIBBLES if is_packed else DTYPES)[tensor.data_type])
     if any(size < 0 for size in shape):
         raise InputError(f"tensor {name!r} has the impossible shape {shape}")
     count = math.prod(shape)
+    stored = -(-count // 2) if is_packed else count
     if tensor.data_location == TensorProto.EXTERNAL:
         raw = _external(tensor, folder)
     elif raw is None and tensor.HasField("raw_data"):
         raw = memoryview(tensor.raw_data)
     if raw is None:
         try:
-            values = onnx.numpy_helper.to_array(tensor) if _typed(tensor) >= count else None
+            values = onnx.numpy_helper.to_array(tensor) if _typed(tensor) >= stored else None
         except (ValueError, TypeError) as error:
             raise InputError(f"tensor {name!r} cannot be read: {error}") from error
         if values is None or values.shape != shape:
             raise InputError(f"tensor {name!r} holds less data than its shape {shape} needs")
         return values.astype(dtype, copy=False)
-    if len(raw) != count * dtype.itemsize:
+    if len(raw) != stored * dtype.itemsize:
         raise InputError(
-            f"tensor {name!r} of shape {shape} needs {count * dtype.itemsize} bytes "
+            f"tensor {name!r} of shape {shape} needs {stored * dtype.itemsize} bytes "
             f"and has {len(raw)}"
         )
+    if is_packed:
+        return _unpack(np.frombuffer(raw, np.uint8), dtype)[:count].reshape(shape)
     return np.frombuffer(raw, dtype.newbyteorder("<"), count).reshape(shape)
+
+
+def _unpack(pairs: Array, dtype: np.dtype[Any]) -> Array:
+    """Take bytes apart, the lower half first; the highest bit of int4 counts −8."""
+    halves = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(-1)
+    return halves if dtype == np.uint8 else (halves ^ 8).astype(np.int8) - np.int8(8)
 
 
 def _typed(tensor: TensorProto) -> int:

@@ -28,11 +28,13 @@ from toolkit.engine.reader.attention import (
     split_heads,
     weigh,
 )
+from toolkit.engine.reader.quantized import dense_weight, float_weight, plain, unrounded
 from toolkit.engine.reader.symbols import (
     GRID,
     Affine,
     Array,
     Context,
+    Dequantized,
     Groups,
     Heads,
     Hidden,
@@ -44,9 +46,9 @@ from toolkit.engine.reader.symbols import (
     Probabilities,
     Probe,
     Residual,
+    Rounded,
     Scores,
     Shapes,
-    Symbol,
     Value,
     _sizes,
     float32,
@@ -158,8 +160,9 @@ def _matmul(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | N
             return score(query, key)
         case [Probabilities(is_nan_test=False) as weights, Heads() as value]:
             return weigh(weights.scores, value)
-        case [(Hidden() | Affine() | Pointwise() | Context()) as x, Known(is_constant=True) as w]:
-            return _affine(x, w.arrays[0])
+    weight, source = dense_weight(inputs[1]), unrounded(inputs[0])
+    if weight is not None and isinstance(source, (Hidden, Affine, Pointwise, Context)):
+        return _affine(inputs[0], weight)
     return None
 
 
@@ -173,25 +176,34 @@ def _fused_matmul(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Val
                 b = replace(b, groups=(*batch, columns, rows))
             case Known(is_constant=True):
                 b = Known(tuple(np.swapaxes(array, -1, -2) for array in b.arrays), True)
+            case Dequantized():
+                b = b.map(lambda array: np.swapaxes(array, -1, -2))
     result = _matmul(node, [a, b], probes)
     match result:
         case Scores():
             return replace(result, scale=result.scale * alpha)
         case Affine():
-            return replace(result, weight=result.weight * np.float32(alpha))
+            if isinstance(result.weight, Dequantized) and alpha > 0.0:
+                scale = result.weight.scale * np.float32(alpha)
+                return replace(result, weight=replace(result.weight, scale=scale))
+            return replace(result, weight=float_weight(result.weight) * np.float32(alpha))
     return result if alpha == 1.0 else None
 
 
-def _affine(x: Symbol, weight: Array) -> Affine | None:
+def _affine(operand: Any, weight: Array | Dequantized) -> Affine | None:
+    x = plain(operand)
     shapes = shapes_of(x)
-    if shapes is None or weight.ndim != 2 or weight.shape[0] != shapes[0][-1]:
+    k, n = weight.integers.shape if isinstance(weight, Dequantized) else weight.shape
+    if shapes is None or k != shapes[0][-1]:
         return None
     if isinstance(x, Context) and not is_laid_out(x.groups, "B T ND", x.scores.num_heads):
         raise MismatchError("attention's heads joined in their order before the next dense layer")
     if isinstance(x, Pointwise) and activation_of(x.samples) is None:
         raise MismatchError("GELU, its tanh form or ReLU before this dense layer")
-    shapes = tuple((*shape[:-1], weight.shape[1]) for shape in shapes)
-    return Affine(x, float32(weight, "weight"), None, shapes)
+    if not isinstance(weight, Dequantized):
+        float32(weight, "weight")
+    shapes = tuple((*shape[:-1], n) for shape in shapes)
+    return Affine(x, weight, None, shapes, operand if isinstance(operand, Rounded) else None)
 
 
 def _softmax(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
@@ -311,6 +323,8 @@ def _shape(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | No
     results = [OPERATORS["Shape"]([array], node.attributes) for array in arrays]
     return Known(tuple(np.asarray(result) for result in results), False)
 
+
+DENSE = {"MatMul", f"{DOMAIN}FusedMatMul"}  # what `_affine` may be made of
 
 RULES: dict[str, Callable[[Node, list[Any], Sequence[Probe]], Value | None]] = {
     "Add": _add,

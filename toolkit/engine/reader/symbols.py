@@ -8,6 +8,7 @@ Shapes: B texts, T tokens, H hidden, N heads, D head size, E embedding size.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,52 @@ class Known:
 
 
 @dataclass(frozen=True, eq=False)
+class Dequantized:
+    """The constant `(integers - zero_point) · scale`, made float32 only where it has to be.
+
+    All three have as many axes; those of `scale` and `zero_point` have one element where they are
+    the same for all.
+    """
+
+    integers: Array
+    scale: Array
+    zero_point: Array
+
+    def floats(self) -> Array:
+        """Compute it, as ONNX does: the difference is exact, its product in float32."""
+        result = self.integers.astype(np.float32)
+        result -= self.zero_point.astype(np.float32)
+        result *= self.scale
+        return result
+
+    def map(self, function: Callable[[Array], Array]) -> "Dequantized":
+        """Apply a change of axes."""
+        return Dequantized(*map(function, (self.integers, self.scale, self.zero_point)))
+
+
+@dataclass(frozen=True, eq=False)
+class Dynamic:
+    """The scale or the zero point that a DynamicQuantizeLinear finds while the model runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """`source` rounded to multiples of a scale: what only a dense layer looks at.
+
+    Attributes:
+        source: The value before.
+        scale: Constant float32, of one element or of one per feature.
+        zero_point: Constant integer of the type that is rounded to.
+        is_integer: These are the integers themselves, before their DequantizeLinear.
+    """
+
+    source: "Value"
+    scale: Known | Dynamic
+    zero_point: Known | Dynamic
+    is_integer: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Lookups:
     """A sum of table rows (B, T, E): pairs of table and, per probe, row numbers."""
 
@@ -50,12 +97,16 @@ class Lookups:
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """`source @ weight + bias`; weight (k, n) as ONNX stores it, bias (n,) or still None."""
+    """`source @ weight + bias`; weight (k, n) as ONNX stores it, bias (n,) or still None.
+
+    `rounded` is the operand itself where the graph quantizes `source`.
+    """
 
     source: "Symbol"
-    weight: Array
+    weight: Array | Dequantized
     bias: Array | None
     shapes: Shapes
+    rounded: Rounded | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +213,7 @@ Symbol = (
     | Norming
     | Hidden
 )
-Value = Known | Symbol | Opaque
+Value = Known | Symbol | Opaque | Dequantized | Dynamic | Rounded
 
 
 class MismatchError(Exception):
@@ -174,6 +225,8 @@ def shapes_of(value: Value) -> Shapes | None:
     match value:
         case Known():
             return tuple(array.shape for array in value.arrays)
+        case Rounded():
+            return shapes_of(value.source)
         case Pointwise():
             return value.source.shapes
         case Heads():
@@ -182,7 +235,7 @@ def shapes_of(value: Value) -> Shapes | None:
             return group_shapes(value.groups, value.value.shapes, value.scores.num_heads)
         case Probabilities():
             return value.scores.shapes
-        case Norming() | Opaque():
+        case Norming() | Opaque() | Dequantized() | Dynamic():
             return None
     return value.shapes
 

@@ -210,16 +210,6 @@ def test_a_head_of_another_width_is_refused(export_case: Export, tmp_path: Path)
     refused(path, r"\(MatMul\): expected weights \(k, n\) whose k is the operand's width")
 
 
-def test_a_quantised_graph_is_refused(export_case: Export, tmp_path: Path) -> None:
-    from onnxruntime.quantization import (
-        quantize_dynamic,
-    )
-
-    path = tmp_path / "model.onnx"
-    quantize_dynamic(export_case(SIMPLE), path)
-    refused(path, r"\(Gather\): expected a float32 embedding table, got u?int8")
-
-
 @pytest.mark.parametrize("content", [b"", b"\0", b"{}\n", b"GGUF" * 100, bytes(range(256)) * 8])
 def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"

@@ -18,7 +18,7 @@ from toolkit.environment import decide_num_threads
 from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.baseline import check_comparable, compare
-from toolkit.measure.batches import make_batches
+from toolkit.measure.batches import make_batches, read_task
 from toolkit.measure.engines import (
     ENGINES,
     Contender,
@@ -34,6 +34,7 @@ from toolkit.measure.worker import save_batches
 from toolkit.present.bench_table import print_results
 from toolkit.record import new_record, read_record, root_id, speed_key, write_record
 from toolkit.tasks import check_names
+from toolkit.tasks.embedding import check_scored
 
 
 def bench(config: BenchRoot) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def bench(config: BenchRoot) -> dict[str, Any]:
             check_comparable(config, baseline, record["environment"]["cpu"], facts)
         batches = make_batches(config, model)
         save_batches(folder / "batches.npz", batches)
+        judged = read_task(config.task, model, config.seed) if config.accuracy else None
         models = {c.label: read_other(config, model, c) for c in contenders}
         workers, loaded = {}, {}
         for c in contenders:
@@ -83,8 +85,8 @@ def bench(config: BenchRoot) -> dict[str, Any]:
             | {"peak_rss_bytes": peaks[c.label], "max_difference": differences[c.label]}
             for c in contenders
         ]
-        if config.accuracy:
-            add_metrics(config, models, workers, entries, folder)
+        if judged is not None:
+            add_metrics(config, *judged, models, workers, entries, folder)
         profiled = next((e for e in entries if engine_of(e["engine"]) == "sparse"), entries[0])
         if config.profile or config.roofline:
             add_profile(config, workers[profiled["engine"]], profiled)
@@ -114,6 +116,8 @@ def check_options(config: BenchRoot) -> list[Contender]:
     for engine in engines:
         check_engine(engine)
     check_names(config.task)
+    if config.accuracy and config.task.kind == "embedding":
+        check_scored(config.task)
     if config.onnx is None and not is_installed("torch"):
         raise UsageError(
             "measuring a model by its description builds it with torch, which is not installed: "

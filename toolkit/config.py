@@ -119,12 +119,15 @@ class ModelConfig:
         weights: `pretrained` loads `path`; `random` builds the architecture with new weights.
         config: Keyword arguments of the transformers configuration (with `model_type`), used by
             `weights=random`; empty means: take the configuration found at `path`.
+        freeze_embeddings: Whether the embeddings (words, positions, types, their LayerNorm) stay
+            as they are while the rest is trained.
     """
 
     name: str
     path: str | None
     weights: Weights
     config: dict[str, Any]
+    freeze_embeddings: bool
 
 
 @dataclass(kw_only=True)

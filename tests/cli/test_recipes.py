@@ -108,6 +108,7 @@ def test_movement_cells(name: str, published: float) -> None:
     """Sanh et al. 2020, table 2; warm-ups of 5,400 steps are about one epoch of 16 each."""
     is_distilled = name.endswith("distilled")
     config = compose("train", f"recipe={name}", *["teacher.path=x"][: int(is_distilled)])
+    assert config.model.freeze_embeddings
     s = config.sparsity
     assert (s.method.value, s.ranking.value) == ("soft_movement", "uniform")
     assert (s.start_epoch, s.end_epoch, config.trainer["num_train_epochs"]) == (1.0, 8.0, 10)

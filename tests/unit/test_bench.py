@@ -22,7 +22,7 @@ from support.configs import compose
 
 from toolkit.artifact.agreement import largest_difference
 from toolkit.artifact.exported import describe_onnx, find_checkpoint, read_exported, size_bytes
-from toolkit.bench import bench
+from toolkit.bench import bench, check_options
 from toolkit.config import BenchRoot, Scenario
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.measure.baseline import compare
@@ -138,6 +138,45 @@ def test_a_contender_is_read_as_it_is_written(text: str) -> None:
 def test_a_contender_that_cannot_be_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=re.escape(sentence)):
         parse_contender(text)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["task.train_file=x.txt"],
+        ["task.data_dir=x"],
+        ["task.path=[a,b]", "task.columns.label=null"],
+    ],
+)
+def test_embeddings_without_scored_pairs_are_refused_before_anything_is_measured(
+    overrides: list[str],
+) -> None:
+    sentence = "accuracy=true judges task=embedding by scored pairs of texts"
+    with pytest.raises(UsageError, match=f"{sentence}: name a file of them with task.eval_file=F"):
+        check_options(compose("bench", "task=embedding", "accuracy=true", *overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["accuracy=true", "task.eval_file=x.tsv"],
+        ["accuracy=true", "task.path=[a,b]"],
+        ["accuracy=false"],
+    ],
+)
+def test_embeddings_that_can_be_judged_are_not_refused(overrides: list[str]) -> None:
+    assert check_options(compose("bench", "task=embedding", *overrides))
+
+
+def test_data_that_are_missing_are_told_before_anything_is_timed(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.bench.start_worker", lambda *_: 1 / 0)
+    sst2 = compose("bench", "task=sst2", f"task.data_dir={tmp_path}").task
+    config = make_config(onnx=str(onnx_file), accuracy=True, task=sst2)
+    with pytest.raises(InputError, match=r"dev\.tsv"):
+        bench(config)
 
 
 # ---- rounds and ratios

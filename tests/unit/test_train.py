@@ -103,6 +103,26 @@ def test_compound_student(tmp_path: Path, teacher: Path) -> None:
     assert model(**inputs).logits.shape == (1, 2)
 
 
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "electra"])
+def test_frozen_embeddings_stay_to_the_last_bit(tmp_path: Path, kind: str) -> None:
+    """All else learns."""
+    sizes: dict[str, dict[str, int]] = {
+        "bert": {},
+        "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+        "electra": {"embedding_size": 16},
+    }
+    make = [f"+model.config.{key}={value}" for key, value in sizes[kind].items()]
+    frozen = (f"model.config.model_type={kind}", *make, "model.freeze_embeddings=true")
+    train(configure(tmp_path / "before", *frozen, "trainer.learning_rate=0"))
+    train(configure(tmp_path / "after", *frozen, *PRUNED))
+    before, after = weights(tmp_path / "before"), weights(tmp_path / "after")
+    is_frozen = {name: ".embeddings." in name for name in before}
+    assert 4 <= sum(is_frozen.values()) <= 5
+    # a key's bias shifts all scores of a row alike, which softmax does not see
+    for name in (name for name in before if not name.endswith(("key.bias", "k_lin.bias"))):
+        assert torch.equal(before[name], after[name]) is is_frozen[name], name
+
+
 def test_another_seed_gives_other_weights(tmp_path: Path, teacher: Path) -> None:
     train(configure(tmp_path, "seed=1"))
     assert not same(tmp_path, teacher)

@@ -72,7 +72,13 @@ def load_teacher(
     model = load_checkpoint(path)
     check_task(model, path, task)
     theirs = load_tokenizer(
-        ModelConfig(name="teacher", path=path, weights=Weights.pretrained, config={})
+        ModelConfig(
+            name="teacher",
+            path=path,
+            weights=Weights.pretrained,
+            config={},
+            freeze_embeddings=False,
+        )
     )
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise InputError(

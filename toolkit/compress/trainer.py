@@ -172,6 +172,8 @@ def make_trainer(
         UsageError: The Trainer refuses the arguments.
         InputError: `teacher.cache` cannot be written.
     """
+    if config.model.freeze_embeddings:
+        model.base_model.get_submodule("embeddings").requires_grad_(False)
     targets = kind_of(config.task).TARGETS
     names = {*input_names(model), *(input_names(teacher) if teacher else []), *targets}
     train, answers = select_inputs(data.train, names), None

@@ -244,6 +244,11 @@ def engine_of(label: str) -> str:
     return label.partition("@")[0].partition(":")[0]
 
 
+def precision_of(label: str) -> str:
+    """Return the precision of a contender's label."""
+    return label.partition("@")[0].partition(":")[2] or "fp32"
+
+
 def check_engine(name: str) -> None:
     """Refuse an engine whose package is not installed.
 

@@ -12,10 +12,11 @@ from toolkit.artifact.exported import Exported, find_checkpoint
 from toolkit.config import BenchRoot
 from toolkit.engine.roofline import points
 from toolkit.errors import GateError, UsageError
-from toolkit.measure.batches import collate_batches, feed, random_batch, read_task
+from toolkit.measure.batches import collate_batches, feed, random_batch
 from toolkit.measure.engines import ENGINES, Contender, interpreter_of, is_installed
 from toolkit.measure.worker import Worker, load_batches, save_batches
 from toolkit.tasks import evaluate, kind_of
+from toolkit.tasks.features import Example, Feature
 
 # By how much of their largest value outputs computed in 16 bits may differ. It tells a broken
 # kernel from a rounded one: what rounding costs is measured and shown.
@@ -112,6 +113,8 @@ def run(model: Exported, worker: Worker, batches: Sequence[Batch], folder: Path)
 
 def add_metrics(
     config: BenchRoot,
+    examples: Sequence[Example],
+    features: Sequence[Feature],
     models: Mapping[str, Exported],
     workers: Mapping[str, Worker],
     entries: Sequence[dict[str, Any]],
@@ -120,13 +123,14 @@ def add_metrics(
     """Compute the task's metrics through every engine and add them to its entry.
 
     Args:
+        examples: As `read_task` returns them.
+        features: Likewise.
         models: What each contender runs, by label, as `workers`.
 
     Raises:
         UsageError: A model has not the outputs of such a task.
     """
     model = models[entries[0]["engine"]]
-    examples, features = read_task(config.task, model, config.seed)
     order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
     batches = collate_batches(model, [features[i] for i in order], config.batch_size)
     names = kind_of(config.task).OUTPUTS

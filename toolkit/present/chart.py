@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.measure.engines import ENGINES, engine_of
+from toolkit.measure.engines import ENGINES, engine_of, precision_of
 from toolkit.present.results import (
     Row,
     groups,
@@ -21,6 +21,8 @@ from toolkit.present.results import (
 
 # Okabe and Ito 2008, https://jfly.uni-koeln.de/color: told apart with any colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+# Curve.fill by precision; any other, such as auto, may be 16 bits and is hollow
+FILLS = {"fp32": "full", "bf16": "hollow", "fp16": "hollow", "int8": "half"}
 UNKNOWN = ("x", (1, 1))  # marker and dash of an engine that is not in ENGINES
 LOG_FROM = 4.0  # a range of speeds wider than this is drawn on a logarithmic axis
 FRAME = (500.0, 270.0)  # typographic points: the size of a panel for which labels are placed
@@ -34,11 +36,22 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """The rows of one depth and engine, from dense to sparse, and how they are drawn."""
+    """The rows of one depth, engine and precision, from dense to sparse, and how they are drawn.
+
+    Attributes:
+        name: What the legend says.
+        colour: Of the depth.
+        marker: Shape of the points, of the engine.
+        fill: Inside of the points, of the precision: `full`, `hollow`, or `half` (the page draws
+            this as a dot).
+        dash: As in `EngineEntry`.
+        rows: Positions of the rows.
+    """
 
     name: str
     colour: str
     marker: str
+    fill: str
     dash: tuple[int, ...]
     rows: list[int]
 
@@ -99,8 +112,9 @@ def _panel(rows: Sequence[Row], index: dict[int, int], colours: dict[int, str]) 
         known = ENGINES.get(engine_of(engine))
         marker, dash = (known.marker, known.dash) if known else UNKNOWN
         name = f"{layers or '?'} layers, {engine}"
+        fill = FILLS.get(precision_of(engine), "hollow")
         places = [index[id(row)] for row in line]
-        curves.append(Curve(name, colours[layers or 0], marker, dash, places))
+        curves.append(Curve(name, colours[layers or 0], marker, fill, dash, places))
     x, y = ([row[name] for row in rows] for name in ("items_per_s", "score"))
     is_log = max(x) / min(x) > LOG_FROM
     x_range = (min(x) / 1.3, max(x) * 1.3) if is_log else _widened(x, 0.12)

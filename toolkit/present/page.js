@@ -68,14 +68,17 @@ function drawChart(found) {
       hovertext: at.map(i => columns.flatMap(([, text], j) => cells[i][j] ? `${text}: ${cells[i][j]}` : []).map(plain).join("<br>")),
     };
   };
-  const outline = (all, usual) => {
+  const outline = (all, usual, colour = css("--ink")) => {
     const at = all.filter(has);
-    return {color: css("--ink"), width: at.map(i => i === chosen ? 3 : usual)};
+    return {color: at.map(i => i === chosen ? css("--ink") : colour), width: at.map(i => i === chosen ? 3 : usual)};
   };
+  const marker = ({colour, marker, fill, rows}) => fill === "full"
+    ? {color: colour, symbol: marker, size: 11, line: outline(rows, 0)}
+    : {color: css("--paper"), symbol: marker + (fill === "half" ? "-dot" : ""), size: 10, line: outline(rows, 2, colour)};
   const traces = panel.curves.map(curve => ({
     ...points(curve.rows), name: plain(curve.name), mode: "lines+markers",
     line: {color: curve.colour, width: 2, dash: curve.dash.map(length => `${2 * length}px`).join(" ") || "solid"},
-    marker: {color: curve.colour, symbol: curve.marker, size: 11, line: outline(curve.rows, 0)},
+    marker: marker(curve),
   }));
   if (isUsual) traces.unshift({
     ...points(panel.front), name: "Pareto front", mode: "lines", hoverinfo: "skip",

@@ -65,6 +65,21 @@ def read_file(path: Path, task: TaskConfig) -> list[Example]:
     return examples
 
 
+def check_scored(task: TaskConfig) -> None:
+    """Refuse examples without scores where there is no teacher to compare with.
+
+    Raises:
+        UsageError: `task` names none.
+    """
+    is_own = task.train_file is not None or task.data_dir is not None
+    has_label = task.path is not None and task.columns.get("label") is not None
+    if task.eval_file is None and (is_own or not has_label):
+        raise UsageError(
+            f"accuracy=true judges task={task.name} by scored pairs of texts: name a file of "
+            "them with task.eval_file=F"
+        )
+
+
 def from_hub(row: Mapping[str, Any], task: TaskConfig) -> Example:
     """Turn a row of a hub data set into an example: `columns` `text`, `text_pair` and `label`."""
     names = [task.columns.get(key) for key in ("text", "text_pair")]
@@ -92,11 +107,7 @@ def score(
     outputs: Sequence[NDArray[Any]],
     task: TaskConfig,
 ) -> dict[str, float]:
-    """Judge hidden states (at least T, D), as far as there are scores or the teacher's vectors.
-
-    Raises:
-        UsageError: There are neither.
-    """
+    """Judge hidden states (at least T, D), as far as there are scores or the teacher's vectors."""
     vectors = [
         pool(output, len(feature["input_ids"]), task.pooling)
         for feature, output in zip(features, outputs, strict=True)
@@ -113,11 +124,6 @@ def score(
     if all(TEACHER_VECTOR in feature for feature in features):
         theirs = [feature[TEACHER_VECTOR] for feature in features]
         found["similarity"] = 100.0 * float(np.mean(list(map(cosine, vectors, theirs))))
-    if not found:
-        raise UsageError(
-            f"task={task.name} judges an embedding alone by scored pairs: name a file of them with "
-            "task.eval_file=F"
-        )
     return found
 
 

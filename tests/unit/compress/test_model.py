@@ -29,6 +29,7 @@ DEMO = ModelConfig(
     path=None,
     weights=Weights.random,
     config={"model_type": "bert", **{k: v for k, v in SMALL.items() if k != "vocab_size"}},
+    freeze_embeddings=False,
 )
 
 
@@ -37,7 +38,9 @@ def task(kind: str = "text_classification", **changes: Any) -> TaskConfig:
 
 
 def local(path: Path | str) -> ModelConfig:
-    return ModelConfig(name="local", path=str(path), weights=Weights.pretrained, config={})
+    return ModelConfig(
+        name="local", path=str(path), weights=Weights.pretrained, config={}, freeze_embeddings=False
+    )
 
 
 def load_model_of(model: ModelConfig) -> PreTrainedModel:
@@ -63,7 +66,9 @@ def test_made_from_config(checkpoint: Path) -> None:
 
 
 def test_random_weights_at_a_path(checkpoint: Path) -> None:
-    again = ModelConfig(name="x", path=str(checkpoint), weights=Weights.random, config={})
+    again = ModelConfig(
+        name="x", path=str(checkpoint), weights=Weights.random, config={}, freeze_embeddings=False
+    )
     model = load_model(again, task(num_labels=5), load_tokenizer(again))
     assert model.config.num_labels == 5
     assert model.config.hidden_size == SMALL["hidden_size"]
@@ -91,7 +96,9 @@ def test_not_found(tmp_path: Path) -> None:
 
 
 def test_no_weights_wanted_from_nowhere() -> None:
-    nowhere = ModelConfig(name="x", path=None, weights=Weights.pretrained, config={})
+    nowhere = ModelConfig(
+        name="x", path=None, weights=Weights.pretrained, config={}, freeze_embeddings=False
+    )
     with pytest.raises(UsageError, match=r"needs model\.path"):
         load_model(nowhere, task(), load_tokenizer(DEMO))
 

@@ -1,5 +1,6 @@
 """A target of speed in several steps: the runs that one run is divided into."""
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -120,6 +121,9 @@ def test_allowed(overrides: list[str]) -> None:
     assert len(steps_of(compose("train", *STEPS, *overrides))) == 3
 
 
-def test_attention_of_heads_that_go_is_not_compared() -> None:
-    with pytest.raises(UsageError, match=r"teacher\.attention=maps compares head by head"):
-        check_training(compose("train", *STEPS, "teacher=self", "teacher.attention=maps"))
+@pytest.mark.parametrize("relation", ["maps", "values"])
+def test_attention_of_heads_that_go_is_not_compared(relation: str) -> None:
+    """Refused before a run is divided: `steps_of` need not know of it."""
+    attention = f"teacher.attention={relation}"
+    with pytest.raises(UsageError, match=rf"{re.escape(attention)} compares head by head"):
+        check_training(compose("train", *STEPS, "teacher=self", attention))

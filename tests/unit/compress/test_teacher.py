@@ -169,7 +169,9 @@ def teacher_config(kind: TeacherKind, path: Path | None = None) -> TeacherConfig
 
 
 def demo_student() -> tuple[Any, PreTrainedTokenizerFast]:
-    made = ModelConfig(name="demo", path=None, weights=Weights.random, config={})
+    made = ModelConfig(
+        name="demo", path=None, weights=Weights.random, config={}, freeze_embeddings=False
+    )
     return make_model(vocab_size=demo.make_tokenizer().get_vocab_size()), load_tokenizer(made)
 
 

@@ -12,7 +12,7 @@ from toolkit.engine import Engine, reference
 from toolkit.errors import UsageError
 from toolkit.measure import latency
 from toolkit.measure.latency import CostTable, cut, grid_of
-from toolkit.measure.structured import budget_ms
+from toolkit.measure.structured import budget_ms, describe
 
 TABLE = CostTable(
     fixed_ms=2.0,
@@ -105,11 +105,44 @@ def test_target() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "asked"),
-    [("target_speedup=50", "sparsity.target_speedup=50"), ("target_latency_ms=5", "=5")],
+    ("target", "asked", "easier"),
+    [
+        ("target_speedup=50", "sparsity.target_speedup=50", "ask for a smaller factor"),
+        ("target_latency_ms=5", "=5", "ask for more time"),
+    ],
 )
-def test_a_target_out_of_reach_names_the_fastest(target: str, asked: str) -> None:
+def test_a_target_out_of_reach_names_the_fastest(target: str, asked: str, easier: str) -> None:
     sparsity = configured(target)
     with pytest.raises(UsageError, match=r"cannot be reached: .* takes 5\.7 ms, 2\.95 times") as e:
         budget_ms(sparsity, TABLE, WHOLE)
     assert asked in str(e.value)
+    assert easier in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("speedup", "latency_ms", "missed"),
+    [
+        (None, 60.0, "; by what was measured the target of 60 ms is missed: repeat on an idle mac"),
+        (9.0, None, "; by what was measured the target of 9x is missed: repeat on an idle machine"),
+        (None, 200.0, ""),
+        (8.0, None, ""),
+    ],
+)
+def test_a_target_that_was_missed_is_told(
+    speedup: float | None, latency_ms: float | None, missed: str
+) -> None:
+    facts = {
+        "target_speedup": speedup,
+        "target_latency_ms": latency_ms,
+        "batch_size": 32,
+        "seq_len": 128,
+        "layer_widths": {"after": [[2, 192], [1, 16]]},
+        "predicted": {"dense_latency_ms": 1706.7, "latency_ms": 59.966, "speedup": 28.46},
+        "measured": {"dense_latency_ms": 1616.0, "latency_ms": 208.02, "speedup": 7.7686},
+    }
+    line = describe(facts)
+    assert line.startswith(
+        "heads/neurons left per layer: 2/192 1/16; 32 x 128 tokens: predicted 60 ms, 28.46x; "
+        f"measured 208 ms, 7.77x of 1616 ms{missed}"
+    )
+    assert ("missed" in line) is bool(missed)

@@ -58,6 +58,14 @@ def test_a_depth_has_one_colour_in_all_panels_and_an_engine_one_style() -> None:
     assert not short.is_log
 
 
+def test_precisions_of_one_engine_differ_in_the_inside_of_their_points() -> None:
+    engines = ("sparse", "sparse:bf16", "sparse:fp16@a:b", "sparse:int8", "sparse:auto", "new:odd")
+    speeds = tuple(speed(engine, 9.0 + i) for i, engine in enumerate(engines))
+    (panel,) = make_panels(rows_of([record(accuracy=9.0, speeds=speeds)]))
+    fills = [curve.fill for curve in panel.curves]
+    assert fills == ["full", "hollow", "hollow", "half", "hollow", "hollow"]
+
+
 def test_what_has_no_score_is_in_no_panel() -> None:
     rows = rows_of([record(speeds=(speed("sparse", 3.0),)), record(zeros=0.5, accuracy=3.0)])
     assert make_panels(rows) == []

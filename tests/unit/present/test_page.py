@@ -186,6 +186,21 @@ def test_it_fits_wide_and_narrow_light_and_dark(
     assert browser.problems == []
 
 
+def test_precisions_of_one_engine_look_different(browser: Browser, tmp_path: Path) -> None:
+    speeds = tuple(speed(f"sparse{end}", 9.0 + len(end)) for end in ("", ":bf16", ":int8"))
+    browser.problems.clear()
+    browser.open(write_page(tmp_path / "report.html", [record(accuracy=90.0, speeds=speeds)]))
+    found = traces(browser)
+    marks = [found[f"12 layers, {one['engine']}"]["marker"] for one in speeds]
+    assert [mark["symbol"] for mark in marks] == ["circle", "circle", "circle-dot"]
+    assert [mark["color"] for mark in marks] == ["#0072B2", "#fff", "#fff"]
+    assert [mark["line"]["width"] for mark in marks] == [[0], [2], [2]]
+    browser.click("tbody tr:nth-child(2) td")
+    mark = traces(browser)["12 layers, sparse:bf16"]["marker"]
+    assert mark["line"] == {"color": ["#1b1f24"], "width": [3]}
+    assert browser.problems == []
+
+
 def test_pointing_at_a_point_tells_its_row(opened: Browser) -> None:
     names = list(traces(opened))
     opened.point(f".scatterlayer .trace:nth-child({names.index('6 layers, sparse') + 1}) .point", 1)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.compress.sparsity.callback import KEEPS_ZEROS
-from toolkit.compress.teacher import needs_states
 from toolkit.config import Schedule, TeacherKind, TrainRoot, Weights
 from toolkit.errors import UsageError
 
@@ -90,11 +89,11 @@ def _check(config: TrainRoot) -> None:
             f"with, but model={config.model.name} has new weights: name a fine-tuned checkpoint "
             "with model=local model.path=DIR"
         )
-    is_compared = teacher.kind is not TeacherKind.none and needs_states(teacher)
+    is_compared = teacher.kind is not TeacherKind.none and teacher.hidden_weight > 0
     drops = config.depth.num_layers is not None or config.depth.keep is not None
     if is_compared and drops and teacher.layer_map is None:
         raise UsageError(
-            f"{asked} with teacher.hidden_weight or teacher.attention: a step after the first "
-            "cannot tell which layers depth has dropped, so name the teacher's layer for each that "
-            "stays with teacher.layer_map, such as [1,3,5]"
+            f"{asked} with teacher.hidden_weight: a step after the first cannot tell which layers "
+            "depth has dropped, so name the teacher's layer for each that stays with "
+            "teacher.layer_map, such as [1,3,5]"
         )

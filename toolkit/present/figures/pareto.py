@@ -58,6 +58,8 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
         axes.plot(
             *at(curve.rows), marker=MARKERS[curve.marker], color=curve.colour, label=curve.name,
             linestyle=(0, curve.dash) if curve.dash else "-", markersize=6, linewidth=1.5, zorder=3,
+            fillstyle="left" if curve.fill == "half" else "full", markerfacecoloralt="white",
+            markerfacecolor="white" if curve.fill == "hollow" else curve.colour,
         )  # fmt: skip
     if panel.baseline is not None:
         unit, score = (rows[panel.baseline][name] for name in ("items_per_s", "score"))

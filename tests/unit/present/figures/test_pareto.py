@@ -70,6 +70,23 @@ def test_every_engine_looks_different() -> None:
     assert {entry.marker for entry in ENGINES.values()} < set(MARKERS)
 
 
+def test_precisions_of_one_engine_look_different_in_the_legend_too() -> None:
+    speeds = tuple(speed(f"sparse{end}", 9.0) for end in ("", ":bf16", ":int8"))
+    rows = rows_of([record(accuracy=90.0, speeds=speeds)])
+    figure = draw_pareto(make_panels(rows), rows)
+    named = dict(zip(*figure.axes[0].get_legend_handles_labels()[::-1], strict=True))
+    legend = figure.legends[0]
+    shown = dict(zip([t.get_text() for t in legend.get_texts()], legend.get_lines(), strict=True))
+    for lines in (named, shown):
+        insides = [
+            (to_hex(line.get_markerfacecolor()), line.get_fillstyle())
+            for line in (lines[f"12 layers, {one['engine']}"] for one in speeds)
+        ]
+        colour = COLOURS[0].lower()
+        assert insides == [(colour, "full"), ("#ffffff", "full"), (colour, "left")]
+        assert {to_hex(line.get_markeredgecolor()) for line in lines.values()} >= {colour}
+
+
 def test_labels_cover_neither_each_other_nor_points() -> None:
     models = [(layers, z) for layers in (12, 6, 3) for z in (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)]
     rows = rows_of(

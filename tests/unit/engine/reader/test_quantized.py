@@ -19,6 +19,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from support.edits import Edit, edited, optimise
+from support.fuzz_graph import damage
 from support.graphs import Case, Export
 from support.quantizing import SPELLINGS, X_SCALE, Writer, per_output, qdq, quantize_dense
 from support.reading import (
@@ -32,6 +33,7 @@ from support.reading import (
 from toolkit.engine import reference
 from toolkit.engine.plan import Linear, Plan
 from toolkit.engine.reader.graph import read_graph
+from toolkit.errors import InputError
 from toolkit.families import LINEARS
 
 pytestmark = pytest.mark.slow
@@ -399,6 +401,17 @@ def test_weights_of_four_bits_run_in_integers(export_case: Export, tmp_path: Pat
     assert error(path, plan) < EXACT
 
 
+def test_activations_of_four_bits_are_refused(export_case: Export, tmp_path: Path) -> None:
+    def narrow(writer: Writer, node: NodeProto, weight: Array) -> None:
+        zero = f"zero{len(writer.graph.initializer)}"
+        writer.graph.initializer.append(helper.make_tensor(zero, TensorProto.UINT4, [], [7]))
+        x = writer.node("QuantizeLinear", node.input[0], writer.constant(np.float32(0.5)), zero)
+        writer.node("MatMul", x, writer.constant(weight), output=node.output[0])
+
+    path = quantize_dense(export_case(ENCODER), tmp_path, narrow)
+    refused(path, r"expected 8 or 16 bits to round to")
+
+
 def test_the_zero_point_of_a_weight_is_subtracted(export_case: Export, tmp_path: Path) -> None:
     """-128 among the results, which no symmetric quantizer writes but any file may hold."""
 
@@ -558,3 +571,32 @@ def test_a_changed_graph_is_refused_or_still_equal(
     """A changed scale may leave one number at the edge between two integers: steps, not ulps."""
     path = quantize_dense(export_case(ENCODER), tmp_path, SPELLINGS[spelling])
     refused_or_equal(onnx.load(path), random.Random(spelling), 100, tmp_path, NOISE)
+
+
+@pytest.mark.parametrize("choice", ["qdq", "integer", "static", "dynamic"])
+def test_a_damaged_file_is_refused_or_read(
+    choice: str, export_case: Export, tmp_path: Path
+) -> None:
+    source, path = export_case(CLASSIFIER), tmp_path / "dynamic.onnx"
+    if choice in SPELLINGS:
+        path = quantize_dense(source, tmp_path, SPELLINGS[choice])
+    elif choice == "static":
+        path = quantize_statically(source, tmp_path, quant_format=QuantFormat.QOperator)
+    else:
+        optimise(source, tmp_path / "fused.onnx", {})
+        options = {"DefaultTensorType": TensorProto.FLOAT}
+        quantize_dynamic(tmp_path / "fused.onnx", path, extra_options=options)
+    content = path.read_bytes()
+    outcomes = set()
+    for seed in range(100):
+        path.write_bytes(damage(content, random.Random(seed)))
+        try:
+            notes_of(read_graph(path))
+        except InputError as error:
+            sentence = str(error)
+            outcomes.add("refused")
+        else:
+            sentence = ""
+            outcomes.add("read")
+        assert "\n" not in sentence
+    assert outcomes == {"read", "refused"}

@@ -119,6 +119,9 @@ def quantize_dense(
         write(writer, node, weight)
     del model.graph.node[:]
     model.graph.node.extend(writer.nodes)
+    used = {name for node in writer.nodes for name in node.input}
+    for tensor in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(tensor)
     result = folder / "quantized.onnx"
     result.write_bytes(model.SerializeToString())
     return result

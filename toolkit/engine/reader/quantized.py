@@ -115,6 +115,17 @@ def plain(value: Any) -> Any:
     return unrounded(value)
 
 
+def is_relu(zero_point: Any) -> bool:
+    """Tell whether 0 is the lowest number of a rounding: it cuts off what is negative.
+
+    ONNX Runtime's quantizer leaves a ReLU out where such a rounding follows it.
+    """
+    if not isinstance(zero_point, Known):
+        return False
+    zeros = zero_point.arrays[0]
+    return zeros.dtype.kind in "iu" and bool((zeros == np.iinfo(zeros.dtype).min).all())
+
+
 def dense_weight(value: Any) -> Array | Dequantized | None:
     """The constant weight (k, n) of a dense layer."""
     if isinstance(value, Dequantized):

@@ -30,6 +30,7 @@ from support.reading import (
     sample,
 )
 
+from toolkit.artifact.exported import describe_onnx, read_exported
 from toolkit.engine import reference
 from toolkit.engine.plan import Linear, Plan
 from toolkit.engine.reader.graph import read_graph
@@ -190,6 +191,27 @@ def test_static_quantization_of_everything(
         per_channel=choice != "all",
         extra_options=EVERYTHING[choice],
     )
+    plan = read_graph(path)
+    assert notes_of(plan) == {""}
+    assert error(path, plan, oracle=source) < NOISE
+
+
+@pytest.mark.parametrize("quant_format", list(QuantFormat), ids=lambda f: f.name)
+@pytest.mark.parametrize("activation_type", [U8, S8])
+@pytest.mark.parametrize(
+    "case",
+    [Case("distilbert", "seq", opset=17), Case("bert", "qa", opset=17, activation="relu")],
+    ids=str,
+)
+def test_a_relu_that_is_left_to_the_rounding(
+    case: Case, activation_type: Any, quant_format: Any, export_case: Export, tmp_path: Path
+) -> None:
+    source = export_case(case)
+    path = quantize_statically(
+        source, tmp_path, quant_format=quant_format, activation_type=activation_type
+    )
+    assert "Relu" in operators_of(source)
+    assert "Relu" not in operators_of(path)
     plan = read_graph(path)
     assert notes_of(plan) == {""}
     assert error(path, plan, oracle=source) < NOISE
@@ -600,3 +622,28 @@ def test_a_damaged_file_is_refused_or_read(
             outcomes.add("read")
         assert "\n" not in sentence
     assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.parametrize("choice", ["qdq", "qat", "static", "dynamic", "fused"])
+def test_a_quantized_file_is_described(choice: str, export_case: Export, tmp_path: Path) -> None:
+    """By `bench`: the rows of its word table, its parameters, and the zeros of its layers."""
+    source, path = export_case(CLASSIFIER), tmp_path / "dynamic.onnx"
+    if choice in SPELLINGS:
+        path = quantize_dense(source, tmp_path, SPELLINGS[choice])
+    elif choice == "static":
+        path = quantize_statically(source, tmp_path)
+    else:
+        if choice == "fused":
+            source = tmp_path / "fused.onnx"
+            optimise(export_case(CLASSIFIER), source, {})
+        quantize_dynamic(source, path, extra_options={"DefaultTensorType": TensorProto.FLOAT})
+    assert read_exported(path).vocab_size == 50
+    expected, found = describe_onnx(export_case(CLASSIFIER)), describe_onnx(path)
+    assert found["layers"] == 2
+    assert found["parameters"] == pytest.approx(expected["parameters"], rel=0.1)  # and scales
+    shapes = [
+        [(t["name"], t["shape"]) for t in model["sparsity"]["tensors"]]
+        for model in (expected, found)
+    ]
+    assert shapes[0] == shapes[1]
+    assert 0.0 < found["sparsity"]["encoder"] < 0.05  # small weights are rounded to zero

@@ -48,6 +48,7 @@ def read_graph(path: Path) -> Plan:
             f"{path} is not a BERT encoder the engine can read: its inputs are {graph.inputs}; "
             f"expected input_ids and perhaps attention_mask and token_type_ids"
         )
+    _check_order(graph)
     nodes = join_products(graph.nodes)
     for table in (INTEGER, FUSED):
         nodes = [step for node in nodes for step in spell_out(node, table)]

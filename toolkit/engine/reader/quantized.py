@@ -55,7 +55,7 @@ def dequantize(node: Node, inputs: list[Any]) -> list[Value]:
     if isinstance(x, Rounded) and x.is_integer:
         if zero_point is None and isinstance(x.zero_point, Known):
             zero_point = Known(tuple(np.zeros_like(a) for a in x.zero_point.arrays), True)
-        if not (_is_same(scale, x.scale) and _is_same(zero_point, x.zero_point)):
+        if not (_is_same(scale, x.scale, 1e-6) and _is_same(zero_point, x.zero_point)):
             raise MismatchError("scale and zero point with which its input was quantized")
         return [replace(x, is_integer=False)]
     if isinstance(x, Lookups) and len(x.terms) == 1:
@@ -247,8 +247,10 @@ def _along(parameter: Array, array: Array, node: Node) -> Array:
     )
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def _is_same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
+    """Compare; of a product of two scales, the quotient by one is the other but for rounding."""
     if isinstance(a, Known) and isinstance(b, Known):
-        x, y = a.arrays[0], b.arrays[0]
-        return x.dtype == y.dtype and bool(np.array_equal(x.reshape(-1), y.reshape(-1)))
+        x, y = a.arrays[0].reshape(-1), b.arrays[0].reshape(-1)
+        is_alike = x.dtype == y.dtype and x.shape == y.shape
+        return is_alike and np.allclose(x, y, rtol=tolerance, atol=0.0)
     return a is b

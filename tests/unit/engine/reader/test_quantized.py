@@ -21,7 +21,15 @@ from onnxruntime.quantization import (
 from support.edits import Edit, edited, optimise
 from support.fuzz_graph import damage
 from support.graphs import Case, Export
-from support.quantizing import SPELLINGS, X_SCALE, Writer, per_output, qdq, quantize_dense
+from support.quantizing import (
+    SPELLINGS,
+    X_SCALE,
+    Writer,
+    integer_products,
+    per_output,
+    qdq,
+    quantize_dense,
+)
 from support.reading import (
     largest_error,
     refused,
@@ -109,6 +117,16 @@ def test_integers_are_those_of_the_graph(
     for batch, length in ((1, 1), (3, 9), (2, 40)):
         assert error(path, plan, batch, length) < EXACT
     assert error(path, plan, oracle=source) > 100 * EXACT  # so it is not float32 that was compared
+
+
+def test_products_of_integers_in_attention(export_case: Export, tmp_path: Path) -> None:
+    """Of two rounded values, multiplied as SparseML does: these run in float."""
+    source = quantize_dense(export_case(ENCODER), tmp_path, SPELLINGS["integer"])
+    path = edited(source, tmp_path, integer_products)
+    assert [n.op_type for n in onnx.load(path).graph.node].count("MatMulInteger") == 12 + 4
+    plan = read_graph(path)
+    assert notes_of(plan) == {""}
+    assert error(path, plan, oracle=source) < EXACT
 
 
 class Batches(CalibrationDataReader):  # type: ignore[misc]  # has no types
@@ -235,6 +253,7 @@ def test_dynamic_quantization(
         weight_type=weight_type,
         reduce_range=reduce_range,
         per_channel=per_channel,
+        extra_options={"MatMulConstBOnly": not per_channel},  # else attention's products, too
     )
     plan = read_graph(path)
     assert notes_of(plan) == {""}

@@ -25,12 +25,12 @@ class Writer:
         self.zero_point: Array = np.asarray(X_ZERO)
 
     def constant(self, array: Any) -> str:
-        name = f"constant{len(self.graph.initializer)}"
+        name = f"constant{len(self.graph.initializer)}.{len(self.graph.node)}"
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        output = output or f"quantized{len(self.nodes)}"
+        output = output or f"quantized{len(self.nodes)}.{len(self.graph.initializer)}"
         node = helper.make_node(operator, inputs, [output], f"node_{output}", **attributes)
         self.nodes.append(node)
         return output
@@ -86,6 +86,22 @@ def integer(writer: Writer, node: NodeProto, weight: Array) -> None:
     writer.node("Mul", floats, writer.constant(X_SCALE * scale), output=node.output[0])
 
 
+def integer_products(model: onnx.ModelProto) -> None:
+    """Rewrite attention's products as SparseML does: both operands are rounded."""
+    writer = Writer(model.graph)
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or node.input[1] in writer.arrays:
+            writer.nodes.append(node)
+            continue
+        a, b = (writer.activation(name) for name in node.input)
+        sums = writer.node("MatMulInteger", a[0], b[0], a[2], b[2], output=f"{node.name}.sums")
+        floats = writer.node("Cast", sums, to=TensorProto.FLOAT, output=f"{node.name}.floats")
+        scale = writer.constant(X_SCALE * X_SCALE)
+        writer.node("Mul", floats, scale, output=node.output[0])
+    del model.graph.node[:]
+    model.graph.node.extend(writer.nodes)
+
+
 Spelling = Callable[[Writer, NodeProto, Array], None]
 SPELLINGS: dict[str, Spelling] = {"qdq": qdq, "qat": qat, "integer": integer}
 
@@ -119,6 +135,9 @@ def quantize_dense(
         write(writer, node, weight)
     del model.graph.node[:]
     model.graph.node.extend(writer.nodes)
+    used = {name for node in writer.nodes for name in node.input}
+    for tensor in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(tensor)
     result = folder / "quantized.onnx"
     result.write_bytes(model.SerializeToString())
     return result

@@ -1,6 +1,8 @@
 """The oracle against torch in float64, and against itself where torch has no word."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from support.plans import make_plan
 
 from cython_kernels import reference
 from toolkit.engine import reference as plans
+from toolkit.engine.plan import Linear, Quantization
 
 RNG = np.random.default_rng(0)
 
@@ -116,6 +119,58 @@ def test_run_gives_the_tail_the_first_token_only_where_that_is_enough() -> None:
     )
     every = plans.run(make_plan(), {"input_ids": ids})
     assert every["hidden"].shape[:2] == every["scores"].shape[:2] == (2, 9)
+
+
+def quantized(x_scale: float | None, x_zero_point: int) -> Linear:
+    weight = RNG.integers(-128, 128, (5, 12)).astype(np.int8)
+    scale = RNG.uniform(0.01, 0.02, 5).astype(np.float32)
+    bias = RNG.standard_normal(5).astype(np.float32)
+    return Linear("", weight, bias, Quantization(scale, x_scale, x_zero_point))
+
+
+def by_hand(x: Any, scale: Any, zero_point: int, layer: Linear) -> Any:
+    """Multiply integers one by one; `x` is one row."""
+    assert layer.quantization is not None
+    inverse = np.float32(1) / np.float32(scale)
+    q = [round(float(np.float32(number) * inverse)) + zero_point for number in x]
+    rows = layer.weight.astype(int).tolist()
+    sums = [
+        sum(w * (min(max(i, 0), 255) - zero_point) for w, i in zip(row, q, strict=True))
+        for row in rows
+    ]
+    return np.array(sums) * float(scale) * layer.quantization.scale.astype(float)
+
+
+def test_quantized_layer_with_a_scale_of_its_own() -> None:
+    layer = quantized(0.03125, 100)  # a power of two: halves are exact, and go to even numbers
+    x = (RNG.integers(-300, 400, (2, 3, 12)) / 64).astype(np.float32)  # some are cut off
+    found = plans.quantized_linear(x, layer)
+    assert found.shape == (2, 3, 5)
+    for row, expected in zip(found.reshape(6, 5), x.reshape(6, 12), strict=True):
+        np.testing.assert_allclose(row, by_hand(expected, 0.03125, 100, layer) + layer.bias)
+
+
+@pytest.mark.parametrize("block", [0, 4, 5, 12, 99])
+def test_quantized_layer_with_scales_of_tokens(block: int) -> None:
+    layer = quantized(None, 0)
+    x = RNG.standard_normal((6, 12)).astype(np.float32)
+    x[0], x[1], x[2] = 0.0, np.abs(x[1]), -np.abs(x[2])  # 0 belongs to every range
+    x[3, :4] = 1e-42  # no float32 is 1 / scale
+    found = plans.quantized_linear(x, layer, block)
+    for y, row in zip(found, x, strict=True):
+        expected = layer.bias.astype(float)
+        for start in range(0, 12, block or 12):
+            part = row[start : start + (block or 12)]
+            low, high = min(part.min(), np.float32(0)), max(part.max(), np.float32(0))
+            scale = np.float32(high - low) / np.float32(255)
+            if high - low < 1e-30:
+                continue
+            weight = layer.weight[:, start : start + (block or 12)]
+            zero_point = round(float(-low / scale))
+            expected += by_hand(part, scale, zero_point, replace(layer, weight=weight))
+        np.testing.assert_allclose(y, expected, atol=1e-12)
+    exact = x @ (layer.weight.T * layer.quantization.scale) + layer.bias  # type: ignore[union-attr]
+    assert np.abs(found - exact).max() < 0.2
 
 
 def test_gelu_at_points_known_by_hand() -> None:

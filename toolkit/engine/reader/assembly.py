@@ -63,10 +63,8 @@ def _attention_half(
     state = base
     if isinstance(base, Affine) and isinstance(base.source, Hidden):  # ELECTRA's projection
         state = base.source
-        projected = replace(
-            state.embeddings,
-            projection=in_float(linear("embeddings.projection", base), PROJECTION_NOTE),
-        )
+        projection = in_float(linear("embeddings.projection", base), PROJECTION_NOTE)
+        projected = replace(state.embeddings, projection=projection)
         state = replace(state, embeddings=projected) if not state.layers else base
     if not isinstance(state, Hidden) or state.attention is not None:
         raise MismatchError("an encoder layer to start from the layer before it")
@@ -78,10 +76,9 @@ def _attention_half(
     name = f"layers.{len(state.layers)}"
     affines = {"query": scores.query, "key": scores.key, "value": context.value}
     layers = {part: linear(f"{name}.{part}", affine) for part, affine in affines.items()}
-    inputs = [layer.quantization for layer in layers.values()]
-    if (
-        len({q and (q.x_scale, q.x_zero_point) for q in inputs}) > 1
-    ):  # the engine multiplies them at once
+    quantizations = [layer.quantization for layer in layers.values()]
+    inputs = {q and (q.x_scale, q.x_zero_point) for q in quantizations}
+    if len(inputs) > 1:  # the engine multiplies all three at once
         layers = {part: in_float(layer, MIXED_NOTE) for part, layer in layers.items()}
     attention = {
         **layers,

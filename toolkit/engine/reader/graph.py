@@ -10,7 +10,7 @@ from toolkit.engine.plan import Linear, Node, Plan
 from toolkit.engine.reader.integer_operators import INTEGER, join_products
 from toolkit.engine.reader.interpret import interpret, make_probes
 from toolkit.engine.reader.onnx_file import Graph, read_onnx
-from toolkit.engine.reader.quantized import QUANTIZING, plain, unrounded
+from toolkit.engine.reader.quantized import QUANTIZING, is_relu, plain, unrounded
 from toolkit.engine.reader.symbols import (
     Dequantized,
     Dynamic,
@@ -48,6 +48,7 @@ def read_graph(path: Path) -> Plan:
             f"{path} is not a BERT encoder the engine can read: its inputs are {graph.inputs}; "
             f"expected input_ids and perhaps attention_mask and token_type_ids"
         )
+    _check_order(graph)
     nodes = join_products(graph.nodes)
     for table in (INTEGER, FUSED):
         nodes = [step for node in nodes for step in spell_out(node, table)]
@@ -169,7 +170,7 @@ def _tail(
 def _look_through(
     nodes: Sequence[Node], values: Mapping[str, Value], outputs: Sequence[str]
 ) -> list[Node]:
-    """Leave out quantization: what reads a rounded value reads the value itself."""
+    """Leave out roundings that are not ReLUs, too: what reads one reads the value before it."""
     kept, names = [], dict[str, str]()
     for node in nodes:
         node = replace(node, inputs=[names.get(name, name) for name in node.inputs])
@@ -179,12 +180,14 @@ def _look_through(
             if values.get(source) is not value:
                 reason = value.reason if isinstance(value, Opaque) else None
                 raise InputError(reason or f"{node}: expected floats that are rounded")
-            names[result] = source
-            node = replace(
-                node, operator="Identity", inputs=[source], outputs=[result], attributes={}
+            cuts = node.operator == "QuantizeLinear" and (
+                not node.inputs[2:] or is_relu(values.get(node.inputs[2]))
             )
-            if result not in outputs:
-                continue
+            node = Node(node.name, "Relu" if cuts else "Identity", [source], [result])
+            if not cuts:
+                names[result] = source
+                if result not in outputs:
+                    continue
         kept.append(node)
     return kept
 

@@ -6,7 +6,7 @@ ONNX Runtime's quantizer writes them in its operator format (`QuantFormat.QOpera
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from toolkit.engine.plan import Node
@@ -31,7 +31,7 @@ def _rounded(node: Node, operator: str, inputs: Sequence[Node | str], *to: str) 
     """Run an operator on dequantized operands, and quantize its result by scale and zero point."""
     made = [value for value in inputs if isinstance(value, Node)]
     names = [value.outputs[0] if isinstance(value, Node) else value for value in inputs]
-    attributes = {k: v for k, v in node.attributes.items() if k not in ("opset",)}
+    attributes = {name: a for name, a in node.attributes.items() if name != "opset"}
     if not any(to):
         return [*made, step(node, operator, names, node.outputs, **attributes)]
     result = f"{node.outputs[0]}/float"
@@ -187,40 +187,37 @@ def join_products(nodes: Sequence[Node]) -> list[Node]:
     for node in nodes:
         for name in node.inputs:
             readers.setdefault(name, []).append(node)
-    dropped: set[int] = set()
     joined: dict[int, list[Node]] = {}
     for node in nodes:
-        if node.operator != "MatMulInteger":
-            continue
-        chain, bias = [node], ""
-        for operators in (("Add", "Cast"), ("Cast", "Mul"), ("Mul",)):
-            following = readers.get(chain[-1].outputs[0], [])
-            if len(following) != 1 or following[0].operator not in operators:
-                break
-            if following[0].operator == "Cast" and following[0].attributes.get("to") != FLOAT:
-                break
+        if node.operator == "MatMulInteger":
+            try:
+                chain = _chain(node, readers)
+                joined |= {id(link): [] for link in chain}
+                joined[id(chain[-1])] = _product(chain, producers)
+            except (IndexError, ValueError) as error:  # inputs or outputs are missing
+                raise InputError(f"{node}: cannot be understood: {error}") from error
+    return [kept for node in nodes for kept in joined.get(id(node), [node])]
+
+
+def _chain(node: Node, readers: Mapping[str, Sequence[Node]]) -> list[Node]:
+    """Follow the sums: an Add if there is a bias, a Cast, a Mul, and nothing else reads them."""
+    chain = [node]
+    for operator in ("Add", "Cast", "Mul"):
+        following = readers.get(chain[-1].outputs[0], [])
+        if len(following) == 1 and following[0].operator == operator:
             chain.append(following[0])
-            if chain[-1].operator == "Mul":
-                break
-        if chain[-1].operator != "Mul":
-            raise InputError(f"{node}: expected its sums cast to float and multiplied by a scale")
-        if chain[1].operator == "Add":
-            bias = _other(chain[1], node.outputs[0])
-        joined[id(chain[-1])] = _product(node, bias, chain, producers)
-        dropped.update(map(id, chain))
-    return [
-        kept
-        for node in nodes
-        for kept in joined.get(id(node), [] if id(node) in dropped else [node])
-    ]
+        elif operator != "Add":
+            break
+    if chain[-1].operator != "Mul" or chain[-2].attributes.get("to") != FLOAT:
+        raise InputError(f"{node}: expected its sums cast to float and multiplied by a scale")
+    return chain
 
 
-def _product(
-    node: Node, bias: str, chain: Sequence[Node], producers: dict[str, Node]
-) -> list[Node]:
+def _product(chain: Sequence[Node], producers: Mapping[str, Node]) -> list[Node]:
+    node, cast, last = chain[0], chain[-2], chain[-1]
     a, b, a_zero, b_zero = inputs_of(node, "a b a_zero b_zero")
-    last = chain[-1]
-    scale = _other(last, chain[-2].outputs[0])
+    bias = _other(chain[1], node.outputs[0]) if len(chain) == 4 else ""
+    scale = _other(last, cast.outputs[0])
     source = producers.get(a)
     while source is not None and source.operator in MOVES:
         source = producers.get(source.inputs[0])
@@ -237,11 +234,11 @@ def _product(
         x_scale, weight_scale = source.inputs[1], f"{last.outputs[0]}/weight_scale"
         made = [step(last, "Div", [scale, x_scale], [weight_scale])]
     operands = [_floats(last, a, x_scale, a_zero), _floats(last, b, weight_scale, b_zero)]
+    operands[1].outputs[0] += "/right"  # a and b may be one value
     if bias:
         made.append(_floats(last, bias, scale, ""))
         bias = made[-1].outputs[0]
-    plain = replace(last, attributes={})
-    return [*made, *_biased(plain, operands, bias)]
+    return [*made, *_biased(last, operands, bias)]
 
 
 def _other(node: Node, name: str) -> str:

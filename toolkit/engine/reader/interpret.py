@@ -136,7 +136,9 @@ def _apply(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> list[Value
         rule = RULES.get(node.operator)
         result = rule(node, inputs, probes) if rule else None
         result = pointwise(node, inputs) if result is None else result
-        return [result] if result else [_explained(node, inputs)] * max(len(node.outputs), 1)
+        if result is None:
+            return [_explained(node, inputs)] * max(len(node.outputs), 1)
+        return [result]
     except MismatchError as error:
         return [Opaque(f"{node}: expected {error}")]
     except Exception as error:  # an attribute or shape that the operator cannot have

@@ -41,8 +41,11 @@ DTYPES: dict[int, Any] = {
     TensorProto.INT64: np.int64,
     TensorProto.BOOL: np.bool_,
 }
-# Two numbers lie in a byte of these; read into the type that holds one.
-NIBBLES: dict[int, Any] = {TensorProto.INT4: np.int8, TensorProto.UINT4: np.uint8}
+# Two numbers lie in a byte of these; read, each has its own, of a type that tells where from.
+NIBBLES: dict[int, Any] = {
+    TensorProto.INT4: np.dtype(np.int8, metadata={"bits": 4}),
+    TensorProto.UINT4: np.dtype(np.uint8, metadata={"bits": 4}),
+}
 
 
 @dataclass(frozen=True)
@@ -225,14 +228,12 @@ def _tensor(tensor: TensorProto, raw: memoryview | None, folder: Path) -> Array:
             f"and has {len(raw)}"
         )
     if is_packed:
-        return _unpack(np.frombuffer(raw, np.uint8), dtype)[:count].reshape(shape)
+        pairs = np.frombuffer(raw, np.uint8)
+        halves = np.stack([pairs & 15, pairs >> 4], axis=-1)  # the lower one comes first
+        if dtype.kind == "i":
+            halves = (halves ^ 8) - 8  # modulo 256: the highest bit of four counts -8
+        return halves.reshape(-1)[:count].reshape(shape).view(dtype)
     return np.frombuffer(raw, dtype.newbyteorder("<"), count).reshape(shape)
-
-
-def _unpack(pairs: Array, dtype: np.dtype[Any]) -> Array:
-    """Take bytes apart, the lower half first; the highest bit of int4 counts −8."""
-    halves = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(-1)
-    return halves if dtype == np.uint8 else (halves ^ 8).astype(np.int8) - np.int8(8)
 
 
 def _typed(tensor: TensorProto) -> int:

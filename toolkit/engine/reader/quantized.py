@@ -34,6 +34,8 @@ def quantize(node: Node, inputs: list[Any]) -> list[Value]:
         dtype = OUTPUT_TYPES[node.attributes.get("output_dtype", 0) or 2]
         zero_point = Known((np.zeros((), dtype),) * 2, True)
     scales, zeros = _parameters(scale, zero_point)
+    if zeros.dtype.metadata:  # of 4 bits, see `onnx_file.py`
+        raise MismatchError("8 or 16 bits to round to")
     if not isinstance(x, Known) or not x.is_constant:
         return [Rounded(unrounded(x), scale, zero_point, is_integer=True)]
     array = x.arrays[0]
@@ -53,7 +55,7 @@ def dequantize(node: Node, inputs: list[Any]) -> list[Value]:
     if isinstance(x, Rounded) and x.is_integer:
         if zero_point is None and isinstance(x.zero_point, Known):
             zero_point = Known(tuple(np.zeros_like(a) for a in x.zero_point.arrays), True)
-        if not (_is_same(scale, x.scale) and _is_same(zero_point, x.zero_point)):
+        if not (_is_same(scale, x.scale, 1e-6) and _is_same(zero_point, x.zero_point)):
             raise MismatchError("scale and zero point with which its input was quantized")
         return [replace(x, is_integer=False)]
     if isinstance(x, Lookups) and len(x.terms) == 1:
@@ -111,6 +113,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, Rounded) and value.is_integer:
         raise MismatchError("a DequantizeLinear before it")
     return unrounded(value)
+
+
+def is_relu(zero_point: Any) -> bool:
+    """Tell whether 0 is the lowest number of a rounding: it cuts off what is negative.
+
+    ONNX Runtime's quantizer leaves a ReLU out where such a rounding follows it.
+    """
+    if not isinstance(zero_point, Known):
+        return False
+    zeros = zero_point.arrays[0]
+    return zeros.dtype.kind in "iu" and bool((zeros == np.iinfo(zeros.dtype).min).all())
 
 
 def dense_weight(value: Any) -> Array | Dequantized | None:
@@ -189,15 +202,14 @@ def _constant(node: Node, array: Array, scale: Any, zero_point: Any) -> Dequanti
         raise MismatchError(f"integers, got {array.dtype}")
     if zero_point is None:
         zero_point = Known((np.zeros((), array.dtype),) * 2, True)
+    if isinstance(zero_point, Known) and zero_point.arrays[0].dtype != array.dtype:
+        raise MismatchError(f"a zero point of {array.dtype}, got {zero_point.arrays[0].dtype}")
     scales, zeros = _parameters(scale, zero_point)
-    if zeros.dtype != array.dtype:
-        raise MismatchError(f"a zero point of {array.dtype}, got {zeros.dtype}")
     return Dequantized(array, _along(scales, array, node), _along(zeros, array, node))
 
 
 def _parameters(scale: Any, zero_point: Any) -> tuple[Array, Array]:
     """Return a constant scale and zero point, which must be ones."""
-    scale = plain(scale)
     for value in (scale, zero_point):
         if not isinstance(value, Known) or not value.is_constant:
             raise MismatchError("a constant scale and zero point")
@@ -223,12 +235,11 @@ def _along(parameter: Array, array: Array, node: Node) -> Array:
     block = node.attributes.get("block_size", 0)
     if -array.ndim <= axis < array.ndim:
         if not block and parameter.shape == (shape[axis],):
-            return np.expand_dims(
-                parameter, tuple(i for i in range(array.ndim) if i != axis % array.ndim)
-            )
-        if block > 0 and parameter.ndim == array.ndim and parameter.shape[axis] * block < 2**31:
-            blocks = np.repeat(parameter, block, axis)
-            if np.broadcast_shapes(blocks.shape, shape) == shape:
+            others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
+            return np.expand_dims(parameter, others)
+        if block > 0 and parameter.ndim == array.ndim:
+            blocks: Array = np.take(parameter, np.arange(shape[axis]) // block, axis)
+            if blocks.shape == shape:
                 return blocks
     raise MismatchError(
         f"one scale, one per slice or one per block along axis {axis} of {shape}, "
@@ -236,8 +247,10 @@ def _along(parameter: Array, array: Array, node: Node) -> Array:
     )
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def _is_same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
+    """Compare; of a product of two scales, the quotient by one is the other but for rounding."""
     if isinstance(a, Known) and isinstance(b, Known):
-        x, y = a.arrays[0], b.arrays[0]
-        return x.dtype == y.dtype and np.array_equal(x.reshape(-1), y.reshape(-1))
+        x, y = a.arrays[0].reshape(-1), b.arrays[0].reshape(-1)
+        is_alike = x.dtype == y.dtype and x.shape == y.shape
+        return is_alike and np.allclose(x, y, rtol=tolerance, atol=0.0)
     return a is b

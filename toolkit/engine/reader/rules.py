@@ -28,7 +28,13 @@ from toolkit.engine.reader.attention import (
     split_heads,
     weigh,
 )
-from toolkit.engine.reader.quantized import dense_weight, float_weight, plain, unrounded
+from toolkit.engine.reader.quantized import (
+    dense_weight,
+    float_weight,
+    is_relu,
+    plain,
+    unrounded,
+)
 from toolkit.engine.reader.symbols import (
     GRID,
     Affine,
@@ -192,6 +198,8 @@ def _fused_matmul(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Val
 
 def _affine(operand: Any, weight: Array | Dequantized) -> Affine | None:
     x = plain(operand)
+    if isinstance(operand, Rounded) and isinstance(x, Affine) and is_relu(operand.zero_point):
+        x = Pointwise(x, np.maximum(GRID, 0.0))
     shapes = shapes_of(x)
     k, n = weight.integers.shape if isinstance(weight, Dequantized) else weight.shape
     if shapes is None or k != shapes[0][-1]:

@@ -19,8 +19,17 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from support.edits import Edit, edited, optimise
+from support.fuzz_graph import damage
 from support.graphs import Case, Export
-from support.quantizing import SPELLINGS, X_SCALE, Writer, per_output, qdq, quantize_dense
+from support.quantizing import (
+    SPELLINGS,
+    X_SCALE,
+    Writer,
+    integer_products,
+    per_output,
+    qdq,
+    quantize_dense,
+)
 from support.reading import (
     largest_error,
     refused,
@@ -29,9 +38,11 @@ from support.reading import (
     sample,
 )
 
+from toolkit.artifact.exported import describe_onnx, read_exported
 from toolkit.engine import reference
 from toolkit.engine.plan import Linear, Plan
 from toolkit.engine.reader.graph import read_graph
+from toolkit.errors import InputError
 from toolkit.families import LINEARS
 
 pytestmark = pytest.mark.slow
@@ -106,6 +117,16 @@ def test_integers_are_those_of_the_graph(
     for batch, length in ((1, 1), (3, 9), (2, 40)):
         assert error(path, plan, batch, length) < EXACT
     assert error(path, plan, oracle=source) > 100 * EXACT  # so it is not float32 that was compared
+
+
+def test_products_of_integers_in_attention(export_case: Export, tmp_path: Path) -> None:
+    """Of two rounded values, multiplied as SparseML does: these run in float."""
+    source = quantize_dense(export_case(ENCODER), tmp_path, SPELLINGS["integer"])
+    path = edited(source, tmp_path, integer_products)
+    assert [n.op_type for n in onnx.load(path).graph.node].count("MatMulInteger") == 12 + 4
+    plan = read_graph(path)
+    assert notes_of(plan) == {""}
+    assert error(path, plan, oracle=source) < EXACT
 
 
 class Batches(CalibrationDataReader):  # type: ignore[misc]  # has no types
@@ -193,6 +214,27 @@ def test_static_quantization_of_everything(
     assert error(path, plan, oracle=source) < NOISE
 
 
+@pytest.mark.parametrize("quant_format", list(QuantFormat), ids=lambda f: f.name)
+@pytest.mark.parametrize("activation_type", [U8, S8])
+@pytest.mark.parametrize(
+    "case",
+    [Case("distilbert", "seq", opset=17), Case("bert", "qa", opset=17, activation="relu")],
+    ids=str,
+)
+def test_a_relu_that_is_left_to_the_rounding(
+    case: Case, activation_type: Any, quant_format: Any, export_case: Export, tmp_path: Path
+) -> None:
+    source = export_case(case)
+    path = quantize_statically(
+        source, tmp_path, quant_format=quant_format, activation_type=activation_type
+    )
+    assert "Relu" in operators_of(source)
+    assert "Relu" not in operators_of(path)
+    plan = read_graph(path)
+    assert notes_of(plan) == {""}
+    assert error(path, plan, oracle=source) < NOISE
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize(("weight_type", "reduce_range"), [(S8, False), (U8, True)])
 @pytest.mark.parametrize("case", [CLASSIFIER, Case("roberta", "qa", "sdpa", opset=17)], ids=str)
@@ -211,6 +253,7 @@ def test_dynamic_quantization(
         weight_type=weight_type,
         reduce_range=reduce_range,
         per_channel=per_channel,
+        extra_options={"MatMulConstBOnly": not per_channel},  # else attention's products, too
     )
     plan = read_graph(path)
     assert notes_of(plan) == {""}
@@ -399,6 +442,17 @@ def test_weights_of_four_bits_run_in_integers(export_case: Export, tmp_path: Pat
     assert error(path, plan) < EXACT
 
 
+def test_activations_of_four_bits_are_refused(export_case: Export, tmp_path: Path) -> None:
+    def narrow(writer: Writer, node: NodeProto, weight: Array) -> None:
+        zero = f"zero{len(writer.graph.initializer)}"
+        writer.graph.initializer.append(helper.make_tensor(zero, TensorProto.UINT4, [], [7]))
+        x = writer.node("QuantizeLinear", node.input[0], writer.constant(np.float32(0.5)), zero)
+        writer.node("MatMul", x, writer.constant(weight), output=node.output[0])
+
+    path = quantize_dense(export_case(ENCODER), tmp_path, narrow)
+    refused(path, r"expected 8 or 16 bits to round to")
+
+
 def test_the_zero_point_of_a_weight_is_subtracted(export_case: Export, tmp_path: Path) -> None:
     """-128 among the results, which no symmetric quantizer writes but any file may hold."""
 
@@ -558,3 +612,57 @@ def test_a_changed_graph_is_refused_or_still_equal(
     """A changed scale may leave one number at the edge between two integers: steps, not ulps."""
     path = quantize_dense(export_case(ENCODER), tmp_path, SPELLINGS[spelling])
     refused_or_equal(onnx.load(path), random.Random(spelling), 100, tmp_path, NOISE)
+
+
+@pytest.mark.parametrize("choice", ["qdq", "integer", "static", "dynamic"])
+def test_a_damaged_file_is_refused_or_read(
+    choice: str, export_case: Export, tmp_path: Path
+) -> None:
+    source, path = export_case(CLASSIFIER), tmp_path / "dynamic.onnx"
+    if choice in SPELLINGS:
+        path = quantize_dense(source, tmp_path, SPELLINGS[choice])
+    elif choice == "static":
+        path = quantize_statically(source, tmp_path, quant_format=QuantFormat.QOperator)
+    else:
+        optimise(source, tmp_path / "fused.onnx", {})
+        options = {"DefaultTensorType": TensorProto.FLOAT}
+        quantize_dynamic(tmp_path / "fused.onnx", path, extra_options=options)
+    content = path.read_bytes()
+    outcomes = set()
+    for seed in range(100):
+        path.write_bytes(damage(content, random.Random(seed)))
+        try:
+            notes_of(read_graph(path))
+        except InputError as error:
+            sentence = str(error)
+            outcomes.add("refused")
+        else:
+            sentence = ""
+            outcomes.add("read")
+        assert "\n" not in sentence
+    assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.parametrize("choice", ["qdq", "qat", "static", "dynamic", "fused"])
+def test_a_quantized_file_is_described(choice: str, export_case: Export, tmp_path: Path) -> None:
+    """By `bench`: the rows of its word table, its parameters, and the zeros of its layers."""
+    source, path = export_case(CLASSIFIER), tmp_path / "dynamic.onnx"
+    if choice in SPELLINGS:
+        path = quantize_dense(source, tmp_path, SPELLINGS[choice])
+    elif choice == "static":
+        path = quantize_statically(source, tmp_path)
+    else:
+        if choice == "fused":
+            source = tmp_path / "fused.onnx"
+            optimise(export_case(CLASSIFIER), source, {})
+        quantize_dynamic(source, path, extra_options={"DefaultTensorType": TensorProto.FLOAT})
+    assert read_exported(path).vocab_size == 50
+    expected, found = describe_onnx(export_case(CLASSIFIER)), describe_onnx(path)
+    assert found["layers"] == 2
+    assert found["parameters"] == pytest.approx(expected["parameters"], rel=0.1)  # and scales
+    shapes = [
+        [(t["name"], t["shape"]) for t in model["sparsity"]["tensors"]]
+        for model in (expected, found)
+    ]
+    assert shapes[0] == shapes[1]
+    assert 0.0 < found["sparsity"]["encoder"] < 0.05  # small weights are rounded to zero

@@ -68,11 +68,13 @@ class _Norm(Protocol):
     def epsilon(self) -> float: ...
 
 class _Embeddings(Protocol):
-    """`word` (V, E), `position` (P, E), `token_type` (types, E) or None; `norm` over E;
-    `projection` (H, E), or None where E = H."""
+    """`word` (V, E) float32, or int8 with a `word_scale` (V,); `position` (P, E), `token_type`
+    (types, E) or None; `norm` over E; `projection` (H, E), or None where E = H."""
 
     @property
-    def word(self) -> _Float32: ...
+    def word(self) -> _Float32 | NDArray[np.int8]: ...
+    @property
+    def word_scale(self) -> _Float32 | None: ...
     @property
     def position(self) -> _Float32: ...
     @property

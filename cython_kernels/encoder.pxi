@@ -42,7 +42,13 @@ cdef class Encoder:
         cdef embeddings_t *e = &encoder.embeddings
         word, position, token_type = embeddings.word, embeddings.position, embeddings.token_type
         self.vocabulary, e.tables.features = word.shape
-        e.tables.word, e.tables.position, e.tables.type = address(word), address(position), address(token_type)
+        if embeddings.word_scale is not None:
+            if word.dtype != np.int8 or embeddings.word_scale.shape != (self.vocabulary,):
+                raise ValueError("a scale per word needs words of int8, and one for each")
+            e.tables.word_s8, e.tables.word_scale = address_s8(word), address_1d(embeddings.word_scale)
+        else:
+            e.tables.word = address(word)
+        e.tables.position, e.tables.type = address(position), address(token_type)
         self.num_positions, self.num_types = len(position), 0 if token_type is None else len(token_type)
         for name, table in (("position", position), ("token_type", token_type)):
             if table is not None and table.shape[1] != e.tables.features:
@@ -232,6 +238,14 @@ cdef const float *address(array) except? NULL:
     if array is None:
         return NULL
     cdef const float[:, ::1] view = array
+    return &view[0, 0]
+
+
+cdef const float *address_1d(const float[::1] view) except? NULL:
+    return &view[0]
+
+
+cdef const int8_t *address_s8(const int8_t[:, ::1] view) except? NULL:
     return &view[0, 0]
 
 

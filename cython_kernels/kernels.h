@@ -141,9 +141,12 @@ static inline size_t attention_scratch(int num_keys, int head_size, int is_16_bi
     return 2 * TILE * keys + (is_16_bit ? keys * width + TILE * width + 1024 : 0);
 }
 
-/* Tables of rows of `features` floats; position and type may be NULL. */
+/* Tables of rows of `features` floats; position and type may be NULL. Where word_scale is not, rows of words are 8-bit
+ * integers at word_s8, and row i is those of row i times word_scale[i]. */
 typedef struct {
     const float *word;
+    const int8_t *word_s8;
+    const float *word_scale;
     const float *position;
     const float *type;
     int features;

@@ -72,6 +72,8 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct tables_t:
         const float *word
+        const int8_t *word_s8
+        const float *word_scale
         const float *position
         const float *type
         int features

@@ -15,8 +15,18 @@ INLINE void SYM(transpose16)(SYM(row16) *m) {
     }
 }
 
+/* Features f … f + 15 of a word. */
+INLINE void SYM(word16)(const tables_t *tables, int32_t id, int f, SYM(row16) *row) {
+    const size_t at = (size_t)id * tables->features + f;
+    if (tables->word_scale)
+        *row = __builtin_convertvector(*(const SYM(bytes16u) *)(tables->word_s8 + at), SYM(row16)) *
+               tables->word_scale[id];
+    else
+        *row = *(const SYM(row16u) *)(tables->word + at);
+}
+
 static void SYM(f32_embed)(const tables_t *tables, tokens_t tokens, float *tile) {
-    const float *word = tables->word, *position = tables->position, *type = tables->type;
+    const float *position = tables->position, *type = tables->type;
     const int32_t *ids = tokens.ids, *positions = tokens.positions, *types = tokens.types;
     const int features = tables->features;
     int f = 0;
@@ -27,7 +37,7 @@ static void SYM(f32_embed)(const tables_t *tables, tokens_t tokens, float *tile)
                 m[lane] = (SYM(row16)){0};
                 continue;
             }
-            m[lane] = *(const SYM(row16u) *)(word + (size_t)ids[lane] * features + f);
+            SYM(word16)(tables, ids[lane], f, &m[lane]);
             if (type) m[lane] += *(const SYM(row16u) *)(type + (size_t)types[lane] * features + f);
             if (position) m[lane] += *(const SYM(row16u) *)(position + (size_t)positions[lane] * features + f);
         }
@@ -38,7 +48,8 @@ static void SYM(f32_embed)(const tables_t *tables, tokens_t tokens, float *tile)
         for (int lane = 0; lane < TILE; lane++) {
             float a = 0.0f;
             if (ids[lane] >= 0) {
-                a = word[(size_t)ids[lane] * features + f];
+                const size_t at = (size_t)ids[lane] * features + f;
+                a = tables->word_scale ? (float)tables->word_s8[at] * tables->word_scale[ids[lane]] : tables->word[at];
                 if (type) a += type[(size_t)types[lane] * features + f];
                 if (position) a += position[(size_t)positions[lane] * features + f];
             }

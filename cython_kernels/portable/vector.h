@@ -13,6 +13,7 @@ typedef float SYM(vf) __attribute__((vector_size(LANES * 4), may_alias));
 typedef int32_t SYM(vi) __attribute__((vector_size(LANES * 4), may_alias));
 typedef float SYM(row16) __attribute__((vector_size(64), may_alias));
 typedef float SYM(row16u) __attribute__((vector_size(64), may_alias, aligned(4)));
+typedef int8_t SYM(bytes16u) __attribute__((vector_size(16), may_alias, aligned(1)));
 #define VF SYM(vf)
 #define VI SYM(vi)
 

@@ -400,7 +400,7 @@ static void check_embed(int features, int has_position, int has_type) {
         positions[lane] = (int32_t)(next_random() % POSITIONS), types[lane] = (int32_t)(next_random() % TYPES);
     }
     ids[0] = WORDS - 1, positions[0] = POSITIONS - 1, types[0] = TYPES - 1; /* a read beyond is out of bounds */
-    const tables_t tables = {word, has_position ? position : NULL, has_type ? type : NULL, features};
+    const tables_t tables = {word, NULL, NULL, has_position ? position : NULL, has_type ? type : NULL, features};
     table->f32_embed(&tables, (tokens_t){ids, positions, types}, tile);
     int is_close = 1;
     for (int f = 0; f < features; f++)

@@ -54,7 +54,8 @@ class PackedLayer:
 class PackedEmbeddings:
     """The embedding layer as `Encoder` takes it; the tables are the plan's."""
 
-    word: NDArray[np.float32]
+    word: NDArray[Any]
+    word_scale: NDArray[np.float32] | None
     position: NDArray[np.float32]
     token_type: NDArray[np.float32] | None
     norm: LayerNorm
@@ -246,6 +247,7 @@ def pack_embeddings(embeddings: Embeddings, isa: str, forms: Forms) -> PackedEmb
         projection, _ = pack_linear(linear, isa, forms["projection"])
     return PackedEmbeddings(
         word=embeddings.word,
+        word_scale=embeddings.word_scale,
         position=embeddings.position,
         token_type=embeddings.token_type,
         norm=embeddings.norm,

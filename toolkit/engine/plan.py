@@ -65,7 +65,7 @@ class Embeddings:
     """Sum of table rows, then LayerNorm, then (ELECTRA) a projection.
 
     Attributes:
-        word: (V, E) indexed by `input_ids`.
+        word: (V, E) indexed by `input_ids`; int8 if there is a `word_scale`.
         position: (P, E), already rotated so that row 0 belongs to position 0 of the text when
             `padding_id` is None.
         token_type: (types, E), or None where the model has none. Where the graph has no
@@ -75,14 +75,16 @@ class Embeddings:
             `position = padding_id + (number of non-padding ids up to here)` for ids that differ
             from `padding_id`, and `padding_id` for those that equal it.
         projection: E → H, or None.
+        word_scale: (V,) positive: row i of the table is `word_scale[i] · word[i]`. Or None.
     """
 
-    word: Float32
+    word: NDArray[Any]
     position: Float32
     token_type: Float32 | None
     norm: LayerNorm
     padding_id: int | None
     projection: Linear | None
+    word_scale: Float32 | None = None
 
 
 @dataclass(frozen=True)

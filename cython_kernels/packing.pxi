@@ -168,7 +168,8 @@ cdef class PackedLinear:
         copy_columns(weight, block, columns)
         for i in range(S8_EXTRA if self.kind.is_s8 else 0):
             memcpy(columns + (block.k + i) * <int64_t>block.rows,
-                   &self.extra[block.first_k // self.columns(self.kblock), i, block.first_row], block.rows * FLOAT_BYTES)
+                   &self.extra[block.first_k // self.columns(self.kblock), i, block.first_row],
+                   block.rows * FLOAT_BYTES)
 
     cdef int lay_out(self, const float[:, :] weight, const int32_t[:, ::1] counts) except -1:
         """Cut the weight into blocks and decide how large the streams of each are."""

@@ -29,7 +29,10 @@ def embeddings(plan: Plan, ids: Array, types: Array | None) -> Float64:
         (B, T, H).
     """
     e = plan.embeddings
-    x = e.word[ids].astype(np.float64) + e.position[positions(ids, e.padding_id)]
+    x = e.word[ids].astype(np.float64)
+    if e.word_scale is not None:
+        x = x * e.word_scale[ids, None]
+    x = x + e.position[positions(ids, e.padding_id)]
     if e.token_type is not None:
         x = x + e.token_type[np.zeros_like(ids) if types is None else types]
     x = _norm(x, e.norm)

@@ -136,7 +136,8 @@ static void SYM(u8_convert)(const float *x, int features, rounding_t rounding, f
                 high = SYM(max)(SYM(load)(xv + f * TILE), high);
             }
             scale = (high - low) / 255.0f;
-            scale = SYM(select)(scale > 0.0f, scale, SYM(splat)(1.0f)); /* a lane of zeros, or NaN */
+            /* a lane of zeros, of next to nothing, or NaN */
+            scale = SYM(select)(1.0f / scale <= SYM(splat)(FLT_MAX), scale, SYM(splat)(1.0f));
             const VF place = SYM(min)(SYM(splat)(255.0f), SYM(max)(SYM(splat)(0.0f), -low / scale));
             zero = (place + FLOAT_TRICK) - FLOAT_TRICK;
         }

@@ -134,10 +134,10 @@ def quantize(plan: Plan, is_dynamic: bool = False) -> Plan:
         quantization = Quantization(scale, None if is_dynamic else 0.04, 117)
         return replace(linear, weight=weight, quantization=quantization)
 
-    layers = [
-        replace(layer, **{name: integers(getattr(layer, name)) for name in LINEARS})
-        for layer in plan.layers
-    ]
+    layers = []
+    for layer in plan.layers:
+        changes: dict[str, Any] = {name: integers(getattr(layer, name)) for name in LINEARS}
+        layers.append(replace(layer, **changes))
     word, word_scale = rounded(plan.embeddings.word)
     embeddings = replace(plan.embeddings, word=word, word_scale=word_scale)
     return replace(plan, layers=layers, embeddings=embeddings)

@@ -60,9 +60,11 @@ def dequantize(node: Node, inputs: list[Any]) -> list[Value]:
         return [replace(x, is_integer=False)]
     if isinstance(x, Lookups) and len(x.terms) == 1:
         ((table, rows),) = x.terms
+        if isinstance(table, Dequantized):
+            raise MismatchError("integers to dequantize")
         # Axis 1 of the table is the last one of its rows (B, T, E).
         node = replace(node, attributes={**node.attributes, "axis": 1})
-        return [replace(x, terms=((_constant(node, table, scale, zero_point).floats(), rows),))]
+        return [replace(x, terms=((_constant(node, table, scale, zero_point), rows),))]
     if not isinstance(x, Known) or not x.is_constant:
         raise MismatchError("integers: a constant, or what a QuantizeLinear makes")
     return [_constant(node, x.arrays[0], scale, zero_point)]

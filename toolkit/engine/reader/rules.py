@@ -101,6 +101,10 @@ def _multiply(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value |
                 return replace(a, scale=a.scale * factor)
             case Norming(stage="normed") if isinstance(b, Known):
                 return replace(a, stage="scaled", gamma=vector(b))
+            case Lookups() if isinstance(b, Lookups):
+                scaled = _scaled_lookups(a, b)
+                if scaled is not None:
+                    return scaled
     return None
 
 
@@ -320,7 +324,27 @@ def _cast(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | Non
             return Known(tuple(array.astype(np.float32) for array in x.arrays), x.is_constant)
         is_float = not isinstance(like, Known) or like.arrays[0].dtype == np.float32
         return x if is_float else None
-    return inputs[0] if node.attributes.get("to") == 1 else None
+    x = inputs[0]
+    if node.attributes.get("to") != 1:
+        return None
+    match x:
+        case Lookups(terms=((np.ndarray() as table, rows),)) if table.dtype.kind in "iu":
+            one, zero = np.ones((1, 1), np.float32), np.zeros((1, 1), table.dtype)
+            return replace(x, terms=((Dequantized(table, one, zero), rows),))
+    same: Value = x
+    return same
+
+
+def _scaled_lookups(a: Lookups, b: Lookups) -> Lookups | None:
+    """Rows of integers, each times its number of a table (V, 1)."""
+    match a.terms, b.terms:
+        case ((Dequantized() as table, rows),), ((np.ndarray() as scale, others),) if (
+            scale.shape == (len(table.integers), 1)
+            and scale.dtype == np.float32
+            and all(np.array_equal(x, y) for x, y in zip(rows, others, strict=True))
+        ):
+            return replace(a, terms=((replace(table, scale=table.scale * scale), rows),))
+    return None
 
 
 def _shape(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:

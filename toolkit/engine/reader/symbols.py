@@ -91,7 +91,7 @@ class Rounded:
 class Lookups:
     """A sum of table rows (B, T, E): pairs of table and, per probe, row numbers."""
 
-    terms: tuple[tuple[Array, tuple[Array, ...]], ...]
+    terms: tuple[tuple[Array | Dequantized, tuple[Array, ...]], ...]
     shapes: Shapes
 
 

@@ -666,3 +666,37 @@ def test_a_quantized_file_is_described(choice: str, export_case: Export, tmp_pat
     ]
     assert shapes[0] == shapes[1]
     assert 0.0 < found["sparsity"]["encoder"] < 0.05  # small weights are rounded to zero
+
+
+def test_words_of_8_bits_keep_a_scale_per_word(export_case: Export, tmp_path: Path) -> None:
+    """Rows of int8 by Gather, made float by Cast and each row's own scale."""
+    source = export_case(CLASSIFIER)
+    expected = read_graph(source)
+    model = onnx.load(source)
+    graph = model.graph
+    writer = Writer(graph)
+    gather = next(
+        node
+        for node in graph.node
+        if node.op_type == "Gather"
+        and node.input[0] in writer.arrays
+        and len(writer.arrays[node.input[0]]) == len(expected.embeddings.word)
+    )
+    table = writer.arrays[gather.input[0]]
+    scale = np.abs(table).max(axis=1, keepdims=True) / np.float32(127)
+    integers = np.rint(table / scale).astype(np.int8)
+    rows = writer.node("Gather", writer.constant(integers), gather.input[1])
+    floats = writer.node("Cast", rows, to=TensorProto.FLOAT)
+    scales = writer.node("Gather", writer.constant(scale), gather.input[1])
+    writer.node("Mul", floats, scales, output=gather.output[0])
+    nodes = [other for node in graph.node for other in (writer.nodes if node == gather else [node])]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    path = tmp_path / "words.onnx"
+    onnx.save(model, path)
+    plan = read_graph(path)
+    np.testing.assert_array_equal(plan.embeddings.word, integers)
+    assert plan.embeddings.word_scale is not None
+    np.testing.assert_array_equal(plan.embeddings.word_scale, scale[:, 0])
+    assert error(path, plan) < EXACT
+    assert read_exported(path).vocab_size == len(table)

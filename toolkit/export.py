@@ -158,8 +158,7 @@ def _print_summary(folder: Path, facts: dict[str, Any]) -> None:
         if layer["kernel"] == "dense" and layer["sparsity"] >= HALF:
             print(f"warning: {name} runs dense in spite of {layer['sparsity']:.0%} zeros")
     counts = Counter(layer["kernel"] for layer in parity["kernels"].values())
-    if counts:
-        print("kernels:", ", ".join(f"{count} layers {name}" for name, count in counts.items()))
+    print("kernels:", ", ".join(f"{count} layers {name}" for name, count in counts.items()))
     if facts["quantization"]:
         _print_quantization(facts["quantization"])
 

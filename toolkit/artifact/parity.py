@@ -89,9 +89,14 @@ def check_parity(
     atol = config.export.atol
     if is_quantized:
         atol += rounding_error(model, batches, expected)
-    engine = _load_engine(config, onnx, is_quantized)
-    runs: dict[str, Run | None] = {} if engine is None else {"sparse": engine.run}
-    runs["onnxruntime"] = onnxruntime_run(onnx)
+    try:
+        asked = config.engine
+        # torch's threads still compete for the CPU, so timings taken here would be wrong; the file
+        # is judged in float32, whatever the engine may compute in later
+        engine = Engine.load(onnx, asked.num_threads, asked.isa, asked.kernel, keep_timings=False)
+    except ValueError as error:  # no such ISA or kernel here
+        raise UsageError(str(error)) from error
+    runs: dict[str, Run | None] = {"sparse": engine.run, "onnxruntime": onnxruntime_run(onnx)}
     differences: dict[str, float | None] = {}
     for name, run in runs.items():
         if run is None:
@@ -113,7 +118,7 @@ def check_parity(
         "max_difference": differences,
         "atol": atol,
         "batches": [list(batch["input_ids"].shape) for batch in batches],
-        "kernels": {name: _kernel(weight) for name, weight in engine.weights()} if engine else {},
+        "kernels": {name: _kernel(weight) for name, weight in engine.weights()},
     }
 
 
@@ -172,21 +177,6 @@ def torch_run(model: PreTrainedModel, is_bf16: bool = False) -> Run:
         return {name: tensor.float().numpy() for name, tensor in outputs.items()}
 
     return run
-
-
-def _load_engine(config: ExportRoot, onnx: Path, is_quantized: bool) -> Engine | None:
-    """Load the sparse engine; None where it does not read quantized graphs yet."""
-    asked = config.engine
-    try:
-        # torch's threads still compete for the CPU, so timings taken here would be wrong; the file
-        # is judged in float32, whatever the engine may compute in later
-        return Engine.load(onnx, asked.num_threads, asked.isa, asked.kernel, keep_timings=False)
-    except InputError:
-        if not is_quantized:
-            raise
-        return None
-    except ValueError as error:  # no such ISA or kernel here
-        raise UsageError(str(error)) from error
 
 
 def _random_feature(rng: np.random.Generator, model: PreTrainedModel, length: int) -> Any:

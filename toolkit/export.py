@@ -23,6 +23,7 @@ from toolkit.compress.quantization.layers import (
     quantized_linears,
     read_grids,
     round_weights,
+    round_words,
 )
 from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.what_if import make_checkpoint
@@ -73,10 +74,12 @@ def export(config: ExportRoot) -> Path:
         model = load_checkpoint(checkpoint, attn_implementation="eager")
         onnx = partial / "model.onnx"
         quantization = _quantize(config, model, checkpoint)
+        is_quantized = bool(quantized_linears(model))
+        words = round_words(model) if is_quantized and config.quantization.embeddings else None
         with as_float(model):
             inputs = write_onnx(model, onnx)
-        if quantized_linears(model):
-            write_qdq(onnx, integers_of(model))
+        if is_quantized:
+            write_qdq(onnx, integers_of(model), words)
         batches, texts = parity_batches(config, model, checkpoint, inputs)
         facts = {
             "checkpoint": relative,

@@ -1,5 +1,7 @@
 """Turn layers of an ONNX file into INT8: QuantizeLinear and DequantizeLinear around their MatMul.
 
+Words may be rows of int8, too: Gather takes rows and their scales, and Mul makes floats of them.
+
 An input becomes uint8 with one scale and one zero point, once for all layers that read it. A weight
 is kept as int8 with one scale per output. Engines see the pattern and multiply integers; the bias
 stays a float addition behind it.
@@ -17,16 +19,21 @@ from onnx import NodeProto, helper, numpy_helper
 from toolkit.compress.quantization.layers import Integers
 from toolkit.engine.reader.onnx_file import read_onnx
 
+WORDS = ("integers", "scale")
+Words = tuple[NDArray[np.int8], NDArray[np.float32]]
 
-def write_qdq(path: Path, layers: Mapping[str, Integers]) -> None:
+
+def write_qdq(path: Path, layers: Mapping[str, Integers], words: Words | None = None) -> None:
     """Rewrite an ONNX file in place.
 
     Args:
         path: As `write_onnx` wrote it: the MatMul of an encoder's linear layer has its name.
         layers: Those that are quantized, by name.
+        words: The word embeddings (V, E) int8 and their scales (V, 1); None leaves them.
     """
     model = onnx.load(path)
     graph = model.graph
+    tables = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     nodes: list[NodeProto] = []
     rounded: dict[str, str] = {}  # an input's name, and its name behind the rounding
     missing = set(layers)
@@ -41,6 +48,19 @@ def write_qdq(path: Path, layers: Mapping[str, Integers]) -> None:
         return output
 
     for node in graph.node:
+        is_lookup = node.op_type == "Gather" and "input_ids" in node.input[1]
+        if words is not None and is_lookup and tables.get(node.input[0]) == words[0].shape:
+            table, scale = (constant(f"words.{n}", a) for n, a in zip(WORDS, words, strict=True))
+            row = add("Gather", [table, node.input[1]], "words.row_integers")
+            nodes.append(
+                helper.make_node(
+                    "Cast", [row], ["words.row"], name="words.row", to=onnx.TensorProto.FLOAT
+                )
+            )
+            factor = add("Gather", [scale, node.input[1]], "words.row_scale")
+            add("Mul", ["words.row", factor], node.output[0])
+            words = None
+            continue
         if node.name in missing:
             missing.remove(node.name)
             of, name = layers[node.name], node.name
@@ -65,6 +85,7 @@ def write_qdq(path: Path, layers: Mapping[str, Integers]) -> None:
             kept = add("DequantizeLinear", parts, f"{name}.weight_rounded", axis=1)
             node.input[:] = [rounded[x], kept]
         nodes.append(node)
+    assert words is None, "no Gather of words by input_ids"
     assert not missing, f"no MatMul is called {', '.join(sorted(missing))}"
     del graph.node[:]
     graph.node.extend(nodes)

@@ -205,6 +205,20 @@ def round_weights(model: PreTrainedModel) -> None:
             module.weight.copy_(round_weight(module.weight))
 
 
+def round_words(model: PreTrainedModel) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round the word embeddings in place as weights are, each word by its own scale.
+
+    Returns:
+        The integers (V, E), and the scales (V, 1) float32.
+    """
+    table = model.get_input_embeddings().weight
+    scales = weight_scales(table)
+    integers = weight_integers(table, scales)
+    with torch.no_grad():
+        table.copy_(integers * scales[:, None])
+    return integers.cpu().numpy(), scales[:, None].cpu().numpy()
+
+
 def integers_of(model: PreTrainedModel) -> dict[str, Integers]:
     """Return the quantized layers as arrays, by name."""
     found = {}

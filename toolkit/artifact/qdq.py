@@ -19,7 +19,6 @@ from onnx import NodeProto, helper, numpy_helper
 from toolkit.compress.quantization.layers import Integers
 from toolkit.engine.reader.onnx_file import read_onnx
 
-WORDS = ("integers", "scale")
 Words = tuple[NDArray[np.int8], NDArray[np.float32]]
 
 
@@ -50,7 +49,8 @@ def write_qdq(path: Path, layers: Mapping[str, Integers], words: Words | None = 
     for node in graph.node:
         is_lookup = node.op_type == "Gather" and "input_ids" in node.input[1]
         if words is not None and is_lookup and tables.get(node.input[0]) == words[0].shape:
-            table, scale = (constant(f"words.{n}", a) for n, a in zip(WORDS, words, strict=True))
+            table = constant("words.integers", words[0])
+            scale = constant("words.scale", words[1])
             row = add("Gather", [table, node.input[1]], "words.row_integers")
             nodes.append(
                 helper.make_node(

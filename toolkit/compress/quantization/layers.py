@@ -211,7 +211,7 @@ def round_words(model: PreTrainedModel) -> tuple[NDArray[np.int8], NDArray[np.fl
     Returns:
         The integers (V, E), and the scales (V, 1) float32.
     """
-    table = model.get_input_embeddings().weight
+    table: Any = model.get_input_embeddings().weight
     scales = weight_scales(table)
     integers = weight_integers(table, scales)
     with torch.no_grad():

@@ -65,6 +65,7 @@ cdef class PackedLinear:
     cdef readonly double density
     cdef readonly object values, offsets, row_numbers, runs, bias
     cdef form_t kind
+    cdef const float[::1] x_factor  # of 8 bits (K,), or None
     cdef const float[:, :, ::1] extra  # of 8 bits (k-blocks, S8_EXTRA, N)
     cdef linear_t linear
     cdef block_t *blocks
@@ -139,6 +140,11 @@ cdef class PackedLinear:
             raise ValueError(f"x_scale must be positive, x_zero_point in 0…255; got {x_scale}, {zero_point}")
         self.linear.rounding.scale = 0.0 if x_scale is None else x_scale
         self.linear.rounding.zero_point = 0 if x_scale is None else zero_point
+        if quantization.x_factor is not None:
+            self.x_factor = np.ascontiguousarray(quantization.x_factor, np.float32)
+            if self.x_factor.shape[0] != self.k or not np.isfinite(self.x_factor).all():
+                raise ValueError(f"x_factor must be ({self.k},), finite")
+            self.linear.rounding.factors = &self.x_factor[0]
         padded = np.zeros((self.rows, (self.k + QUAD - 1) // QUAD * QUAD), np.int8)
         padded[:, :self.k] = weight
         self.density = np.count_nonzero(padded) / (<double>self.rows * self.k)

@@ -1,6 +1,7 @@
 """Weights of 8 bits times tokens of 8 bits: every form and size on every ISA, exact."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,20 @@ def test_integers_are_exact(
     found = linear(pack(weight, form, isa, quantization, **sizes), x)
     integers = np.clip(x, -zero_point, 255 - zero_point).astype(np.int64)
     np.testing.assert_array_equal(found, integers @ weight.astype(np.int64).T)
+
+
+@pytest.mark.parametrize("x_scale", [0.05, None])
+@with_forms
+@given(weight=weights(), sizes=blocks)
+def test_factors_multiply_features_before_they_are_rounded(
+    isa: str, form: str, x_scale: float | None, weight: Int8, sizes: dict[str, Any]
+) -> None:
+    k = weight.shape[1]
+    x, factor = tokens(19, k, 1), tokens(1, k, 2)[0]
+    quantization = static(len(weight), x_scale)
+    multiplied = linear(pack(weight, form, isa, quantization, **sizes), x * factor)
+    packed = pack(weight, form, isa, replace(quantization, x_factor=factor), **sizes)
+    np.testing.assert_array_equal(linear(packed, x), multiplied)
 
 
 @with_forms

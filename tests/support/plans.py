@@ -122,7 +122,8 @@ def make_plan(
 def quantize(plan: Plan, is_dynamic: bool = False) -> Plan:
     """Round the weights of a plan's layers to 8 bits, a scale per row, and the words likewise.
 
-    Activations, mostly within ±4, have 255 steps of 0.04, or a scale per token.
+    Activations, mostly within ±4, have 255 steps of 0.04, or a scale per token. What outputs read is
+    multiplied by a power of two per feature before.
     """
 
     def rounded(array: Array) -> tuple[Array, NDArray[np.float32]]:
@@ -131,7 +132,11 @@ def quantize(plan: Plan, is_dynamic: bool = False) -> Plan:
 
     def integers(linear: Linear) -> Linear:
         weight, scale = rounded(np.asarray(linear.weight))
-        quantization = Quantization(scale, None if is_dynamic else 0.04, 117)
+        factor = None
+        if linear.name.endswith("output"):
+            powers = np.random.default_rng(len(scale)).integers(-1, 2, weight.shape[1])
+            factor = np.exp2(powers).astype(np.float32)
+        quantization = Quantization(scale, None if is_dynamic else 0.04, 117, factor)
         return replace(linear, weight=weight, quantization=quantization)
 
     layers = []

@@ -125,6 +125,8 @@ def quantized_linear(x: Array, weights: Linear, block: int = 0) -> Float64:
     """
     quantization, k = weights.quantization, x.shape[-1]
     assert quantization is not None
+    if quantization.x_factor is not None:
+        x = np.asarray(x, np.float32) * quantization.x_factor
     block = block if block and quantization.x_scale is None else max(k, 1)
     total: Array = np.zeros(())
     for start in range(0, max(k, 1), block):

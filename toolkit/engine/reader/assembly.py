@@ -78,7 +78,7 @@ def _attention_half(
     affines = {"query": scores.query, "key": scores.key, "value": context.value}
     layers = {part: linear(f"{name}.{part}", affine) for part, affine in affines.items()}
     quantizations = [layer.quantization for layer in layers.values()]
-    inputs = {q and (q.x_scale, q.x_zero_point) for q in quantizations}
+    inputs = {q and q.of_input for q in quantizations}
     if len(inputs) > 1:  # the engine multiplies all three at once
         layers = {part: in_float(layer, MIXED_NOTE) for part, layer in layers.items()}
     attention = {

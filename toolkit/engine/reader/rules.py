@@ -53,6 +53,7 @@ from toolkit.engine.reader.symbols import (
     Probe,
     Residual,
     Rounded,
+    Scaled,
     Scores,
     Shapes,
     Value,
@@ -101,6 +102,11 @@ def _multiply(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value |
                 return replace(a, scale=a.scale * factor)
             case Norming(stage="normed") if isinstance(b, Known):
                 return replace(a, stage="scaled", gamma=vector(b))
+            case Hidden() | Pointwise() | Context() if isinstance(b, Known):
+                shapes = shapes_of(a)
+                number = vector(b, shapes[0][-1]) if shapes else None
+                if number is not None and factor is None:
+                    return Scaled(a, number)
             case Lookups() if isinstance(b, Lookups):
                 scaled = _scaled_lookups(a, b)
                 if scaled is not None:
@@ -171,7 +177,7 @@ def _matmul(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | N
         case [Probabilities(is_nan_test=False) as weights, Heads() as value]:
             return weigh(weights.scores, value)
     weight, source = dense_weight(inputs[1]), unrounded(inputs[0])
-    if weight is not None and isinstance(source, (Hidden, Affine, Pointwise, Context)):
+    if weight is not None and isinstance(source, (Hidden, Affine, Pointwise, Context, Scaled)):
         return _affine(inputs[0], weight)
     return None
 
@@ -201,7 +207,10 @@ def _fused_matmul(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Val
 
 
 def _affine(operand: Any, weight: Array | Dequantized) -> Affine | None:
-    x = plain(operand)
+    x: Any = plain(operand)
+    factor = None
+    if isinstance(x, Scaled):
+        x, factor = x.source, x.factor
     if isinstance(operand, Rounded) and isinstance(x, Affine) and is_relu(operand.zero_point):
         x = Pointwise(x, np.maximum(GRID, 0.0))
     shapes = shapes_of(x)
@@ -215,7 +224,8 @@ def _affine(operand: Any, weight: Array | Dequantized) -> Affine | None:
     if not isinstance(weight, Dequantized):
         float32(weight, "weight")
     shapes = tuple((*shape[:-1], n) for shape in shapes)
-    return Affine(x, weight, None, shapes, operand if isinstance(operand, Rounded) else None)
+    rounded = operand if isinstance(operand, Rounded) else None
+    return Affine(x, weight, None, shapes, rounded, factor)
 
 
 def _softmax(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:

@@ -104,7 +104,6 @@ def test_interrupted_and_resumed(
 def test_int8_interrupted_resumed_and_exported(toolkit: Run, tmp_path: Path) -> None:
     """Killed while ranges are learnt; ends as one that was not, down to the file."""
     args = [*LONG, "quantization=int8", "then=[export]", "trainer.save_total_limit=20"]
-    args.append("trainer.train_sampling_strategy=random")  # by length, epoch 2 is shuffled anew
     with start([*args, "output_dir=run"], tmp_path) as process:
         # of 96 steps, from 72 on weights are rounded
         while not list(tmp_path.glob(f"run/trainer/checkpoint-7[5-9]/{RANGES_FILE}")):

@@ -122,8 +122,8 @@ def make_plan(
 def quantize(plan: Plan, is_dynamic: bool = False) -> Plan:
     """Round the weights of a plan's layers to 8 bits, a scale per row, and the words likewise.
 
-    Activations, mostly within ±4, have 255 steps of 0.04, or a scale per token. What outputs read is
-    multiplied by a power of two per feature before.
+    Activations, mostly within ±4, have 255 steps of 0.04, or a scale per token. What outputs read
+    is multiplied by a power of two per feature before.
     """
 
     def rounded(array: Array) -> tuple[Array, NDArray[np.float32]]:

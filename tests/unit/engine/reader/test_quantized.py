@@ -706,7 +706,7 @@ def test_words_of_8_bits_keep_a_scale_per_word(export_case: Export, tmp_path: Pa
 def test_features_are_multiplied_before_they_are_rounded(
     is_quantized: bool, export_case: Export, tmp_path: Path
 ) -> None:
-    """As moving outliers to the weights does; a layer in float takes the factors into its weight."""
+    """As moving outliers to weights does; a layer in float takes the factors into its weight."""
     model = onnx.load(export_case(CLASSIFIER))
     writer, expected = Writer(model.graph), read_graph(export_case(CLASSIFIER))
     weights = {id(layer): layer.weight for layer in layers_of(expected).values()}

@@ -21,7 +21,8 @@ from toolkit.present.results import (
 
 # Okabe and Ito 2008, https://jfly.uni-koeln.de/color: told apart with any colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-# Curve.fill by precision; any other, such as auto, may be 16 bits and is hollow
+# Curve.fill by precision, of a quantized model by that of its weights; any other, such as auto,
+# may be 16 bits and is hollow
 FILLS = {"fp32": "full", "bf16": "hollow", "fp16": "hollow", "int8": "half"}
 UNKNOWN = ("x", (1, 1))  # marker and dash of an engine that is not in ENGINES
 LOG_FROM = 4.0  # a range of speeds wider than this is drawn on a logarithmic axis
@@ -105,14 +106,15 @@ def make_panels(rows: Sequence[Row]) -> list[Panel]:
 
 def _panel(rows: Sequence[Row], index: dict[int, int], colours: dict[int, str]) -> Panel:
     ordered = sorted(rows, key=lambda row: (-(row["layers"] or 0), row["encoder_sparsity"] or 0.0))
-    lines = groups(ordered, lambda row: (row["layers"], row["engine"]))
+    lines = groups(ordered, lambda row: (row["layers"], row.get("quantization"), row["engine"]))
     curves = []
     for line in lines:
         layers, engine = line[0]["layers"], line[0]["engine"]
         known = ENGINES.get(engine_of(engine))
         marker, dash = (known.marker, known.dash) if known else UNKNOWN
-        name = f"{layers or '?'} layers, {engine}"
-        fill = FILLS.get(precision_of(engine), "hollow")
+        integers = line[0].get("quantization")
+        name = f"{layers or '?'} layers, {f'{integers}, ' if integers else ''}{engine}"
+        fill = FILLS.get(integers or precision_of(engine), "hollow")
         places = [index[id(row)] for row in line]
         curves.append(Curve(name, colours[layers or 0], marker, fill, dash, places))
     x, y = ([row[name] for row in rows] for name in ("items_per_s", "score"))

@@ -66,6 +66,15 @@ def test_precisions_of_one_engine_differ_in_the_inside_of_their_points() -> None
     assert fills == ["full", "hollow", "hollow", "half", "hollow", "hollow"]
 
 
+def test_a_quantized_model_has_a_curve_of_its_own() -> None:
+    models = [record(accuracy=9.0, speeds=(speed("sparse", 9.0),), id=name) for name in "ab"]
+    quantization = {"precision": "int8", "method": "mse", "layers": 6, "kept_float": []}
+    models[1]["model"]["quantization"] = quantization
+    (panel,) = make_panels(rows_of(models))
+    found = {curve.fill: "int8" in curve.name for curve in panel.curves}
+    assert found == {"full": False, "half": True}
+
+
 def test_what_has_no_score_is_in_no_panel() -> None:
     rows = rows_of([record(speeds=(speed("sparse", 3.0),)), record(zeros=0.5, accuracy=3.0)])
     assert make_panels(rows) == []

@@ -66,14 +66,15 @@ $(SANITIZED)/built: $(SOURCES) setup.py tests/native/kernel_test.c
 sanitize: setup $(SANITIZED)/built ## kernel and engine tests under the address and undefined-behaviour sanitizers
 	$(SANITIZED)/kernel_test
 	$(WITH_SANITIZERS) $(BIN)/pytest tests/kernels $(PYTEST) \
-	  $(patsubst %,tests/unit/engine/test_%.py,engine kernel_choice profile threads)
+	  $(patsubst %,tests/unit/engine/test_%.py,engine integers kernel_choice profile threads)
 
 SECONDS := 60
 fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for SECONDS each, under the sanitizers
-	$(BIN)/toolkit export output_dir=$(SANITIZED)/export model.config.hidden_size=32 \
-	  model.config.num_hidden_layers=1 model.config.intermediate_size=64
+	for quantization in none int8; do $(BIN)/toolkit export output_dir=$(SANITIZED)/$$quantization model.config.hidden_size=32 \
+	  model.config.num_hidden_layers=1 model.config.intermediate_size=64 quantization=$$quantization || exit 1; done
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/kernels/fuzz_packing.py $(SECONDS)
-	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/export/model.onnx $(SECONDS)
+	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/none/model.onnx $(SECONDS)
+	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/int8/model.onnx $(SECONDS)
 
 DEMO := outputs/demo
 demo: setup ## train a teacher and a grid of small students, measure them, report; needs no download

@@ -607,7 +607,10 @@ class TaskConfig:
                 _check_at_least(f"task.{field}", getattr(self, field), 1)
 
 
-ISAS = ("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512", "avx2", "neon_fp16", "neon", "generic")
+ISAS = (
+    *("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2"),
+    *("neon_fp16", "neon_dot", "neon", "generic"),
+)
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 

@@ -57,7 +57,8 @@ class Dequantized:
         """Compute it, as ONNX does: the difference is exact, its product in float32."""
         result = self.integers.astype(np.float32)
         result -= self.zero_point.astype(np.float32)
-        result *= self.scale
+        with np.errstate(over="ignore"):  # as a foreign scale may
+            result *= self.scale
         return result
 
     def map(self, function: Callable[[Array], Array]) -> "Dequantized":

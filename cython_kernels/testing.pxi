@@ -81,3 +81,16 @@ def attention(const float[:, :, ::1] q, const float[:, :, ::1] k, const float[:,
     if attend == NULL:
         raise ValueError(f"isa {isa!r} has no attention in 16 bits")
     attend(tiles_of(q), tiles_of(k), tiles_of(v), num_keys, d, &scratch[0], tiles_of(out))
+
+
+def interpret_code(PackedLinear weight, function_of):
+    """Run a generated weight by other functions: `function_of(code, record of weight.layout)` tells the address of a
+    block's."""
+    if not weight.is_generated():
+        raise ValueError(f"only generated forms have code; got {weight.form!r}")
+    cdef int b
+    cdef block_t *block
+    for b in range(weight.num_blocks):
+        block = &weight.blocks[b]
+        size = <const char *>block.memory + block.memory_bytes - <const char *>block.code
+        block.code = <const void *><uintptr_t>function_of((<const char *>block.code)[:size], weight.layout[b])

@@ -54,7 +54,6 @@
 #undef DOT_CHAINS
 #undef DOT_OPERATIONS
 #undef F16_INSTRUCTIONS
-#undef F16_TERMS
 #undef S8_ROWS
 #undef S8_DOT
 #undef S8_MADD

@@ -426,10 +426,16 @@ def to_tiles(rows: _Float32, isa: str) -> _Float32:
 def from_tiles(tiles: _Float32, count: int, isa: str) -> _Float32:
     """Return the first token rows (count, features) of tiles (n, features, 16); count <= 16 n."""
 
-def gemm(weight: PackedLinear, x: _Float32, y: _Float32, init: _Float32 | None = None) -> None:
-    """Set y = W x + (init, or the bias) on tiles x (n, K, 16), y and init (n, N, 16).
+def gemm(
+    weight: PackedLinear,
+    x: _Float32,
+    y: _Float32,
+    init: _Float32 | None = None,
+    after: str | None = None,
+) -> None:
+    """Set y = after(W x + (init, or the bias)) on tiles x (n, K, 16), y and init (n, N, 16).
 
-    init may be y itself.
+    init may be y itself; after is what `activation` calls its function, or None.
 
     Raises:
         ValueError: Shapes that do not fit, or generated code with another start than it was packed

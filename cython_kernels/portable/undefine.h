@@ -43,6 +43,7 @@
 #undef S8_CHAINS
 #undef S8_OPERATIONS
 #undef HALF
+#undef ALL_LINES
 #undef TILE_ROWS
 #undef TILE_COLUMNS
 #undef LINE

@@ -14,7 +14,7 @@ from support.machine_code import HAS_OBJDUMP, Interpreter, fma_rounded_once, fma
 from support.memory import guarded
 
 from cython_kernels import _kernels, reference
-from cython_kernels._kernels import TILE_TOKENS, PackedLinear, gemm, linear
+from cython_kernels._kernels import TILE_TOKENS, PackedLinear, aligned, gemm, linear
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +163,22 @@ def test_gemm_fills_its_rows_and_nothing_else(
     flat = np.moveaxis(x, 1, 2), np.moveaxis(added, 1, 2)  # (tiles, lane, features)
     error = np.abs(np.moveaxis(y, 1, 2) - (reference.linear(flat[0], weight) + flat[1]))
     assert (error <= bound(weight, *flat, form)).all()
+
+
+@with_forms
+@given(weight=weights(), sizes=blocks, tiles=st.integers(1, 5))
+def test_what_runs_after_the_last_block_runs_once_on_every_row(
+    isa: str, form: str, weight: Float32, sizes: dict[str, Any], tiles: int
+) -> None:
+    packed = pack(weight, form, isa, bias=tokens(1, len(weight), 5)[0], **sizes)
+    x = guarded(tiles, packed.k, TILE_TOKENS, fill=1.0)[0]
+    x[...] = tokens(tiles * packed.k, TILE_TOKENS, 6).reshape(x.shape)
+    expected, (y, check_y) = aligned(tiles * packed.rows * 16), guarded(tiles, packed.rows, 16)
+    gemm(packed, x, expected.reshape(y.shape))
+    _kernels.activation("gelu", expected, isa)
+    gemm(packed, x, y, after="gelu")
+    check_y()
+    np.testing.assert_array_equal(y.ravel(), expected)
 
 
 @with_forms

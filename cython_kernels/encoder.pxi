@@ -93,8 +93,8 @@ cdef class Encoder:
         layer.head_size = context // layer.num_heads
         if parts.activation == "gelu":
             layer.activation = self.encoder.kernels.f32_gelu
-            # where it is rounded before it is multiplied
-            if output.linear.operand in (OPERAND_BF16, OPERAND_U8) and self.encoder.kernels.bf16_gelu != NULL:
+            # it is rounded before it is multiplied
+            if output.linear.operand == OPERAND_BF16 or (output.linear.operand == OPERAND_U8 and self.is_16_bit):
                 layer.activation = self.encoder.kernels.bf16_gelu
         elif parts.activation == "gelu_tanh":
             layer.activation = self.encoder.kernels.f32_gelu_tanh

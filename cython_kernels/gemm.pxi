@@ -67,14 +67,15 @@ cdef ptrdiff_t operand_floats(const linear_t *linear, int features) noexcept nog
     return (features + 1) // 2 * <ptrdiff_t>TILE
 
 
-cdef tiles_t operand(const kernels_t *kernels, const linear_t *linear, tiles_t x, int features, int begin, int end,
-                     float *memory) noexcept nogil:
-    """x as `linear` takes it: itself, or its first `features` features in 16 or 8 bits, in `memory` of
+cdef tiles_t operand(const kernels_t *kernels, const linear_t *linear, tiles_t x, int column, int features, int begin,
+                     int end, float *memory) noexcept nogil:
+    """x as `linear` takes it: itself, or its `features` features in 16 or 8 bits, in `memory` of
     `whole_pairs(x.count) * operand_floats(linear, features)` floats, tiles `begin` … `end` - 1 of which are written
-    now."""
+    now. x begins with what `column` of the weight is multiplied by."""
     cdef int tile, kb, first
     cdef const float *second
     cdef tiles_t taken = tiles_t(memory, operand_floats(linear, features), x.count)
+    cdef rounding_t rounding = linear.rounding
     if linear.operand == OPERAND_F32:
         return x
     if linear.operand == OPERAND_BF16:
@@ -85,8 +86,10 @@ cdef tiles_t operand(const kernels_t *kernels, const linear_t *linear, tiles_t x
         for tile in range(begin, end):
             for kb in range((features + linear.kblock - 1) // linear.kblock):
                 first = kb * linear.kblock
+                if linear.rounding.factors != NULL:
+                    rounding.factors = linear.rounding.factors + column + first
                 kernels.u8_convert(x.at + tile * x.stride + first * TILE, min(linear.kblock, features - first),
-                                   linear.rounding, memory + tile * taken.stride + operand_line(linear, first) * TILE)
+                                   rounding, memory + tile * taken.stride + operand_line(linear, first) * TILE)
         return taken
     taken.stride = features * <ptrdiff_t>TILE // 2
     for tile in range(begin, end):

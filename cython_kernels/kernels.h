@@ -58,6 +58,7 @@ enum { OPERAND_F32, OPERAND_BF16, OPERAND_F16, OPERAND_U8 };
 typedef struct {
     float scale;
     int32_t zero_point; /* 0 … 255 */
+    const float *factors; /* what each feature is multiplied by before; NULL: 1 */
 } rounding_t;
 
 struct block;

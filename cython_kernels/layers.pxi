@@ -90,7 +90,7 @@ cdef void run_layer(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
         meet(m.team)
     # the residual is what the sum starts from; the bias joins in the norm
     start = now_s()
-    context = shared_operand(m, &layer.attention_output, y, layer.attention_output.k, m.workspace.x_operand)
+    context = shared_operand(m, &layer.attention_output, y, 0, layer.attention_output.k, m.workspace.x_operand)
     apply_shared(m, whole(&layer.attention_output), context, x, x, NULL)
     start = lap(m, ATTENTION_OUTPUT, start)
     normalise(m, x, &layer.attention_output, &layer.attention_norm)
@@ -101,11 +101,11 @@ cdef void run_layer(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
     lap(m, OUTPUT_NORM, start)
 
 
-cdef tiles_t shared_operand(const member_t *m, const linear_t *linear, tiles_t x, int features,
+cdef tiles_t shared_operand(const member_t *m, const linear_t *linear, tiles_t x, int column, int features,
                             float *memory) noexcept nogil:
     """`operand` of all tiles, each member converting its share."""
     cdef int begin = share(x.count, m.number, m.team), end = share(x.count, m.number + 1, m.team)
-    cdef tiles_t taken = operand(m.encoder.kernels, linear, x, features, begin, end, memory)
+    cdef tiles_t taken = operand(m.encoder.kernels, linear, x, column, features, begin, end, memory)
     if linear.operand != OPERAND_F32:
         meet(m.team)
     return taken
@@ -118,7 +118,7 @@ cdef void attend_panels(const member_t *m, tiles_t x, tiles_t context) noexcept 
     cdef int panel, rows = qkv.blocks[0].rows, heads = rows // (3 * m.layer.head_size), text
     cdef tiles_t projected = tiles_t(m.workspace.qkv, rows * TILE, x.count)
     cdef double start = now_s()
-    x = shared_operand(m, qkv, x, qkv.k, m.workspace.x_operand)
+    x = shared_operand(m, qkv, x, 0, qkv.k, m.workspace.x_operand)
     for panel in range(qkv.num_panels):
         apply(panels_of(qkv, panel, panel + 1), x, FROM_BIAS, rows_from(projected, -panel * rows), NULL)
         start = lap(m, QKV, start)
@@ -138,7 +138,7 @@ cdef void attend_together(const member_t *m, tiles_t x, tiles_t context) noexcep
     cdef bint split_panels = splits_panels(qkv.num_panels, x.count, m.team)
     cdef int first = share(qkv.num_panels, m.number, m.team) if split_panels else 0
     cdef int last = share(qkv.num_panels, m.number + 1, m.team) if split_panels else qkv.num_panels
-    x = shared_operand(m, qkv, x, qkv.k, m.workspace.x_operand)
+    x = shared_operand(m, qkv, x, 0, qkv.k, m.workspace.x_operand)
     for panel in range(first, last):
         projected.at = m.workspace.qkv + panel * panel_floats
         target = rows_from(projected, -panel * rows)
@@ -185,7 +185,7 @@ cdef void feed_forward(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
     cdef int first_kb = 0, last_kb, first_row, last_row, panel_rows = intermediate.blocks[0].rows
     cdef tiles_t inner
     cdef double start = now_s()
-    cdef tiles_t taken = shared_operand(m, intermediate, x, intermediate.k, m.workspace.x_operand)
+    cdef tiles_t taken = shared_operand(m, intermediate, x, 0, intermediate.k, m.workspace.x_operand)
     while first_kb < output.num_kblocks:
         last_kb = first_kb + 1 if m.team == 1 else output.num_kblocks
         first_row = output.blocks[first_kb].first_k
@@ -194,7 +194,7 @@ cdef void feed_forward(const member_t *m, tiles_t x, tiles_t y) noexcept nogil:
         apply_shared(m, panels_of(intermediate, first_row // panel_rows, (last_row + panel_rows - 1) // panel_rows),
                      taken, FROM_BIAS, rows_from(inner, -first_row), m.layer.activation)
         start = lap(m, INTERMEDIATE, start)
-        inner = shared_operand(m, output, inner, last_row - first_row, m.workspace.inner_operand)
+        inner = shared_operand(m, output, inner, first_row, last_row - first_row, m.workspace.inner_operand)
         apply_shared(m, part_t(output, 0, output.num_panels, first_kb, last_kb), inner, x, y, NULL)
         start = lap(m, OUTPUT, start)
         first_kb = last_kb

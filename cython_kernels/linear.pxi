@@ -33,7 +33,7 @@ cdef void linear_step(const kernels_t *kernels, const linear_t *weight, const fl
             token = first + tile * TILE + lane
             sources[lane] = &x[token, 0] if token < x.shape[0] else NULL
         kernels.f32_gather(sources, weight.k, memory + tile * weight.k * TILE)
-    x_tiles = operand(kernels, weight, tiles_t(memory, weight.k * TILE, tiles), weight.k, 0, tiles,
+    x_tiles = operand(kernels, weight, tiles_t(memory, weight.k * TILE, tiles), 0, weight.k, 0, tiles,
                       y + 2 * TILE * weight.rows)
     apply(whole(weight), x_tiles, FROM_BIAS, tiles_t(y, weight.rows * TILE, tiles),
           NULL)

@@ -79,6 +79,7 @@ cdef class PackedLinear:
     cdef readonly object values, offsets, row_numbers, runs, bias
     cdef form_t kind
     cdef generator_t generator
+    cdef const float[::1] x_factor  # of 8 bits (K,), or None
     cdef const float[:, :, ::1] extra  # of 8 bits (k-blocks, S8_EXTRA, N)
     cdef linear_t linear
     cdef block_t *blocks
@@ -153,6 +154,11 @@ cdef class PackedLinear:
             raise ValueError(f"x_scale must be positive, x_zero_point in 0…255; got {x_scale}, {zero_point}")
         self.linear.rounding.scale = 0.0 if x_scale is None else x_scale
         self.linear.rounding.zero_point = 0 if x_scale is None else zero_point
+        if quantization.x_factor is not None:
+            self.x_factor = np.ascontiguousarray(quantization.x_factor, np.float32)
+            if self.x_factor.shape[0] != self.k or not np.isfinite(self.x_factor).all():
+                raise ValueError(f"x_factor must be ({self.k},), finite")
+            self.linear.rounding.factors = &self.x_factor[0]
         padded = np.zeros((self.rows, (self.k + QUAD - 1) // QUAD * QUAD), np.int8)
         padded[:, :self.k] = weight
         self.density = np.count_nonzero(padded) / (<double>self.rows * self.k)
@@ -182,7 +188,8 @@ cdef class PackedLinear:
         copy_columns(weight, block, columns)
         for i in range(S8_EXTRA if self.kind.is_s8 else 0):
             memcpy(columns + (block.k + i) * <int64_t>block.rows,
-                   &self.extra[block.first_k // self.columns(self.kblock), i, block.first_row], block.rows * FLOAT_BYTES)
+                   &self.extra[block.first_k // self.columns(self.kblock), i, block.first_row],
+                   block.rows * FLOAT_BYTES)
 
     cdef int lay_out(self, const float[:, :] weight, const int32_t[:, ::1] counts) except -1:
         """Cut the weight into blocks and decide how large the streams of each are."""

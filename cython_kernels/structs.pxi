@@ -48,6 +48,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct rounding_t:
         float scale
         int32_t zero_point
+        const float *factors
 
     ctypedef struct linear_t:
         const block_t *blocks

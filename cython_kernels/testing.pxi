@@ -34,7 +34,7 @@ def gemm(PackedLinear weight, const float[:, :, ::1] x, float[:, :, ::1] y, init
     check_gemm(weight, x, y, init)
     cdef activation_fn function = NULL if after is None else find_activation(after, weight.isa)
     cdef float[::1] memory = aligned(whole_pairs(<int>x.shape[0]) * operand_floats(&weight.linear, weight.k) + TILE)
-    cdef tiles_t taken = operand(find_kernels(weight.isa), &weight.linear, tiles_of(x), weight.k, 0, <int>x.shape[0],
+    cdef tiles_t taken = operand(find_kernels(weight.isa), &weight.linear, tiles_of(x), 0, weight.k, 0, <int>x.shape[0],
                                  &memory[0])
     apply(whole(&weight.linear), taken, FROM_BIAS if init is None else tiles_of(init), tiles_of(y),
           function)

@@ -38,7 +38,7 @@ def time_gemm(list weights, const float[:, :, ::1] x, float[:, :, ::1] y, init, 
         operand_floats(&(<PackedLinear>weight).linear, <int>x.shape[1]) for weight in weights))
     for _ in range(repeats):
         for number, weight in enumerate(weights):
-            taken = operand(find_kernels(weight.isa), &weight.linear, tiles_of(x), weight.k, 0, <int>x.shape[0],
+            taken = operand(find_kernels(weight.isa), &weight.linear, tiles_of(x), 0, weight.k, 0, <int>x.shape[0],
                             &memory[0])
             seconds = time_once(weight, taken, from_tiles, tiles_of(y))
             best[number] = min(best[number], seconds)

@@ -88,6 +88,20 @@ class Pooling(Enum):
     cls = "cls"
 
 
+class Calibration(Enum):
+    """What of an input's numbers, seen on calibration texts, its 256 integers shall cover.
+
+    `min_max` all of them; `percentile` all but the outermost; `entropy` the range whose rounded
+    histogram has the least Kullback-Leibler divergence from the histogram (Migacz 2017); `mse` that
+    with the least squared error of rounding and clipping.
+    """
+
+    min_max = "min_max"
+    percentile = "percentile"
+    entropy = "entropy"
+    mse = "mse"
+
+
 class Scenario(Enum):
     """`throughput` reports items per second first, `latency` one call's time."""
 
@@ -450,9 +464,82 @@ class TeacherConfig:
 
 @dataclass(kw_only=True)
 class QuantizationConfig:
-    """Numeric precision of the exported model; `none` keeps float32."""
+    """INT8 for the encoder's linear layers: learnt by `train`, or calibrated by `export`.
+
+    Attributes:
+        name: Short name used in records and reports.
+        bits: Of weights and inputs: 8; null keeps float32.
+        keep_float: Layers that stay in float32, by names or patterns such as `layers.0.*` and
+            `*.output`.
+        embeddings: Export: whether a model with INT8 layers has its word embeddings in INT8, too,
+            with a scale per word: a quarter of the bytes, for next to no loss.
+        start_epoch: Training: epoch from which weights and inputs are rounded, >= 0; null is the
+            last quarter.
+        freeze_epoch: Training: epoch from which the inputs' ranges stay as they are, at least
+            `start_epoch`; null is halfway from there to the end.
+        learning_rate: Training: to which it is set back at `start_epoch`, > 0, to fall linearly
+            from there; null is the Trainer's.
+        final_learning_rate: Training: where it ends, >= 0.
+        averaging: Training: weight of a new batch in the moving average of the inputs' ranges, in
+            (0, 1].
+        calibration: Export: how the inputs' ranges are chosen; see `Calibration`.
+        percentile: Export: of `calibration=percentile`, in (50, 100]: so many percent of an
+            input's numbers lie below its range's upper end, and as many above its lower end.
+        num_calibration_examples: Export: training examples that are looked at, >= 1.
+        smooth: Export: how much of the inputs' outliers goes over to the weights, in [0, 1];
+            null leaves them.
+        num_sensitivity_examples: Export: of these, how many the sensitivity of each layer is
+            measured on, >= 0; 0 leaves that out.
+        max_loss: Export: layers are put back to float32, the most sensitive first, until the
+            task's main metric has lost at most so many points, >= 0; null puts none back.
+    """
 
     name: str
+    bits: int | None
+    keep_float: list[str]
+    embeddings: bool
+    start_epoch: float | None
+    freeze_epoch: float | None
+    learning_rate: float | None
+    final_learning_rate: float
+    averaging: float
+    calibration: Calibration
+    percentile: float
+    num_calibration_examples: int
+    smooth: float | None
+    num_sensitivity_examples: int
+    max_loss: float | None
+
+    def __post_init__(self) -> None:
+        if self.bits not in (None, 8):
+            raise ValueError(f"quantization.bits must be 8, or null for float32; got {self.bits}")
+        _check_at_least("quantization.start_epoch", self.start_epoch or 0.0, 0)
+        if self.freeze_epoch is not None:
+            least = self.start_epoch or 0.0
+            _check_at_least("quantization.freeze_epoch", self.freeze_epoch, least)
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"quantization.learning_rate must be > 0; got {self.learning_rate}")
+        _check_at_least("quantization.final_learning_rate", self.final_learning_rate, 0)
+        if not 0.0 < self.averaging <= 1.0:
+            raise ValueError(f"quantization.averaging must be in (0, 1]; got {self.averaging}")
+        if not 50.0 < self.percentile <= 100.0:
+            raise ValueError(f"quantization.percentile must be in (50, 100]; got {self.percentile}")
+        _check_at_least("quantization.num_calibration_examples", self.num_calibration_examples, 1)
+        if self.smooth is not None and not 0.0 <= self.smooth <= 1.0:
+            raise ValueError(f"quantization.smooth must be in [0, 1]; got {self.smooth}")
+        _check_at_least("quantization.num_sensitivity_examples", self.num_sensitivity_examples, 0)
+        if self.max_loss is not None:
+            _check_at_least("quantization.max_loss", self.max_loss, 0)
+            if self.num_sensitivity_examples == 0:
+                raise ValueError(
+                    "quantization.max_loss puts the most sensitive layers back to float32: it "
+                    "needs quantization.num_sensitivity_examples above 0"
+                )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is quantized."""
+        return self.bits is not None
 
 
 @dataclass(kw_only=True)
@@ -664,6 +751,7 @@ class ExportRoot:
     model: ModelConfig
     depth: DepthConfig
     sparsity: SparsityConfig
+    quantization: QuantizationConfig
     task: TaskConfig
     engine: EngineConfig
     export: ExportConfig
@@ -684,6 +772,7 @@ class BenchRoot(BenchConfig):
     model: ModelConfig
     depth: DepthConfig
     sparsity: SparsityConfig
+    quantization: QuantizationConfig
     task: TaskConfig
     engine: EngineConfig
     export: ExportConfig

@@ -13,7 +13,18 @@ from transformers import PreTrainedModel
 from toolkit.artifact.exported import size_bytes
 from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
 from toolkit.artifact.parity import check_parity, check_zeros, parity_batches
+from toolkit.artifact.qdq import write_qdq
 from toolkit.compress.model import load_checkpoint
+from toolkit.compress.quantization.calibration import calibrate
+from toolkit.compress.quantization.layers import (
+    as_float,
+    describe_quantization,
+    integers_of,
+    quantized_linears,
+    read_grids,
+    round_weights,
+    round_words,
+)
 from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.what_if import make_checkpoint
 from toolkit.config import ExportRoot, from_plain
@@ -62,13 +73,20 @@ def export(config: ExportRoot) -> Path:
         # the plainest graph; without a tuned kernel of torch's in between
         model = load_checkpoint(checkpoint, attn_implementation="eager")
         onnx = partial / "model.onnx"
-        inputs = write_onnx(model, onnx)
+        quantization = _quantize(config, model, checkpoint)
+        is_quantized = bool(quantized_linears(model))
+        words = round_words(model) if is_quantized and config.quantization.embeddings else None
+        with as_float(model):
+            inputs = write_onnx(model, onnx)
+        if is_quantized:
+            write_qdq(onnx, integers_of(model), words)
         batches, texts = parity_batches(config, model, checkpoint, inputs)
         facts = {
             "checkpoint": relative,
             "opset": OPSET,
             "parity": check_parity(config, model, onnx, batches) | {"texts": texts},
             "zeros": check_zeros(model, onnx),
+            "quantization": quantization,
             "versions": {
                 name: version(name) for name in ("toolkit", "torch", "transformers", "onnx")
             },
@@ -76,16 +94,36 @@ def export(config: ExportRoot) -> Path:
         for name in COPIED_FILES:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, partial / name)
-        write_record(partial / "record.json", _fill_record(record, config, model, onnx))
+        record = _fill_record(record, config, model, onnx, quantization.get("method", ""))
+        write_record(partial / "record.json", record)
         (partial / "export.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     _print_summary(folder, facts)
     return folder
 
 
+def _quantize(config: ExportRoot, model: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
+    """Quantize as the checkpoint was trained to be, or by calibration if that is asked for.
+
+    Returns:
+        `method`, and what calibration tells; empty for a model that stays in float32.
+    """
+    facts: dict[str, Any] = {}
+    if read_grids(model, checkpoint):
+        facts = {"method": "qat"}
+    elif config.quantization.is_on:
+        facts = {"method": config.quantization.calibration.value}
+        facts |= calibrate(config, model, checkpoint)
+    round_weights(model)
+    return facts
+
+
 def _fill_record(
-    record: dict[str, Any], config: ExportRoot, model: PreTrainedModel, onnx: Path
+    record: dict[str, Any], config: ExportRoot, model: PreTrainedModel, onnx: Path, method: str
 ) -> dict[str, Any]:
-    """Carry the training's record along, and add what the export knows."""
+    """Carry the training's record along, and add what the export knows.
+
+    A calibrated model is another one than was trained: a run of its own, yet without metrics.
+    """
     name = config.model.name
     if config.checkpoint is not None:
         checkpoint = Path(config.checkpoint)
@@ -93,13 +131,16 @@ def _fill_record(
         name = checkpoint.resolve().name
         if trained.is_file():
             earlier = read_record(trained)
-            record["run"]["parent"] = root_id(earlier)
-            record["metrics"] = earlier["metrics"]
+            if method in ("", "qat"):
+                record["run"]["parent"] = root_id(earlier)
+                record["metrics"] = earlier["metrics"]
             name = earlier["model"].get("name", name)
         record["size_bytes"]["checkpoint"] = size_of(checkpoint)
-    record["model"] = describe_checkpoint(name, model) | {
-        "random_weights": config.checkpoint is None
-    }
+    record["model"] = (
+        describe_checkpoint(name, model)
+        | {"random_weights": config.checkpoint is None}
+        | describe_quantization(model, method)
+    )
     record["size_bytes"]["onnx"] = size_bytes(onnx)
     return record
 
@@ -112,12 +153,34 @@ def _print_summary(folder: Path, facts: dict[str, Any]) -> None:
         told = "not installed, not compared" if difference is None else f"{difference:.2g}"
         print(f"largest difference to torch, {engine}: {told}")
     print(f"compared on {parity['texts']}")
-    print(f"zeros in the encoder's weights: {zeros['encoder']:.2%}, as many as in the checkpoint")
+    kept = (
+        "those of rounding among them" if facts["quantization"] else "as many as in the checkpoint"
+    )
+    print(f"zeros in the encoder's weights: {zeros['encoder']:.2%}, {kept}")
     for name, layer in parity["kernels"].items():
         if layer["kernel"] == "dense" and layer["sparsity"] >= HALF:
             print(f"warning: {name} runs dense in spite of {layer['sparsity']:.0%} zeros")
     counts = Counter(layer["kernel"] for layer in parity["kernels"].values())
     print("kernels:", ", ".join(f"{count} layers {name}" for name, count in counts.items()))
+    if facts["quantization"]:
+        _print_quantization(facts["quantization"])
+
+
+def _print_quantization(facts: dict[str, Any]) -> None:
+    """Say how the ranges were found, and how sensitive each layer is, the most sensitive first."""
+    if facts["method"] == "qat":
+        print("INT8 as it was trained")
+        return
+    layers = facts["layers"]
+    count = sum(layer["is_quantized"] for layer in layers)
+    print(f"INT8: {count} layers, calibrated by {facts['method']} on {facts['texts']}")
+    for layer in sorted(layers, key=lambda layer: -(layer["change"] or 0.0)):
+        if layer["change"] is not None:
+            told = "" if layer["is_quantized"] else ", kept in float32"
+            print(f"  {layer['name']:26} changes the outputs by {layer['change']:.2%}{told}")
+    if "metric" in facts:
+        before, after = facts["metric"].values()
+        print(f"metric in float32 {before:.2f} %, in INT8 {after:.2f} %")
 
 
 def _export_as_asked(_: dict[str, Any], *, config: dict[str, Any]) -> dict[str, Any]:

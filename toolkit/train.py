@@ -4,15 +4,15 @@ A run directory holds `checkpoint/` (a plain Hugging Face folder), `record.json`
 runs that lead to it, if any, and while it is unfinished `trainer/`, where `resume=true` goes on.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
 from toolkit.bench import check_options
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
+from toolkit.compress.quantization.layers import describe_quantization
 from toolkit.compress.resume import (
     clean_up,
     explain_full_disk,
@@ -33,6 +33,7 @@ from toolkit.compress.trainer import (
     describe_training,
     is_training,
     load_data,
+    make_callbacks,
     make_trainer,
     predict,
     prunes_once,
@@ -42,7 +43,7 @@ from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.structured import describe, shrink_or_resume
-from toolkit.record import metrics_of, new_record, plain, read_record, write_record
+from toolkit.record import metrics_of, new_record, read_record, write_record
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
 
@@ -91,12 +92,7 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
             config, model, tokenizer, data.train, earlier, steps_left
         )
     stop = StopOnSignal()
-    callbacks: list[TrainerCallback] = [stop]
-    if config.sparsity.is_on:
-        options = plain(asdict(config.sparsity))
-        callbacks.append(
-            SparsificationCallback(**options, evaluate=lambda: predict(config, trainer, data))
-        )
+    callbacks = [stop, *make_callbacks(config, lambda: predict(config, trainer, data))]
     trainer = make_trainer(config, arguments, model, teacher, layer_map, tokenizer, data, callbacks)
     del teacher  # which is mostly done: the Trainer holds it if it runs beside the student
     with explain_full_disk(output):
@@ -112,6 +108,7 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
 
     if trainer.is_world_process_zero():
         record["model"] = describe_checkpoint(config.model.name, model)
+        record["model"] |= describe_quantization(model, "qat")
         record["metrics"] = {"task": config.task.name, "num_examples": len(data.examples)} | metrics
         record["training"] = describe_training(trainer)
         record["size_bytes"] = {"checkpoint": size_of(output / "checkpoint")}

@@ -124,7 +124,12 @@ static void SYM(s8_table)(const block_t *block, tiles_t x, tiles_t init, const f
     }
 }
 
+INLINE VF SYM(feature)(const float *x, const float *factors, int f) {
+    return SYM(load)(x + f * TILE) * (factors ? factors[f] : 1.0f);
+}
+
 static void SYM(u8_convert)(const float *x, int features, rounding_t rounding, float *lines) {
+    const float *factors = rounding.factors;
     for (int v = 0; v < VECTORS; v++) {
         const float *xv = x + v * LANES;
         float *to = lines + v * LANES;
@@ -132,11 +137,12 @@ static void SYM(u8_convert)(const float *x, int features, rounding_t rounding, f
         if (rounding.scale == 0.0f) {
             VF low = SYM(splat)(0.0f), high = low;
             for (int f = 0; f < features; f++) {
-                low = SYM(min)(SYM(load)(xv + f * TILE), low);
-                high = SYM(max)(SYM(load)(xv + f * TILE), high);
+                const VF number = SYM(feature)(xv, factors, f);
+                low = SYM(min)(number, low), high = SYM(max)(number, high);
             }
             scale = (high - low) / 255.0f;
-            scale = SYM(select)(scale > 0.0f, scale, SYM(splat)(1.0f)); /* a lane of zeros, or NaN */
+            /* a lane of zeros, of next to nothing, or NaN */
+            scale = SYM(select)(1.0f / scale <= SYM(splat)(FLT_MAX), scale, SYM(splat)(1.0f));
             const VF place = SYM(min)(SYM(splat)(255.0f), SYM(max)(SYM(splat)(0.0f), -low / scale));
             zero = (place + FLOAT_TRICK) - FLOAT_TRICK;
         }
@@ -152,7 +158,8 @@ static void SYM(u8_convert)(const float *x, int features, rounding_t rounding, f
         for (int f = 0; f < features; f += 4, to += TILE) {
             VI quad = {0};
             for (int i = 0; i < 4 && f + i < features; i++) {
-                const VF number = SYM(min)(highest, SYM(max)(lowest, SYM(load)(xv + (f + i) * TILE) * inverse));
+                const VF scaled = SYM(feature)(xv, factors, f + i) * inverse;
+                const VF number = SYM(min)(highest, SYM(max)(lowest, scaled));
                 const VI bits = (VI)(number + FLOAT_TRICK) - 0x4b400000 + point;
                 quad |= bits << (8 * i);
             }

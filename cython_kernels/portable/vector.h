@@ -1,5 +1,6 @@
 /* Vectors of LANES floats in the compilers' vector extension, and names that end in __<isa>. ISA_NAME and LANES are
  * defined before, VECTOR_MAX and VECTOR_MIN where there are such instructions. */
+#include <float.h>
 #include <string.h>
 
 #include "kernels.h"

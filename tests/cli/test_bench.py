@@ -203,6 +203,19 @@ def test_what_if(toolkit: Toolkit, tmp_path: Path) -> None:
     ]
 
 
+def test_what_if_in_int8(toolkit: Toolkit, tmp_path: Path) -> None:
+    """Engines round alike, but where a number lies between two integers: no hundred-thousandths."""
+    run = toolkit(
+        *("bench", TINY, "sparsity=prune80_block4", "quantization=int8", *QUICK),
+        *("engine=onnxruntime", "against=[openvino]", "output_dir=out"),
+    )
+    assert run.returncode == 0, run.stderr
+    record = read_record(tmp_path / "out")
+    found = record["model"]["quantization"]
+    assert (found["precision"], found["kept_float"]) == ("int8", [])
+    assert ", INT8, random weights, " in run.stdout
+
+
 def test_accuracy_and_real_lengths_through_two_engines(
     toolkit: Toolkit, exported: Path, tmp_path: Path
 ) -> None:

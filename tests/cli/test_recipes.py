@@ -1,13 +1,14 @@
 """Every recipe opens with the command that runs it, and holds what others published for it."""
 
 import shlex
-from pathlib import Path
 
 import pytest
-from conftest import REPO, Run
+from conftest import REPO
 from support.configs import compose
 
 from toolkit.compress.depth import kept_layers
+from toolkit.compress.quantization.callback import qat_steps
+from toolkit.compress.trainer import check_training
 from toolkit.config import TrainRoot
 
 FOLDER = REPO / "conf" / "recipe"
@@ -121,10 +122,11 @@ def test_movement_cells(name: str, published: float) -> None:
     assert config.published["f1"] == published
 
 
-def test_int8_cells_say_that_they_are_not_built(tmp_path: Path, toolkit: Run) -> None:
-    run = toolkit("train", "recipe=bert6_prune90_int8", "teacher.path=x", "output_dir=run")
-    assert run.returncode == 2
-    assert run.stderr == (
-        "error: quantization=int8 is not built yet: train in float32 with quantization=none\n"
-    )
-    assert not (tmp_path / "run" / "record.json").exists()
+def test_int8_cells_round_from_epoch_30_and_freeze_at_35() -> None:
+    """Of 40, as published; the rate falls to 0 until 30, and once more from there."""
+    config = compose("train", "recipe=bert6_prune90_int8", "teacher.path=x")
+    assert config.quantization.is_on
+    assert qat_steps(config.quantization, steps_per_epoch=100, max_steps=4000) == (3000, 3500)
+    assert config.quantization.learning_rate is None
+    assert config.quantization.final_learning_rate == 0.0
+    check_training(config)

@@ -1,5 +1,6 @@
 """`toolkit train` as a user runs it: interrupts, several processes, a full disk, real data."""
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from conftest import COMMAND, Run
 from safetensors.torch import load_file
 from support.configs import TINY
 
+from toolkit.compress.quantization.callback import RANGES_FILE
+from toolkit.compress.quantization.layers import GRIDS_FILE
 from toolkit.compress.sparsity.callback import MASKS_FILE
 from toolkit.record import read_record
 
@@ -32,6 +35,7 @@ LONG = (
     "trainer.save_strategy=steps",
     "trainer.save_steps=5",
 )
+RUNS = ("two", "one")  # processes
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tests share the machine
 
 
@@ -97,20 +101,49 @@ def test_interrupted_and_resumed(
     )
 
 
-@pytest.mark.parametrize("method", ["magnitude", "movement"])
-def test_two_processes(tmp_path: Path, method: str) -> None:
+def test_int8_interrupted_resumed_and_exported(toolkit: Run, tmp_path: Path) -> None:
+    """Killed while ranges are learnt; ends as one that was not, down to the file."""
+    args = [*LONG, "quantization=int8", "then=[export]", "trainer.save_total_limit=20"]
+    with start([*args, "output_dir=run"], tmp_path) as process:
+        # of 96 steps, from 72 on weights are rounded
+        while not list(tmp_path.glob(f"run/trainer/checkpoint-7[5-9]/{RANGES_FILE}")):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.01)
+        process.kill()
+    resumed = toolkit("train", *args, "output_dir=run", "resume=true", timeout=300, **ONE_THREAD)
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(r"continuing from .*/checkpoint-[789]\d\n", resumed.stdout)
+    assert "INT8 as it was trained" in resumed.stdout
+    whole = toolkit("train", *args, "output_dir=whole", timeout=300, **ONE_THREAD)
+    assert whole.returncode == 0, whole.stderr
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert all(torch.equal(expected[key], value) for key, value in found.items())
+    ranges = [(tmp_path / n / "checkpoint" / GRIDS_FILE).read_bytes() for n in ("run", "whole")]
+    assert ranges[0] == ranges[1]
+    record = read_record(tmp_path / "run" / "export")
+    assert record["model"]["quantization"]["method"] == "qat"
+    assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=1e-2)
+    assert record["metrics"] == read_record(tmp_path / "run")["metrics"]
+    assert record["run"]["parent"] == read_record(tmp_path / "run")["run"]["id"]
+
+
+@pytest.mark.parametrize(
+    ("method", "quantization"), [("magnitude", "none"), ("movement", "none"), ("magnitude", "int8")]
+)
+def test_two_processes(tmp_path: Path, method: str, quantization: str) -> None:
     """DDP over gloo: 2 x 4 gives the weights of 8, and one set of masks."""
     sgd = ("trainer.optim=sgd", "trainer.learning_rate=0.1")  # Adam would hide a wrong scale
     # bfloat16 rounds another way in batches of another size
     args = [*(TINY + PRUNED), *sgd, "trainer.bf16=false", f"sparsity.method={method}"]
+    args.append(f"quantization={quantization}")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc_per_node=2"]
     script = tmp_path / "run.py"
     script.write_text(RUN_AND_DUMP)
     two = [*args, "trainer.per_device_train_batch_size=4", "trainer.ddp_backend=gloo"]
     for command, folder in (
-        ([*torchrun, str(script), "train", *two], "two"),
-        ([sys.executable, str(script), "train", *args], "one"),
+        ([*torchrun, str(script), "train", *two], RUNS[0]),
+        ([sys.executable, str(script), "train", *args], RUNS[1]),
     ):
         done = subprocess.run(
             [*command, f"output_dir={folder}"],
@@ -129,8 +162,13 @@ def test_two_processes(tmp_path: Path, method: str) -> None:
     assert len(pruned) == 12
     assert all((~mask).sum() == round(0.8 * mask.numel()) for mask in pruned)
     one, both = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one if method == "magnitude" else ():  # scores are learnt by Adam: ties flip
-        torch.testing.assert_close(both[name], one[name], rtol=1e-3, atol=1e-5)
+    if quantization == "int8":
+        ranges = [json.loads((tmp_path / n / "checkpoint" / GRIDS_FILE).read_text()) for n in RUNS]
+        for name, grid in ranges[0]["layers"].items():  # of all texts, whoever saw them
+            assert ranges[1]["layers"][name]["scale"] == pytest.approx(grid["scale"], rel=1e-2)
+    elif method == "magnitude":  # scores are learnt by Adam: ties flip
+        for name in one:
+            torch.testing.assert_close(both[name], one[name], rtol=1e-3, atol=1e-5)
 
 
 # The command itself; at its end each process writes its weights and masks.

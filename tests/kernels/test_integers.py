@@ -1,6 +1,7 @@
-"""Weights of 8 bits times tokens of 8 bits: every form and size on every ISA, exact in their integers."""
+"""Weights of 8 bits times tokens of 8 bits: every form and size on every ISA, exact."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,13 +138,27 @@ def test_linear_is_close_to_the_oracle(
 def test_integers_are_exact(
     isa: str, form: str, weight: Int8, sizes: dict[str, Any], zero_point: int
 ) -> None:
-    """With all scales 1 the result is an integer, and the right one, at the ends of the range too."""
+    """With all scales 1 the result is an integer, and the right one."""
     rng = np.random.default_rng(3)
     x = rng.integers(-300, 300, (37, weight.shape[1])).astype(np.float32)
     quantization = Quantization(np.ones(len(weight), np.float32), 1.0, zero_point)
     found = linear(pack(weight, form, isa, quantization, **sizes), x)
     integers = np.clip(x, -zero_point, 255 - zero_point).astype(np.int64)
     np.testing.assert_array_equal(found, integers @ weight.astype(np.int64).T)
+
+
+@pytest.mark.parametrize("x_scale", [0.05, None])
+@with_forms
+@given(weight=weights(), sizes=blocks)
+def test_factors_multiply_features_before_they_are_rounded(
+    isa: str, form: str, x_scale: float | None, weight: Int8, sizes: dict[str, Any]
+) -> None:
+    k = weight.shape[1]
+    x, factor = tokens(19, k, 1), tokens(1, k, 2)[0]
+    quantization = static(len(weight), x_scale)
+    multiplied = linear(pack(weight, form, isa, quantization, **sizes), x * factor)
+    packed = pack(weight, form, isa, replace(quantization, x_factor=factor), **sizes)
+    np.testing.assert_array_equal(linear(packed, x), multiplied)
 
 
 @with_forms
@@ -273,6 +288,13 @@ def test_what_does_not_fit_is_refused(isa: str) -> None:
     for scale in (zeros, np.full(4, np.nan, np.float32), np.ones(3, np.float32)):
         with pytest.raises(ValueError, match=r"scale must be \(4,\), positive"):
             pack(weight, "s8_dense", isa, Quantization(scale, 0.1, 0))
-    for x_scale, zero_point in ((0.0, 0), (-1.0, 0), (np.nan, 0), (np.inf, 0), (1e-46, 0), (0.1, 256)):
+    for x_scale, zero_point in (
+        (0.0, 0),
+        (-1.0, 0),
+        (np.nan, 0),
+        (np.inf, 0),
+        (1e-46, 0),
+        (0.1, 256),
+    ):
         with pytest.raises(ValueError, match="x_scale must be positive"):
             pack(weight, "s8_dense", isa, Quantization(good.scale, x_scale, zero_point))

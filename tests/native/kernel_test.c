@@ -190,7 +190,7 @@ static block_t pack_f16_table(const float *w, int rows, int k) {
 static void check_s8(const float *w, int rows, int k, int tiles) {
     const int group = table->s8_dense_rows, quads = (k + 3) / 4, groups = (rows + group - 1) / group;
     const ptrdiff_t x_stride = (k + 1) * TILE, y_stride = (rows + 2) * TILE, line_stride = (quads + QUAD_HEADER) * TILE;
-    const rounding_t rounding = {1.0f, 117};
+    const rounding_t rounding = {1.0f, 117, NULL};
     float *x = random_floats((size_t)(tiles * x_stride)), *bias = random_floats((size_t)rows);
     float *lines = allocate((size_t)(tiles * line_stride) * sizeof *lines), *y = guarded((size_t)(tiles * y_stride));
     float *values = allocate((size_t)(groups * group * (quads + 2)) * sizeof *values), *to = values;

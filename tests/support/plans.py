@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cython_kernels import _kernels
 from toolkit.engine import Engine
-from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Node, Plan
+from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Node, Plan, Quantization
+from toolkit.families import LINEARS
 
 NUM_LABELS = 3
 ISAS = _kernels.available_isas()
@@ -116,6 +117,35 @@ def make_plan(
         constants=constants,
         linears={"head": head},
     )
+
+
+def quantize(plan: Plan, is_dynamic: bool = False) -> Plan:
+    """Round the weights of a plan's layers to 8 bits, a scale per row, and the words likewise.
+
+    Activations, mostly within ±4, have 255 steps of 0.04, or a scale per token. What outputs read
+    is multiplied by a power of two per feature before.
+    """
+
+    def rounded(array: Array) -> tuple[Array, NDArray[np.float32]]:
+        scale = np.maximum(np.abs(array).max(1), 1e-3) / np.float32(127)
+        return np.rint(array / scale[:, None]).astype(np.int8), scale.astype(np.float32)
+
+    def integers(linear: Linear) -> Linear:
+        weight, scale = rounded(np.asarray(linear.weight))
+        factor = None
+        if linear.name.endswith("output"):
+            powers = np.random.default_rng(len(scale)).integers(-1, 2, weight.shape[1])
+            factor = np.exp2(powers).astype(np.float32)
+        quantization = Quantization(scale, None if is_dynamic else 0.04, 117, factor)
+        return replace(linear, weight=weight, quantization=quantization)
+
+    layers = []
+    for layer in plan.layers:
+        changes: dict[str, Any] = {name: integers(getattr(layer, name)) for name in LINEARS}
+        layers.append(replace(layer, **changes))
+    word, word_scale = rounded(plan.embeddings.word)
+    embeddings = replace(plan.embeddings, word=word, word_scale=word_scale)
+    return replace(plan, layers=layers, embeddings=embeddings)
 
 
 def _tail(first_token_only: bool) -> tuple[list[Node], dict[str, NDArray[Any]], list[str]]:

@@ -169,9 +169,9 @@ def test_last_checkpoint_is_the_latest_complete_one(tmp_path: Path) -> None:
         for name in names:
             (tmp_path / f"checkpoint-{step}" / name).touch()
     (tmp_path / "checkpoint-11").mkdir()
-    assert last_checkpoint(tmp_path, has_masks=True) == tmp_path / "checkpoint-9"
-    assert last_checkpoint(tmp_path, has_masks=False) == tmp_path / "checkpoint-10"
-    assert last_checkpoint(tmp_path / "none", has_masks=False) is None
+    assert last_checkpoint(tmp_path, [MASKS_FILE]) == tmp_path / "checkpoint-9"
+    assert last_checkpoint(tmp_path, []) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path / "none", []) is None
 
 
 def test_question_answering(tmp_path: Path) -> None:
@@ -514,7 +514,34 @@ def test_best_model_has_its_final_sparsity(
         (["trainer.output_dir=x"], r"trainer\.output_dir cannot be set"),
         (["trainer.num_train_epochs=0"], r"=0 trains nothing, but model=demo has new weights"),
         (["sparsity.floor='f1>=3'"], "must name one of the task's metrics, accuracy; got 'f1'"),
-        (["quantization=int8"], "quantization=int8 is not built yet"),
+        (
+            ["quantization=int8", *PRUNED, "sparsity.end_epoch=1"],
+            r"pruning ends at sparsity\.end_epoch=1, but INT8 starts at epoch 0\.75: end pruning",
+        ),
+        (
+            ["quantization=int8", "quantization.start_epoch=2"],
+            r"quantization\.start_epoch must be below 1, the epochs that are trained; got 2",
+        ),
+        (
+            ["quantization=int8", "trainer.max_steps=3", "quantization.start_epoch=2"],
+            r"INT8 training starts at epoch 2 \(quantization\.start_epoch\), but training ends",
+        ),
+        (
+            ["quantization=int8", "trainer.num_train_epochs=0"],
+            "but nothing is trained: calibrate the checkpoint instead, with `toolkit export",
+        ),
+        (
+            ["quantization=int8", "quantization.keep_float=[layers.0.quiry]"],
+            r"names 'layers\.0\.quiry', but no layer is called so; did you mean 'layers\.0\.query'",
+        ),
+        (
+            [
+                "quantization=int8",
+                "trainer.lr_scheduler_type=reduce_lr_on_plateau",
+                "trainer.eval_strategy=epoch",
+            ],
+            "quantization=int8 replaces schedules such as trainer.lr_scheduler_type=linear",
+        ),
         (["trainer.eval_strategy=often"], "trainer: often is not a valid IntervalStrategy"),
         (
             ["sparsity=prune80"],

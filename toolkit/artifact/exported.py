@@ -28,6 +28,7 @@ class Exported:
         pad_id: Id of the padding token.
         max_tokens: Longest text that the position embeddings allow, where it is known.
         record: The record beside the ONNX file, if there is one.
+        is_quantized: Whether the graph computes with integers of 8 bits.
     """
 
     onnx: Path
@@ -36,6 +37,7 @@ class Exported:
     pad_id: int
     max_tokens: int
     record: dict[str, Any] | None
+    is_quantized: bool = False
 
 
 def read_exported(place: Path) -> Exported:
@@ -62,6 +64,7 @@ def read_exported(place: Path) -> Exported:
         pad_id=pad_id,
         max_tokens=longest_text(facts.get("model_type", ""), positions, pad_id),
         record=read_record(file.parent) if file.with_name("record.json").exists() else None,
+        is_quantized=any("Quantize" in node.operator for node in graph.nodes),
     )
 
 

@@ -1,5 +1,6 @@
 """Write a torch model as an ONNX file."""
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from toolkit.compress.model import input_names, longest_text_of
+from toolkit.compress.quantization.layers import encoder_linears
 
 OPSET = 18  # the oldest that torch's exporter writes correctly, so that most runtimes read it
 IR_VERSION = 8  # the file format that came with opset 18, for the same reason
@@ -21,7 +23,8 @@ PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights in one file; a protobuf messa
 def write_onnx(model: PreTrainedModel, path: Path) -> list[str]:
     """Write an ONNX file with dynamic batch and length, free of local paths and stack traces.
 
-    Weights go into a second file `<name>.data` where protobuf's limit demands it.
+    The MatMul of an encoder's linear layer gets its name, such as `layers.0.query`. Weights go into
+    a second file `<name>.data` where protobuf's limit demands it.
 
     Returns:
         The names of its inputs.
@@ -49,6 +52,7 @@ def write_onnx(model: PreTrainedModel, path: Path) -> list[str]:
         verbose=False,
     )
     assert program is not None
+    _name_linears(program.model, model)
     _strip_metadata(program.model)
     program.model.ir_version = IR_VERSION
     size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -72,6 +76,18 @@ def quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         transformers.utils.logging.enable_progress_bar()
+
+
+def _name_linears(graph_model: Any, model: PreTrainedModel) -> None:
+    """Name the encoder's MatMul after the module that each was traced from."""
+    modules = {id(module): name for name, module in model.named_modules()}
+    names = {modules[id(linear)]: name for name, linear in encoder_linears(model).items()}
+    for node in graph_model.graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        for scope in scopes[-2:]:
+            if node.op_type == "MatMul" and scope in names:
+                node.name = names.pop(scope)
+    assert not names, f"no MatMul was traced from {', '.join(names)}"
 
 
 def _strip_metadata(model: Any) -> None:

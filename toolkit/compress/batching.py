@@ -1,6 +1,6 @@
 """Batches of texts of like length: less padding, and so fewer multiplications per text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -20,20 +20,25 @@ class LikeLengths(Sampler[int]):
     Args:
         lengths: Tokens of each example.
         batch_size: Examples of one optimizer step, in all processes together.
-
-    Random numbers come from torch's global generator, which the Trainer seeds.
+        seed: Of the order, in 0…2³² - 1; the same in all processes.
+        epoch: Tells the current epoch, which has an order of its own. A run that is resumed in an
+            epoch finds the order with which that began.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int]
+    ) -> None:
         self.lengths = torch.tensor(lengths)
         self.batch_size = batch_size
+        self.seed, self.epoch = seed, epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        # of its own, so that what is drawn while training does not depend on the order here
-        generator = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+        # of a seed torch takes 32 bits; the step keeps epochs of neighbouring seeds apart
+        seed = (self.seed + 0x9E3779B1 * self.epoch()) % 2**32
+        generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.lengths), generator=generator)
         batches = []
         share = int(LARGEST_SHARE * len(order) / self.batch_size)

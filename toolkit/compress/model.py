@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from toolkit.compress.quantization.layers import write_grids
 from toolkit.compress.structured.widths import resize
 from toolkit.config import ModelConfig, TaskConfig, Weights
 from toolkit.errors import InputError, UsageError
@@ -152,7 +153,8 @@ def save_checkpoint(
 ) -> None:
     """Write a plain Hugging Face folder: under a temporary name first, then renamed.
 
-    Replaces a folder of that name.
+    Replaces a folder of that name. What a quantized model's weights do not say lies beside them, in
+    a file that stock transformers leaves alone.
 
     Raises:
         OSError, safetensors.SafetensorError: The disk is full or cannot be written; nothing
@@ -162,6 +164,7 @@ def save_checkpoint(
         quiet_loading()
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        write_grids(model, temporary)
 
 
 @contextmanager

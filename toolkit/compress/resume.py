@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from toolkit.compress.quantization.callback import RANGES_FILE
 from toolkit.compress.sparsity.callback import MASKS_FILE
 from toolkit.config import TrainRoot
 from toolkit.errors import InputError, UsageError
@@ -63,7 +64,9 @@ def prepare(config: TrainRoot, output: Path) -> str | None:
     if not config.resume:
         checkpoint = None
     else:
-        checkpoint = last_checkpoint(folder, has_masks=config.sparsity.is_on)
+        written_last = [MASKS_FILE] * config.sparsity.is_on
+        written_last += [RANGES_FILE] * config.quantization.is_on
+        checkpoint = last_checkpoint(folder, written_last)
     note(config, output)
     if config.resume:
         say(f"continuing from {checkpoint}" if checkpoint else "nothing to resume: starting")
@@ -77,9 +80,9 @@ def note(config: TrainRoot, output: Path) -> None:
         write_text(output / "trainer" / "config.json", text)
 
 
-def last_checkpoint(folder: Path, has_masks: bool) -> Path | None:
+def last_checkpoint(folder: Path, written_last: Sequence[str]) -> Path | None:
     """Find the Trainer's latest complete checkpoint: one that has the files written last."""
-    last_files = ["trainer_state.json"] + [MASKS_FILE] * has_masks
+    last_files = ["trainer_state.json", *written_last]
     complete = [
         path
         for path in folder.glob("checkpoint-*")

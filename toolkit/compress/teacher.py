@@ -225,7 +225,8 @@ class DistillationTrainer(Trainer):
         lengths = [len(feature["input_ids"]) for feature in features]
         args = self.args
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LikeLengths(lengths, step)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return LikeLengths(lengths, step, seed, lambda: int(self.state.epoch or 0))
 
     def compute_loss(
         self,

@@ -1,7 +1,7 @@
 """The Trainer of a run: its arguments, its data, and what it is judged by."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from transformers import (
 )
 
 from toolkit.compress.model import input_names
+from toolkit.compress.quantization.callback import QuantizationCallback
 from toolkit.compress.resume import say
 from toolkit.compress.sparsity.calibration import Batches, draw_batches
+from toolkit.compress.sparsity.callback import KEEPS_ZEROS, SparsificationCallback
 from toolkit.compress.sparsity.floor import check_floor, parse_floor
 from toolkit.compress.teacher import DistillationTrainer, needs_states
 from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
 from toolkit.config import Attention, Schedule, TrainRoot
 from toolkit.errors import GateError, UsageError, nearest
+from toolkit.record import plain
 from toolkit.tasks import check_names, encode, evaluate, kind_of, load_examples
 from toolkit.tasks.embedding import TEACHER_VECTOR
 from toolkit.tasks.features import collate
@@ -40,15 +43,10 @@ def check_training(config: TrainRoot) -> None:
     """Refuse what cannot be trained, before anything is loaded.
 
     Raises:
-        UsageError: The task's names are wrong, quantization is asked for, or a floor that is none,
-            or pruning while nothing is trained.
+        UsageError: The task's names are wrong, or a floor that is none is asked for, or pruning or
+            INT8 while nothing is trained, or INT8 before pruning has ended.
     """
     check_names(config.task)
-    if config.quantization.name != "none":
-        raise UsageError(
-            f"quantization={config.quantization.name} is not built yet: train in float32 with "
-            "quantization=none"
-        )
     if config.sparsity.is_on and not is_training(config) and not prunes_once(config):
         raise UsageError(
             "sparsity.final_sparsity is reached while training, but nothing is trained: set "
@@ -61,6 +59,52 @@ def check_training(config: TrainRoot) -> None:
         )
     if config.sparsity.floor is not None:
         parse_floor(config.sparsity.floor, config.task.metrics)
+    if config.quantization.is_on:
+        _check_quantization(config)
+
+
+def _check_quantization(config: TrainRoot) -> None:
+    name, s = config.quantization.name, config.sparsity
+    if not is_training(config):
+        raise UsageError(
+            f"quantization={name} is learnt while training, but nothing is trained: calibrate the "
+            f"checkpoint instead, with `toolkit export checkpoint=DIR quantization={name}`"
+        )
+    if config.trainer.get("max_steps", -1) > 0:
+        return  # how many epochs these are is known once the data are
+    epochs = config.trainer.get("num_train_epochs", 3) / s.target_steps
+    start = config.quantization.start_epoch
+    start = 0.75 * epochs if start is None else start
+    if start >= epochs:
+        raise UsageError(
+            f"quantization.start_epoch must be below {epochs:g}, the epochs that are trained; got "
+            f"{start:g}"
+        )
+    if s.final_sparsity > 0 and s.schedule not in KEEPS_ZEROS and s.end_epoch > start:
+        raise UsageError(
+            f"pruning ends at sparsity.end_epoch={s.end_epoch:g}, but INT8 starts at epoch "
+            f"{start:g}: end pruning earlier, train longer (trainer.num_train_epochs), or set "
+            "quantization.start_epoch"
+        )
+
+
+def make_callbacks(
+    config: TrainRoot, evaluate: Callable[[], Mapping[str, float]]
+) -> list[TrainerCallback]:
+    """Make what prunes and what rounds, in the order in which they act.
+
+    Args:
+        evaluate: Returns the metrics in percent.
+    """
+    callbacks: list[TrainerCallback] = []
+    if config.sparsity.is_on:
+        callbacks.append(
+            SparsificationCallback(**plain(asdict(config.sparsity)), evaluate=evaluate)
+        )
+    if config.quantization.is_on:
+        is_rewound = config.sparsity.rewind is not None and config.sparsity.is_on
+        callbacks.append(QuantizationCallback(config.quantization, is_rewound))
+    return callbacks
 
 
 def check_gates(config: TrainRoot, metrics: dict[str, float], output: Path) -> None:

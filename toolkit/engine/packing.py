@@ -216,7 +216,7 @@ def check_qkv(layer: Layer) -> None:
     parts = (layer.query, layer.key, layer.value)
     if any(part.weight.shape != (rows, columns) for part in parts):
         raise ValueError(f"query, key and value must all give {rows} of {columns} features")
-    if len({q and (q.x_scale, q.x_zero_point) for q in (part.quantization for part in parts)}) > 1:
+    if len({q and q.of_input for q in (part.quantization for part in parts)}) > 1:
         raise ValueError("query, key and value must take the same integers, or none of them any")
 
 

@@ -18,8 +18,8 @@ Float32 = NDArray[np.float32]
 class Quantization:
     """What the integers of a linear layer stand for: `y = (scale · weight) @ q(x) + bias`.
 
-    There `q(x) = x_scale · (clip(round(x / x_scale) + x_zero_point, 0, 255) − x_zero_point)`, with
-    ties rounded to even.
+    There `q(x) = x_scale · (clip(round(x_factor · x / x_scale) + x_zero_point, 0, 255) −
+    x_zero_point)`, with ties rounded to even.
 
     Attributes:
         scale: (n,) float32, positive, one per output: `weight[i]` counts in it.
@@ -27,11 +27,22 @@ class Quantization:
             0…255 reach from the token's smallest feature to its largest, 0 among them.
         x_zero_point: The integer that stands for 0.0, in 0…255; without meaning if `x_scale` is
             None.
+        x_factor: (k,) float32, what features are multiplied by before they are rounded; None: 1.
     """
 
     scale: Float32
     x_scale: float | None
     x_zero_point: int
+    x_factor: Float32 | None = None
+
+    @property
+    def of_input(self) -> tuple[float | None, int, bytes]:
+        """What it does to the input: equal where that is."""
+        return (
+            self.x_scale,
+            self.x_zero_point,
+            b"" if self.x_factor is None else bytes(self.x_factor),
+        )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ def embeddings(plan: Plan, ids: Array, types: Array | None) -> Float64:
         (B, T, H).
     """
     e = plan.embeddings
-    x = e.word[ids].astype(np.float64) + e.position[positions(ids, e.padding_id)]
+    x = e.word[ids].astype(np.float64)
+    if e.word_scale is not None:
+        x = x * e.word_scale[ids, None]
+    x = x + e.position[positions(ids, e.padding_id)]
     if e.token_type is not None:
         x = x + e.token_type[np.zeros_like(ids) if types is None else types]
     x = _norm(x, e.norm)
@@ -122,6 +125,8 @@ def quantized_linear(x: Array, weights: Linear, block: int = 0) -> Float64:
     """
     quantization, k = weights.quantization, x.shape[-1]
     assert quantization is not None
+    if quantization.x_factor is not None:
+        x = np.asarray(x, np.float32) * quantization.x_factor
     block = block if block and quantization.x_scale is None else max(k, 1)
     total: Array = np.zeros(())
     for start in range(0, max(k, 1), block):

@@ -110,7 +110,7 @@ def count(step: str, weight: Weight | None, call: Call) -> tuple[float, float]:
 
 
 @cache
-def fma_peak(isa: str, num_threads: int, precision: str = "fp32") -> float:
+def fma_peak(isa: str, num_threads: int, precision: str) -> float:
     """Measure the peak of multiply-adds in GFLOP/s, in a precision of `PEAKS`, once per process."""
     return float(_kernels.fma_peak(isa, num_threads, SECONDS, precision))
 

@@ -21,6 +21,8 @@ from toolkit.tasks.features import Example, Feature
 # By how much of their largest value outputs computed in 16 bits may differ. It tells a broken
 # kernel from a rounded one: what rounding costs is measured and shown.
 SIXTEEN_BITS = 0.1
+# The same of a graph in INT8, where a number between two integers becomes one or the other.
+EIGHT_BITS = 0.25
 
 
 def start_worker(config: BenchRoot, contender: Contender, folder: Path) -> Worker:
@@ -67,8 +69,8 @@ def check_outputs(
         The largest absolute difference at any position that is not padding, by label.
 
     Raises:
-        GateError: It exceeds `export.atol` - in another precision than float32 `SIXTEEN_BITS` of
-            the largest output.
+        GateError: It exceeds `export.atol` - in another precision than float32 `SIXTEEN_BITS`, of a
+            quantized graph `EIGHT_BITS` of the largest output.
     """
     lengths = np.random.default_rng(config.seed).integers(3, 33, size=4)
     padded = random_batch(model, np.minimum(lengths, config.seq_len).tolist(), config.seed)
@@ -94,9 +96,12 @@ def check_outputs(
             largest_difference(ours, theirs, batch["attention_mask"])
             for ours, theirs, batch in zip(found, expected, checked, strict=True)
         )
-        limit = config.export.atol if is_exact else SIXTEEN_BITS * largest
+        limit, what = config.export.atol, "export.atol="
+        if model.is_quantized:
+            limit, what = EIGHT_BITS * largest, "a quarter of the largest output, "
+        elif not is_exact:
+            limit, what = SIXTEEN_BITS * largest, "a tenth of the largest output, "
         if differences[label] > limit:
-            what = "export.atol=" if is_exact else "a tenth of the largest output, "
             raise GateError(
                 f"the outputs of {label} differ from those of {reference} by "
                 f"{differences[label]:.2g}, more than {what}{limit:.3g}, so nothing was timed"

@@ -22,6 +22,7 @@ def print_results(
         str(model["name"]),
         *([f"{model['layers']} layers"] if "layers" in model else []),
         *([f"{100 * zeros:.1f} % of the encoder's weights are zero"] if zeros is not None else []),
+        *(["INT8"] if "quantization" in model else []),
         *(["random weights"] if model.get("random_weights") else []),
         f"{config.engine.num_threads} threads",
         f"{config.batch_size} texts {of_task}per call",

@@ -52,6 +52,7 @@ def make_rows(run: dict[str, Any]) -> list[Row]:
         "layers": model.get("layers"),
         "encoder_sparsity": sparsity.get("encoder"),
         "model_sparsity": sparsity.get("whole_model"),
+        "quantization": model.get("quantization", {}).get("precision"),
         "parameters": model.get("parameters"),
         "teacher": (config.get("teacher") or {}).get("name"),
         "seed": run["run"]["seed"],
@@ -65,9 +66,9 @@ def make_rows(run: dict[str, Any]) -> list[Row]:
 def add_ratios(rows: Sequence[Row]) -> list[str]:
     """Add `speedup`, `speedup_same_engine` and `recovery` to the rows of one group.
 
-    All compare with the group's baseline: the run with the most layers and among those the fewest
-    zeros. `speedup` takes its speed through the most usual engine it was measured with in the row's
-    setting, `speedup_same_engine` through the row's own.
+    All compare with the group's baseline: the run with the most layers, among those the fewest
+    zeros, and rather one in float. `speedup` takes its speed through the most usual engine it was
+    measured with in the row's setting, `speedup_same_engine` through the row's own.
 
     Returns:
         Sentences that say what the baseline is.
@@ -77,7 +78,10 @@ def add_ratios(rows: Sequence[Row]) -> list[str]:
         row |= {"speedup": None, "speedup_same_engine": None, "recovery": None, "baseline": False}
     if not measured:
         return []
-    best = min(measured, key=lambda row: (-row["layers"], row["encoder_sparsity"] or 0.0))
+    best = min(
+        measured,
+        key=lambda row: (-row["layers"], row["encoder_sparsity"] or 0.0, row["quantization"] or ""),
+    )
     engines = set()
     for panel in groups(measured, panel_of):
         by_engine = {row["engine"]: row for row in panel if row["id"] == best["id"]}
@@ -215,10 +219,12 @@ def distinguish(rows: Sequence[Row]) -> None:
 
 
 def _label(model: dict[str, Any]) -> str:
-    """Name a run by what was made small: `bert_base 6 layers 90 %`."""
+    """Name a run by what was made small: `bert_base 6 layers 90 % int8`."""
     parts = [str(model.get("name", "unnamed"))]
     if "layers" in model:
         parts.append(f"{model['layers']} layers")
     if "sparsity" in model:
         parts.append(zeros_label({"encoder_sparsity": model["sparsity"]["encoder"]}))
+    if "quantization" in model:
+        parts.append(model["quantization"]["precision"])
     return " ".join(parts)

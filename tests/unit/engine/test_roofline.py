@@ -121,7 +121,7 @@ def test_a_profile_sums_to_its_points(first_only: bool) -> None:
         assert point["gflops"] == pytest.approx(point["operations"] / point["time_ms"] / 1e6)
         assert point["intensity"] == pytest.approx(point["operations"] / point["bytes"])
         assert point["peak_share"] == pytest.approx(point["gflops"] / 100.0)
-    peak = fma_peak(engine.isa, 2)
+    peak = fma_peak(engine.isa, 2, "fp32")
     shares = [row["peak_share"] for row in profile if row["gflops"] is not None]
     assert shares == pytest.approx([row["gflops"] / peak for row in profile if row["gflops"]])
     if first_only:  # one token of each text goes through the last layer

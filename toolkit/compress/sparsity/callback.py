@@ -76,7 +76,7 @@ class SparsificationCallback(TrainerCallback):
                 zeros than asked for, or something that an option needs is missing.
             InputError: The checkpoint to resume from lacks its masks.
         """
-        _refuse_sharding(args)
+        refuse_sharding(args, "sparsity")
         self.weights = prunable_weights(kwargs["model"])
         self._plan(len(kwargs["train_dataloader"]), args, state)
         self.masks = {}
@@ -338,12 +338,7 @@ class SparsificationCallback(TrainerCallback):
 
     def _rewind(self, scheduler: Any, max_steps: int) -> None:
         """Replace the Trainer's schedule of the learning rate."""
-        scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
-        if not hasattr(scheduler, "lr_lambdas"):
-            raise UsageError(
-                "sparsity.rewind replaces schedules such as trainer.lr_scheduler_type=linear; "
-                f"it cannot replace a {type(scheduler).__name__}"
-            )
+        scheduler = replaceable(scheduler, "sparsity.rewind")
         boundaries = sorted({0, *self._updates(), max_steps})
         final = self.sparsity.rewind
 
@@ -397,13 +392,33 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         )
 
 
-def _refuse_sharding(args: Any) -> None:
+def replaceable(scheduler: Any, option: str) -> Any:
+    """Return the schedule of the learning rate within what the Trainer has.
+
+    Raises:
+        UsageError: `option` replaces it, but it is of a kind that cannot be.
+    """
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
+    if not hasattr(scheduler, "lr_lambdas"):
+        raise UsageError(
+            f"{option} replaces schedules such as trainer.lr_scheduler_type=linear; "
+            f"it cannot replace a {type(scheduler).__name__}"
+        )
+    return scheduler
+
+
+def refuse_sharding(args: Any, option: str) -> None:
+    """Refuse a Trainer whose processes hold parts of the weights.
+
+    Raises:
+        UsageError: It is one, and `option` looks at whole weights.
+    """
     # Set up by the Trainer, so asked no earlier than this.
     from accelerate.state import AcceleratorState
 
     kind = AcceleratorState().distributed_type.value
     if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP", "XLA"):
         raise UsageError(
-            f"pruning needs whole weights in every process, but {kind} shards them: use DDP "
-            "(torchrun or accelerate without FSDP and DeepSpeed), or train without sparsity"
+            f"{option} needs whole weights in every process, but {kind} shards them: use DDP "
+            f"(torchrun or accelerate without FSDP and DeepSpeed), or train without {option}"
         )

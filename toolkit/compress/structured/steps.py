@@ -15,7 +15,8 @@ def steps_of(config: TrainRoot) -> list[TrainRoot]:
     Each is asked for the same factor, and trains for an equal share of the epochs. All but the last
     are runs of their own, in `output_dir/steps/1` and so on, each from the checkpoint of the one
     before; the last writes where the whole run does. Layers are dropped in the first, single
-    weights in the last, and all learn from the teacher of the whole run.
+    weights in the last, which is also where INT8 is learnt, and all learn from the teacher of the
+    whole run.
 
     Returns:
         One configuration per step, each with `target_steps=1`; a single step is `config` itself.
@@ -48,6 +49,7 @@ def steps_of(config: TrainRoot) -> list[TrainRoot]:
             steps=None,
             floor=None,
         ),
+        quantization=replace(config.quantization, bits=None),
         then=[],
         min_accuracy=None,
         published={},

@@ -18,6 +18,7 @@ from toolkit.engine.reader.symbols import (
     Affine,
     Array,
     Context,
+    Dequantized,
     Hidden,
     Lookups,
     MismatchError,
@@ -77,7 +78,7 @@ def _attention_half(
     affines = {"query": scores.query, "key": scores.key, "value": context.value}
     layers = {part: linear(f"{name}.{part}", affine) for part, affine in affines.items()}
     quantizations = [layer.quantization for layer in layers.values()]
-    inputs = {q and (q.x_scale, q.x_zero_point) for q in quantizations}
+    inputs = {q and q.of_input for q in quantizations}
     if len(inputs) > 1:  # the engine multiplies all three at once
         layers = {part: in_float(layer, MIXED_NOTE) for part, layer in layers.items()}
     attention = {
@@ -142,9 +143,14 @@ def _embeddings(lookups: Lookups, norm: LayerNorm, probes: Sequence[Probe]) -> E
     """Tell the tables apart by the row numbers they were asked for."""
     tables: dict[str, tuple[Array, int | None]] = {}
     constant_rows: list[Array] = []
-    for table, rows in lookups.terms:
-        float32(table, "embedding table")
+    word_scale = None
+    for entry, rows in lookups.terms:
         role, number = _role(rows, probes)
+        if role == "word" and (words := _words(entry)) is not None:
+            table, word_scale = words
+        else:
+            table = entry.floats() if isinstance(entry, Dequantized) else entry
+            float32(table, "embedding table")
         if role == "constant":
             if number is None or number >= len(table):
                 raise MismatchError("a row that the embedding table has")
@@ -162,13 +168,23 @@ def _embeddings(lookups: Lookups, norm: LayerNorm, probes: Sequence[Probe]) -> E
     for row in constant_rows:
         position = position + row
     return Embeddings(
-        word=owned(tables["word"][0]),
+        word=np.array(tables["word"][0], order="C"),
         position=owned(position),
         token_type=owned(tables["token type"][0]) if "token type" in tables else None,
         norm=norm,
         padding_id=padding_id,
         projection=None,
+        word_scale=word_scale,
     )
+
+
+def _words(table: Array | Dequantized) -> tuple[Array, Array] | None:
+    """Return int8 rows and a scale for each, if that is what a table is."""
+    if not isinstance(table, Dequantized) or table.integers.dtype != np.int8:
+        return None
+    if table.zero_point.any() or table.scale.shape[1] != 1 or not (table.scale > 0).all():
+        return None
+    return table.integers, owned(np.broadcast_to(table.scale[:, 0], len(table.integers)))
 
 
 def _role(rows: tuple[Array, ...], probes: Sequence[Probe]) -> tuple[str, int | None]:

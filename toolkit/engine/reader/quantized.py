@@ -60,9 +60,11 @@ def dequantize(node: Node, inputs: list[Any]) -> list[Value]:
         return [replace(x, is_integer=False)]
     if isinstance(x, Lookups) and len(x.terms) == 1:
         ((table, rows),) = x.terms
+        if isinstance(table, Dequantized):
+            raise MismatchError("integers to dequantize")
         # Axis 1 of the table is the last one of its rows (B, T, E).
         node = replace(node, attributes={**node.attributes, "axis": 1})
-        return [replace(x, terms=((_constant(node, table, scale, zero_point).floats(), rows),))]
+        return [replace(x, terms=((_constant(node, table, scale, zero_point), rows),))]
     if not isinstance(x, Known) or not x.is_constant:
         raise MismatchError("integers: a constant, or what a QuantizeLinear makes")
     return [_constant(node, x.arrays[0], scale, zero_point)]
@@ -144,13 +146,16 @@ def linear(name: str, affine: Affine) -> Linear:
     weight, bias = affine.weight, affine.bias
     size = (weight.integers if isinstance(weight, Dequantized) else weight).shape[1]
     bias = np.zeros(size, np.float32) if bias is None else bias
-    if affine.rounded is None and not isinstance(weight, Dequantized):
-        return Linear(name, weight_of(weight), bias)
     try:
+        if affine.rounded is None and not isinstance(weight, Dequantized):
+            raise MismatchError("")
         integers, quantization = _quantized(weight, affine.rounded)
     except MismatchError as reason:
-        return Linear(name, weight_of(float_weight(weight)), bias, None, str(reason))
-    return Linear(name, integers.T, bias, quantization)
+        floats = float_weight(weight)
+        if affine.factor is not None:
+            floats = floats * affine.factor[:, None]
+        return Linear(name, weight_of(floats), bias, None, str(reason))
+    return Linear(name, integers.T, bias, replace(quantization, x_factor=affine.factor))
 
 
 def in_float(layer: Linear, note: str) -> Linear:
@@ -159,6 +164,8 @@ def in_float(layer: Linear, note: str) -> Linear:
         return layer
     weight = layer.weight.astype(np.float32)
     weight *= layer.quantization.scale[:, None]
+    if layer.quantization.x_factor is not None:
+        weight *= layer.quantization.x_factor
     return replace(layer, weight=weight, quantization=None, note=note)
 
 

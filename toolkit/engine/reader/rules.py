@@ -53,6 +53,7 @@ from toolkit.engine.reader.symbols import (
     Probe,
     Residual,
     Rounded,
+    Scaled,
     Scores,
     Shapes,
     Value,
@@ -101,6 +102,15 @@ def _multiply(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value |
                 return replace(a, scale=a.scale * factor)
             case Norming(stage="normed") if isinstance(b, Known):
                 return replace(a, stage="scaled", gamma=vector(b))
+            case Hidden() | Pointwise() | Context() if isinstance(b, Known):
+                shapes = shapes_of(a)
+                number = vector(b, shapes[0][-1]) if shapes else None
+                if number is not None and factor is None:
+                    return Scaled(a, number)
+            case Lookups() if isinstance(b, Lookups):
+                scaled = _scaled_lookups(a, b)
+                if scaled is not None:
+                    return scaled
     return None
 
 
@@ -167,7 +177,7 @@ def _matmul(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | N
         case [Probabilities(is_nan_test=False) as weights, Heads() as value]:
             return weigh(weights.scores, value)
     weight, source = dense_weight(inputs[1]), unrounded(inputs[0])
-    if weight is not None and isinstance(source, (Hidden, Affine, Pointwise, Context)):
+    if weight is not None and isinstance(source, (Hidden, Affine, Pointwise, Context, Scaled)):
         return _affine(inputs[0], weight)
     return None
 
@@ -197,7 +207,10 @@ def _fused_matmul(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Val
 
 
 def _affine(operand: Any, weight: Array | Dequantized) -> Affine | None:
-    x = plain(operand)
+    x: Any = plain(operand)
+    factor = None
+    if isinstance(x, Scaled):
+        x, factor = x.source, x.factor
     if isinstance(operand, Rounded) and isinstance(x, Affine) and is_relu(operand.zero_point):
         x = Pointwise(x, np.maximum(GRID, 0.0))
     shapes = shapes_of(x)
@@ -211,7 +224,8 @@ def _affine(operand: Any, weight: Array | Dequantized) -> Affine | None:
     if not isinstance(weight, Dequantized):
         float32(weight, "weight")
     shapes = tuple((*shape[:-1], n) for shape in shapes)
-    return Affine(x, weight, None, shapes, operand if isinstance(operand, Rounded) else None)
+    rounded = operand if isinstance(operand, Rounded) else None
+    return Affine(x, weight, None, shapes, rounded, factor)
 
 
 def _softmax(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:
@@ -320,7 +334,27 @@ def _cast(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | Non
             return Known(tuple(array.astype(np.float32) for array in x.arrays), x.is_constant)
         is_float = not isinstance(like, Known) or like.arrays[0].dtype == np.float32
         return x if is_float else None
-    return inputs[0] if node.attributes.get("to") == 1 else None
+    x = inputs[0]
+    if node.attributes.get("to") != 1:
+        return None
+    match x:
+        case Lookups(terms=((np.ndarray() as table, rows),)) if table.dtype.kind in "iu":
+            one, zero = np.ones((1, 1), np.float32), np.zeros((1, 1), table.dtype)
+            return replace(x, terms=((Dequantized(table, one, zero), rows),))
+    same: Value = x
+    return same
+
+
+def _scaled_lookups(a: Lookups, b: Lookups) -> Lookups | None:
+    """Rows of integers, each times its number of a table (V, 1)."""
+    match a.terms, b.terms:
+        case ((Dequantized() as table, rows),), ((np.ndarray() as scale, others),) if (
+            scale.shape == (len(table.integers), 1)
+            and scale.dtype == np.float32
+            and all(np.array_equal(x, y) for x, y in zip(rows, others, strict=True))
+        ):
+            return replace(a, terms=((replace(table, scale=table.scale * scale), rows),))
+    return None
 
 
 def _shape(node: Node, inputs: list[Any], probes: Sequence[Probe]) -> Value | None:

@@ -91,15 +91,24 @@ class Rounded:
 class Lookups:
     """A sum of table rows (B, T, E): pairs of table and, per probe, row numbers."""
 
-    terms: tuple[tuple[Array, tuple[Array, ...]], ...]
+    terms: tuple[tuple[Array | Dequantized, tuple[Array, ...]], ...]
     shapes: Shapes
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """`factor` (K,) times `source`: what stands in front of a dense layer's rounding."""
+
+    source: "Symbol"
+    factor: Array
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
     """`source @ weight + bias`; weight (k, n) as ONNX stores it, bias (n,) or still None.
 
-    `rounded` is the operand itself where the graph quantizes `source`.
+    `rounded` is the operand itself where the graph quantizes `source`; `factor` (k,) is what
+    `source` is multiplied by before, or None.
     """
 
     source: "Symbol"
@@ -107,6 +116,7 @@ class Affine:
     bias: Array | None
     shapes: Shapes
     rounded: Rounded | None = None
+    factor: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +222,7 @@ Symbol = (
     | Residual
     | Norming
     | Hidden
+    | Scaled
 )
 Value = Known | Symbol | Opaque | Dequantized | Dynamic | Rounded
 
@@ -229,6 +240,8 @@ def shapes_of(value: Value) -> Shapes | None:
             return shapes_of(value.source)
         case Pointwise():
             return value.source.shapes
+        case Scaled():
+            return shapes_of(value.source)
         case Heads():
             return group_shapes(value.groups, value.source.shapes, value.num_heads)
         case Context():

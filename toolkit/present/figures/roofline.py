@@ -64,7 +64,8 @@ def draw_roofline(record: Mapping[str, Any], entry: Mapping[str, Any]) -> Figure
         chosen = [mark for mark in marks if form_of(mark) == form]
         axes.plot(
             [mark["intensity"] for mark in chosen], [mark["gflops"] for mark in chosen],
-            linestyle="none", marker="s" if form.startswith(INTEGERS) else "o", markersize=7, color=FORMS.get(form, OTHER),
+            linestyle="none", marker="s" if form.startswith(INTEGERS) else "o",
+            markersize=7, color=FORMS.get(form, OTHER),
             label=f"{form} kernel" if form in FORMS else "other operations",
         )  # fmt: skip
     _label(axes, marks)
@@ -93,7 +94,9 @@ def limits(roofline: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[floa
     marks, peak = roofline["points"], roofline["fma_gflops"]
     corners = [peak / rate for name, rate in roofline["read_gb_per_s"].items() if name in ROOFS]
     x = [mark["intensity"] for mark in marks] + corners
-    y = [mark["gflops"] for mark in marks] + [roofline.get(name, peak) for name in ("fma_gflops", *NARROW)]
+    y = [mark["gflops"] for mark in marks] + [
+        roofline.get(name, peak) for name in ("fma_gflops", *NARROW)
+    ]
     return (min(x) / 2, max(x) * 4), (min(y) / 2.5, max(y) * 1.6)
 
 

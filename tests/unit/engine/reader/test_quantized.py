@@ -666,3 +666,76 @@ def test_a_quantized_file_is_described(choice: str, export_case: Export, tmp_pat
     ]
     assert shapes[0] == shapes[1]
     assert 0.0 < found["sparsity"]["encoder"] < 0.05  # small weights are rounded to zero
+
+
+def test_words_of_8_bits_keep_a_scale_per_word(export_case: Export, tmp_path: Path) -> None:
+    """Rows of int8 by Gather, made float by Cast and each row's own scale."""
+    source = export_case(CLASSIFIER)
+    expected = read_graph(source)
+    model = onnx.load(source)
+    graph = model.graph
+    writer = Writer(graph)
+    gather = next(
+        node
+        for node in graph.node
+        if node.op_type == "Gather"
+        and node.input[0] in writer.arrays
+        and len(writer.arrays[node.input[0]]) == len(expected.embeddings.word)
+    )
+    table = writer.arrays[gather.input[0]]
+    scale = np.abs(table).max(axis=1, keepdims=True) / np.float32(127)
+    integers = np.rint(table / scale).astype(np.int8)
+    rows = writer.node("Gather", writer.constant(integers), gather.input[1])
+    floats = writer.node("Cast", rows, to=TensorProto.FLOAT)
+    scales = writer.node("Gather", writer.constant(scale), gather.input[1])
+    writer.node("Mul", floats, scales, output=gather.output[0])
+    nodes = [other for node in graph.node for other in (writer.nodes if node == gather else [node])]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    path = tmp_path / "words.onnx"
+    onnx.save(model, path)
+    plan = read_graph(path)
+    np.testing.assert_array_equal(plan.embeddings.word, integers)
+    assert plan.embeddings.word_scale is not None
+    np.testing.assert_array_equal(plan.embeddings.word_scale, scale[:, 0])
+    assert error(path, plan) < EXACT
+    assert read_exported(path).vocab_size == len(table)
+
+
+@pytest.mark.parametrize("is_quantized", [True, False])
+def test_features_are_multiplied_before_they_are_rounded(
+    is_quantized: bool, export_case: Export, tmp_path: Path
+) -> None:
+    """As moving outliers to weights does; a layer in float takes the factors into its weight."""
+    model = onnx.load(export_case(CLASSIFIER))
+    writer, expected = Writer(model.graph), read_graph(export_case(CLASSIFIER))
+    weights = {id(layer): layer.weight for layer in layers_of(expected).values()}
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        weight = writer.arrays.get(node.input[1]) if len(node.input) > 1 else None
+        if node.op_type == "MatMul" and weight is not None and len(weight) in (32, 48, 64):
+            writer.nodes.clear()
+            factor = np.exp2(np.arange(len(weight)) % 3 - 1).astype(np.float32)
+            x = writer.node("Mul", node.input[0], writer.constant(factor))
+            w = node.input[1]
+            if is_quantized:
+                integers, scale = per_output(weight)
+                parts = [
+                    writer.constant(a) for a in (integers, scale, np.zeros_like(scale, np.int8))
+                ]
+                x, w = writer.rounded(x), writer.node("DequantizeLinear", *parts, axis=1)
+            writer.node("MatMul", x, w, output=node.output[0])
+            nodes += writer.nodes
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    path = tmp_path / "scaled.onnx"
+    onnx.save(model, path)
+    plan = read_graph(path)
+    factors = [
+        layer.quantization and layer.quantization.x_factor for layer in layers_of(plan).values()
+    ]
+    assert all((factor is not None) == is_quantized for factor in factors)
+    assert len(weights) == len(factors)
+    assert error(path, plan) < EXACT

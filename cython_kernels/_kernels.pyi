@@ -21,8 +21,8 @@ _Int32 = NDArray[np.int32]
 
 FORMS: tuple[str, ...]
 """Forms that a weight can be packed in: `table`, `dense` and `generated` in float32, `bf16_dense`,
-`bf16_block` and `bf16_compressed` in bfloat16, `f16_table` in half precision, `s8_table`,
-`s8_dense` and `s8_generated` in integers of 8 bits."""
+`bf16_block` and `bf16_compressed` in bfloat16, `f16_table` and `f16_generated` in half precision,
+`s8_table`, `s8_dense`, `s8_block` and `s8_generated` in integers of 8 bits."""
 
 STEPS: tuple[str, ...]
 """What `Encoder.run(profile=True)` times, in running order; `intermediate` with its activation."""
@@ -428,10 +428,16 @@ def to_tiles(rows: _Float32, isa: str) -> _Float32:
 def from_tiles(tiles: _Float32, count: int, isa: str) -> _Float32:
     """Return the first token rows (count, features) of tiles (n, features, 16); count <= 16 n."""
 
-def gemm(weight: PackedLinear, x: _Float32, y: _Float32, init: _Float32 | None = None) -> None:
-    """Set y = W x + (init, or the bias) on tiles x (n, K, 16), y and init (n, N, 16).
+def gemm(
+    weight: PackedLinear,
+    x: _Float32,
+    y: _Float32,
+    init: _Float32 | None = None,
+    after: str | None = None,
+) -> None:
+    """Set y = after(W x + (init, or the bias)) on tiles x (n, K, 16), y and init (n, N, 16).
 
-    init may be y itself.
+    init may be y itself; after is what `activation` calls its function, or None.
 
     Raises:
         ValueError: Shapes that do not fit, or generated code with another start than it was packed
@@ -483,4 +489,20 @@ def attention(
 
     Raises:
         ValueError: `num_keys` is out of range, or the isa multiplies no bfloat16.
+    """
+
+def interpret_code(weight: PackedLinear, function_of: Callable[[bytes, np.void], int]) -> None:
+    """Let other functions run a weight whose code this CPU lacks instructions for.
+
+    Such a weight is packed for the isa `f16_code`, of which no function lists the name: where
+    AVX-512 can write code, it packs `f16_generated` like AVX512-FP16, and must not run before.
+
+    Args:
+        weight: In a generated form.
+        function_of: Takes a block's code and its record of `layout`; returns the address of a C
+            function like the code's, `generated_fn` of isa/generate_avx512.h, which the caller
+            keeps alive.
+
+    Raises:
+        ValueError: The form is not generated.
     """

@@ -53,6 +53,8 @@ cdef const kernels_t *find_kernels(str isa) except NULL:
     for i in range(NUM_MODELS):
         if MODELS[i].isa.decode() == isa:
             return MODELS[i]
+    if code_model() != NULL and code_model().isa.decode() == isa:
+        return code_model()
     raise ValueError(f"isa {isa!r} is not supported on this CPU (available: {', '.join(available_isas())})")
 
 

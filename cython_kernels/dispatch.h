@@ -2,7 +2,8 @@
 #ifndef TOOLKIT_DISPATCH_H
 #define TOOLKIT_DISPATCH_H
 
-#include "kernels.h" /* outside of every target region */
+#include "kernels.h" /* outside of every target region, as what follows */
+#include "portable/half.h"
 
 #include "isa/generic.h"
 #include "isa/models.h"
@@ -56,6 +57,23 @@ enum { NUM_ISAS = sizeof ISAS / sizeof *ISAS };
 /* For tests. */
 static const kernels_t *const MODELS[] = {&kernels_bf16_model, &kernels_amx_bf16_model, &kernels_f16_model};
 enum { NUM_MODELS = sizeof MODELS / sizeof *MODELS };
+
+/* Packs code for instructions that this CPU may lack, so that a test reads it: whoever runs such a weight replaces its code
+ * first, see interpret_code. NULL: no code is generated here. */
+static inline const kernels_t *code_model(void) {
+#ifdef HAS_AMX
+    static const kernels_t kernels_f16_code = {
+        .isa = "f16_code",
+        .f32_gather = f32_gather__generic,
+        .f32_scatter = f32_scatter__generic,
+        .f16_table = f16_table__f16_model,
+        .f16_generated = GENERATED_F16,
+        .f16_convert = f16_convert__f16_model,
+    };
+    if (is_supported_avx512()) return &kernels_f16_code;
+#endif
+    return NULL;
+}
 
 /* Fill `tables` with what this CPU runs, best first; return how many, at least 1. */
 static int available_kernels(const kernels_t *tables[NUM_ISAS]) {

@@ -24,6 +24,7 @@
 #define MOST_SUMS 256    /* of bf16_dot_loop and s8_dot_loop */
 #define READ_FLOATS 128  /* unit of read_loop */
 #define MAX_KBLOCK 1024  /* byte offsets of a k-block, k * TILE * 4, must fit 16 bits */
+#define F16_TERMS 64     /* of a row that are summed in half precision before they join its sum in float32 */
 
 /* `bundles` consecutive bundles of BUNDLE rows, each row with `count` entries. Rows are sorted by count,
  * so that the count seldom changes and the end of the kernel's inner loop is predicted. */
@@ -160,6 +161,17 @@ typedef struct {
     const int32_t *types;
 } tokens_t;
 
+/* A generated form: NULL and 0 where there is none. `generate` reads a block's weights, columns[k][rows], of which
+ * num_values are not 0. It writes these to block->values, and to block->code the function that `run` calls, for sums that
+ * start from `start`; it returns the end of the code, which has at most code_bound bytes. Of the block both read rows,
+ * k <= max_k, and num_values. */
+typedef struct {
+    block_fn run;
+    int max_k;
+    size_t (*code_bound)(const block_t *block);
+    uint8_t *(*generate)(const block_t *block, const float *columns, int start);
+} generator_t;
+
 typedef struct {
     const char *isa;
 
@@ -167,15 +179,7 @@ typedef struct {
     block_fn f32_table;
     block_fn f32_dense;
     int f32_dense_rows; /* rows that the dense kernel keeps in registers: the packing's row group */
-
-    /* The generated form: NULL and 0 where there is none. f32_generate reads a block's weights, columns[k][rows], of
-     * which num_values are not 0. It writes these to block->values, and to block->code the function that f32_generated
-     * calls, for sums that start from `start`; it returns the end of the code, which has at most f32_code_bound bytes.
-     * Of the block both read rows, k <= f32_generated_max_k, and num_values. */
-    block_fn f32_generated;
-    int f32_generated_max_k;
-    size_t (*f32_code_bound)(const block_t *block);
-    uint8_t *(*f32_generate)(const block_t *block, const float *columns, int start);
+    generator_t f32_generated;
 
     /* bfloat16 with sums in float32: NULL and 0 where the CPU has no such products. bf16_convert makes a tile of pairs of
      * a tile of `features` features; it rounds to nearest, ties to even. */
@@ -187,13 +191,16 @@ typedef struct {
     void (*bf16_convert)(const float *x, int features, float *pairs);
     activation_fn bf16_gelu; /* |error| <= 2e-4 + 1.2e-7 |x|: for what is rounded to bfloat16 next */
 
-    /* The table form in half precision, with sums in float32 of a few dozen terms each: values are halves. Its x has lines
-     * of 32 tokens, features of two tiles side by side; f16_convert makes them of one or two (second may be NULL). */
+    /* The table and the generated form in half precision, with sums in float32 of F16_TERMS terms each: values are halves.
+     * Their x has lines of 32 tokens, features of two tiles side by side; f16_convert makes them of one or two (second may
+     * be NULL). */
     block_fn f16_table;
+    generator_t f16_generated;
     void (*f16_convert)(const float *first, const float *second, int features, float *lines);
 
     /* Integers, exact: features of 8 bits without a sign times weights of 8 bits with one. Every instruction set has the
-     * table and the dense form; the block form, of gathered lines, is as that of bfloat16; s8_generate is as f32_generate, of quads: columns[k / 4][rows], then the negative sums and the scales of the rows.
+     * table and the dense form; the block form, of gathered lines, is as that of bfloat16; s8_generated is
+     * made of quads: columns[k / 4][rows], then the negative sums and the scales of the rows.
      * u8_convert writes the header and the lines of one k-block of `features` features, round to nearest, ties to even:
      * x / scale + zero point, cut to 0 … 255; the header has what the kernels of this table take for the zero point. */
     block_fn s8_table;
@@ -201,10 +208,7 @@ typedef struct {
     int s8_dense_rows, s8_dense_columns;
     block_fn s8_block; /* NULL but with tile registers */
     int s8_block_rows, s8_block_columns;
-    block_fn s8_generated;
-    int s8_generated_max_k;
-    size_t (*s8_code_bound)(const block_t *block);
-    uint8_t *(*s8_generate)(const block_t *block, const float *columns, int start);
+    generator_t s8_generated;
     void (*u8_convert)(const float *x, int features, rounding_t rounding, float *lines);
 
     activation_fn f32_gelu; /* |error| of both GELUs <= 1e-6 + 1.2e-7 |x| */

@@ -1,7 +1,7 @@
 # Weights → packed streams and back. kernels.h defines the block forms; this file fills them.
 
-FORMS = ("table", "dense", "generated", "bf16_dense", "bf16_block", "bf16_compressed", "f16_table", "s8_table",
-         "s8_dense", "s8_block", "s8_generated")
+FORMS = ("table", "dense", "generated", "bf16_dense", "bf16_block", "bf16_compressed", "f16_table", "f16_generated",
+         "s8_table", "s8_dense", "s8_block", "s8_generated")
 
 # Features that a weight may have, whatever a file claims: the bytes of a tile of so many still fit an int.
 MAX_FEATURES = 1 << 24
@@ -29,7 +29,7 @@ cdef form_t form_of(const kernels_t *t, str form) except *:
     if form == "dense":
         return form_t(t.f32_dense, t.f32_dense_rows, 1, False, False, OPERAND_F32, False)
     if form == "generated":
-        return form_t(t.f32_generated, 0, 1, False, False, OPERAND_F32, False)
+        return form_t(t.f32_generated.run, 0, 1, False, False, OPERAND_F32, False)
     if form == "bf16_dense":
         return form_t(t.bf16_dense, t.bf16_dense_rows, t.bf16_dense_columns, False, False, OPERAND_BF16, False)
     if form == "bf16_block":
@@ -38,6 +38,8 @@ cdef form_t form_of(const kernels_t *t, str form) except *:
         return form_t(t.bf16_compressed, t.bf16_dense_rows, t.bf16_dense_columns, False, True, OPERAND_BF16, False)
     if form == "f16_table":
         return form_t(t.f16_table, 0, 1, False, False, OPERAND_F16, False)
+    if form == "f16_generated":
+        return form_t(t.f16_generated.run, 0, 1, False, False, OPERAND_F16, False)
     if form == "s8_table":
         return form_t(t.s8_table, 0, 1, False, False, OPERAND_U8, True)
     if form == "s8_dense":
@@ -45,8 +47,19 @@ cdef form_t form_of(const kernels_t *t, str form) except *:
     if form == "s8_block":
         return form_t(t.s8_block, t.s8_block_rows, t.s8_block_columns // QUAD, True, False, OPERAND_U8, True)
     if form == "s8_generated":
-        return form_t(t.s8_generated, 0, 1, False, False, OPERAND_U8, True)
+        return form_t(t.s8_generated.run, 0, 1, False, False, OPERAND_U8, True)
     return form_t(NULL, 0, 1, False, False, OPERAND_F32, False)
+
+
+cdef generator_t generator_of(const kernels_t *t, str form) except *:
+    """What makes a form's code; its `generate` is NULL where the form has none."""
+    if form == "generated":
+        return t.f32_generated
+    if form == "f16_generated":
+        return t.f16_generated
+    if form == "s8_generated":
+        return t.s8_generated
+    return generator_t(NULL, 0, NULL, NULL)
 
 
 def forms_of(str isa) -> list[str]:
@@ -65,6 +78,7 @@ cdef class PackedLinear:
     cdef readonly double density
     cdef readonly object values, offsets, row_numbers, runs, bias
     cdef form_t kind
+    cdef generator_t generator
     cdef const float[::1] x_factor  # of 8 bits (K,), or None
     cdef const float[:, :, ::1] extra  # of 8 bits (k-blocks, S8_EXTRA, N)
     cdef linear_t linear
@@ -86,14 +100,14 @@ cdef class PackedLinear:
         cdef const kernels_t *kernels = find_kernels(isa)
         cdef Py_ssize_t n = weight.shape[0], k = weight.shape[1]
         cdef int most_k
-        self.kind = form_of(kernels, form)
+        self.kind, self.generator = form_of(kernels, form), generator_of(kernels, form)
         if self.kind.run == NULL:
             raise ValueError(f"form must be one of {FORMS} and known to isa {isa!r}; got {form!r}")
         if self.kind.is_s8 != (quantization is not None):
             raise ValueError(f"forms of 8 bits, and no others, need a quantization; got {form!r}, {quantization}")
         most_k = MAX_KBLOCK * QUAD if self.kind.is_s8 else MAX_KBLOCK
         if self.is_generated():
-            most_k = kernels.s8_generated_max_k if self.kind.is_s8 else kernels.f32_generated_max_k
+            most_k = self.generator.max_k
         if not 1 <= kblock <= most_k or not 1 <= panel_rows <= 65536:
             raise ValueError(f"kblock must be in 1…{most_k} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
         if kblock < k and kblock % (QUAD if self.kind.is_s8 else 2 if self.kind.operand == OPERAND_BF16 else 1):
@@ -114,7 +128,7 @@ cdef class PackedLinear:
         self.make_room(allocate)
         if self.is_generated():
             self.memory = CodeMemory() if memory is None else memory
-            self.generate_code(numbers, kernels)
+            self.generate_code(numbers)
             if memory is None:
                 self.memory.seal()
         else:
@@ -156,7 +170,7 @@ cdef class PackedLinear:
         return padded.view(np.float32)
 
     cdef bint is_generated(self) noexcept:
-        return self.form == "generated" or self.form == "s8_generated"
+        return self.generator.generate != NULL
 
     cdef int columns(self, int features) noexcept nogil:
         """Numbers that a row of so many features has."""
@@ -308,10 +322,14 @@ cdef class PackedLinear:
                             halves[i] = half_of(values[i])
         return 0
 
-    cdef int generate_code(self, const float[:, :] weight, const kernels_t *kernels) except -1:
+    cdef size_t stream_bytes(self, const block_t *block) noexcept nogil:
+        """Bytes of a generated block's weights, whole lines."""
+        return lines(block.num_values * (sizeof(uint16_t) if self.kind.operand == OPERAND_F16 else FLOAT_BYTES))
+
+    cdef int generate_code(self, const float[:, :] weight) except -1:
         """Write every block's weights and the code behind them."""
         cdef float[::1] columns = np.empty((self.columns(self.kblock) + S8_EXTRA) * self.panel_rows, np.float32)
-        cdef size_t bound = 0, most
+        cdef size_t bound = 0
         cdef int b, start
         cdef uint8_t *at
         cdef uint8_t *code
@@ -320,21 +338,17 @@ cdef class PackedLinear:
         cdef block_t cut
         for b in range(self.num_blocks):
             block = &self.blocks[b]
-            most = kernels.s8_code_bound(block) if self.kind.is_s8 else kernels.f32_code_bound(block)
-            bound += lines(block.num_values * FLOAT_BYTES) + lines(most)
+            bound += self.stream_bytes(block) + lines(self.generator.code_bound(block))
         at = self.memory.take(bound)
         with nogil:
             for b in range(self.num_blocks):
                 block = &self.blocks[b]
-                code = at + lines(block.num_values * FLOAT_BYTES)
+                code = at + self.stream_bytes(block)
                 block.values, block.memory, block.code = <float *>at, at, code
                 cut = self.in_columns(b)
                 self.copy_block(weight, &cut, &columns[0])
                 start = START_Y if block.first_k else START_INIT if self.is_residual else START_BIAS
-                if self.kind.is_s8:
-                    end = kernels.s8_generate(block, &columns[0], start)
-                else:
-                    end = kernels.f32_generate(block, &columns[0], start)
+                end = self.generator.generate(block, &columns[0], start)
                 at = code + lines(end - code)
                 block.memory_bytes = at - <const uint8_t *>block.memory
         self.memory.at = at

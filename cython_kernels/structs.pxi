@@ -84,15 +84,18 @@ cdef extern from "kernels.h" nogil:
         const int32_t *positions
         const int32_t *types
 
+    ctypedef struct generator_t:
+        block_fn run
+        int max_k
+        size_t (*code_bound)(const block_t *block) noexcept nogil
+        uint8_t *(*generate)(const block_t *block, const float *columns, int start) noexcept nogil
+
     ctypedef struct kernels_t:
         const char *isa
         block_fn f32_table
         block_fn f32_dense
         int f32_dense_rows
-        block_fn f32_generated
-        int f32_generated_max_k
-        size_t (*f32_code_bound)(const block_t *block) noexcept nogil
-        uint8_t *(*f32_generate)(const block_t *block, const float *columns, int start) noexcept nogil
+        generator_t f32_generated
         block_fn bf16_dense
         int bf16_dense_rows, bf16_dense_columns
         block_fn bf16_block
@@ -101,16 +104,14 @@ cdef extern from "kernels.h" nogil:
         void (*bf16_convert)(const float *x, int features, float *pairs) noexcept nogil
         activation_fn bf16_gelu
         block_fn f16_table
+        generator_t f16_generated
         void (*f16_convert)(const float *first, const float *second, int features, float *lines) noexcept nogil
         block_fn s8_table
         block_fn s8_dense
         int s8_dense_rows, s8_dense_columns
         block_fn s8_block
         int s8_block_rows, s8_block_columns
-        block_fn s8_generated
-        int s8_generated_max_k
-        size_t (*s8_code_bound)(const block_t *block) noexcept nogil
-        uint8_t *(*s8_generate)(const block_t *block, const float *columns, int start) noexcept nogil
+        generator_t s8_generated
         void (*u8_convert)(const float *x, int features, rounding_t rounding, float *lines) noexcept nogil
         activation_fn f32_gelu
         activation_fn f32_gelu_tanh
@@ -140,6 +141,7 @@ cdef extern from "dispatch.h" nogil:
         NUM_ISAS, NUM_MODELS
     const kernels_t *MODELS[]
     int available_kernels(const kernels_t **tables)
+    const kernels_t *code_model()
     bint is_amx_refused()
 
 

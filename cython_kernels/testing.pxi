@@ -29,20 +29,27 @@ def from_tiles(const float[:, :, ::1] tiles, int count, str isa):
     return rows
 
 
-def gemm(PackedLinear weight, const float[:, :, ::1] x, float[:, :, ::1] y, init=None):
-    """y = W x + (init, or the bias), on tiles x (n, K, 16), y (n, N, 16), init as y; may be y itself."""
+def gemm(PackedLinear weight, const float[:, :, ::1] x, float[:, :, ::1] y, init=None, str after=None):
+    """y = after(W x + (init, or the bias)), on tiles x (n, K, 16), y (n, N, 16), init as y; may be y itself."""
     check_gemm(weight, x, y, init)
+    cdef activation_fn function = NULL if after is None else find_activation(after, weight.isa)
     cdef float[::1] memory = aligned(whole_pairs(<int>x.shape[0]) * operand_floats(&weight.linear, weight.k) + TILE)
     cdef tiles_t taken = operand(find_kernels(weight.isa), &weight.linear, tiles_of(x), 0, weight.k, 0, <int>x.shape[0],
                                  &memory[0])
-    apply(whole(&weight.linear), taken, FROM_BIAS if init is None else tiles_of(init), tiles_of(y), NULL)
+    apply(whole(&weight.linear), taken, FROM_BIAS if init is None else tiles_of(init), tiles_of(y),
+          function)
 
 
 def activation(str name, float[::1] x, str isa):
     """x = gelu | gelu_tanh | relu | bf16_gelu (x) in place; its size must be a multiple of 16."""
-    cdef const kernels_t *kernels = find_kernels(isa)
+    cdef activation_fn function = find_activation(name, isa)
     if x.shape[0] % TILE:
         raise ValueError(f"the size must be a multiple of {TILE}; got {x.shape[0]}")
+    function(&x[0], x.shape[0])
+
+
+cdef activation_fn find_activation(str name, str isa) except NULL:
+    cdef const kernels_t *kernels = find_kernels(isa)
     cdef activation_fn function = kernels.f32_relu
     if name == "gelu":
         function = kernels.f32_gelu
@@ -54,7 +61,7 @@ def activation(str name, float[::1] x, str isa):
         raise KeyError(name)
     if function == NULL:
         raise ValueError(f"isa {isa!r} has no {name}")
-    function(&x[0], x.shape[0])
+    return function
 
 
 def layer_norm(float[:, ::1] x, bias, const float[::1] gamma, const float[::1] beta, float epsilon,
@@ -81,3 +88,16 @@ def attention(const float[:, :, ::1] q, const float[:, :, ::1] k, const float[:,
     if attend == NULL:
         raise ValueError(f"isa {isa!r} has no attention in 16 bits")
     attend(tiles_of(q), tiles_of(k), tiles_of(v), num_keys, d, &scratch[0], tiles_of(out))
+
+
+def interpret_code(PackedLinear weight, function_of):
+    """Run a generated weight by other functions: `function_of(code, record of weight.layout)` tells the address of a
+    block's."""
+    if not weight.is_generated():
+        raise ValueError(f"only generated forms have code; got {weight.form!r}")
+    cdef int b
+    cdef block_t *block
+    for b in range(weight.num_blocks):
+        block = &weight.blocks[b]
+        size = <const char *>block.memory + block.memory_bytes - <const char *>block.code
+        block.code = <const void *><uintptr_t>function_of((<const char *>block.code)[:size], weight.layout[b])

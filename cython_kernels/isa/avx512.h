@@ -36,10 +36,7 @@ enum { DENSE_ROWS_AVX512 = DENSE_ROWS, S8_ROWS_AVX512 = S8_ROWS, S8_OPERATIONS_A
     .f32_dense_rows = DENSE_ROWS_AVX512, \
     .f32_table = f32_table__avx512, \
     .f32_dense = f32_dense__avx512, \
-    .f32_generated = f32_generated__avx512, \
-    .f32_generated_max_k = GENERATED_MAX_K, \
-    .f32_code_bound = f32_code_bound__avx512, \
-    .f32_generate = f32_generate__avx512, \
+    .f32_generated = {f32_generated__avx512, GENERATED_MAX_K, f32_code_bound__avx512, f32_generate__avx512}, \
     .f32_gelu = f32_gelu__avx512, \
     .f32_gelu_tanh = f32_gelu_tanh__avx512, \
     .f32_relu = f32_relu__avx512, \

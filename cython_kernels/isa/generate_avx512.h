@@ -11,31 +11,38 @@
  * float32 form would have started from. The stream of weights holds the corrections in front of a group's weights and
  * the scales behind them.
  *
+ * In half precision an FMA serves two tiles at once. Its accumulators start from 0; after every F16_TERMS terms of a row,
+ * and at the end of its group, its halves are widened and join the float32 sums of both tiles, in y.
+ *
  * Nothing here would hide a wait for memory: the accumulators of a group of rows all start with a load, and code is
  * not fetched ahead. So a block prefetches between its own instructions (in one burst the prefetches would queue up
- * before the loads) the x, y and start of the tile it runs next, and bit by bit the block that runs next.
+ * before the loads) the x, y and start of the tile (or pair) it runs next, and bit by bit the block that runs next.
  *
  * Included by avx512.h inside its target region. */
 
 #define GROUP_ROWS 30     /* zmm0 … zmm29 accumulate, zmm31 holds x */
+#define FIRST_TILE 30     /* what has been widened for it */
 #define X_REGISTER 31
 #define X_BIAS 128        /* rows by which the x pointer is ahead, so that 8-bit displacements reach 256 rows */
 #define WEIGHT_BIAS 128   /* likewise, in weights */
 #define GENERATED_MAX_K 512 /* two x pointers of 256 rows each */
 
-#define FMAS_PER_PREFETCH 64 /* 12 to 14 bytes per nonzero: after 14 tiles the next block is there */
+#define FMAS_PER_PREFETCH 64 /* 12 to 14 bytes per nonzero (9 to 11 in half precision): after 14 calls the next block is there */
 
-/* The generated function. x and weights point X_BIAS rows and WEIGHT_BIAS floats ahead; start is what the block was
+/* The generated function. x and weights point X_BIAS rows and WEIGHT_BIAS numbers ahead; start is what the block was
  * generated for. One line per FMAS_PER_PREFETCH nonzeros is prefetched from next_block on, and of the tile that
- * runs next all of x, y and, for START_INIT, start. */
+ * runs next all of x, y and, for START_INIT, start. What ends in `other` is the second tile's of a pair: half precision
+ * alone reads it. It may be the first tile's, whose sums are stored last. */
 typedef void (*generated_fn)(const float *x, float *y, const float *start, const float *weights,
                              const char *next_block, const float *next_x, const float *next_y,
-                             const float *next_start);
+                             const float *next_start, const float *next_y_other, const float *next_start_other,
+                             float *y_other, const float *start_other);
 
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
-enum { Y_POINTER = RSI, START_POINTER = RDX, WEIGHT_POINTER = RCX };
-enum { NEXT_BLOCK = R8, NEXT_X = RAX, NEXT_Y = R10, NEXT_START = R11 };
+enum { WEIGHT_POINTER = RCX, NEXT_BLOCK = R8 };
+enum { NEXT_LINES = RAX }; /* next_x, then one after the other what lies on the stack: see emit_prefetch_tile */
 static const int X_POINTERS[] = {RDI, R9}; /* each serves 256 rows of x */
+static const int Y_POINTERS[] = {RSI, R10}, START_POINTERS[] = {RDX, R11}; /* of the first tile and the other */
 
 /* One EVEX.512.W0 instruction: opcode reg, vector, [base + displacement]; `scale` is what the compressed
  * displacement counts in (64 for a whole register, 4 for a broadcast element). */
@@ -82,6 +89,20 @@ static uint8_t *emit_fma(uint8_t *p, int acc, int x, int base, int32_t displacem
     return emit_evex(p, 2, 1, 0xb8, acc, x, 1, base, displacement, 4);
 }
 
+static uint8_t *emit_fma_halves(uint8_t *p, int acc, int x, int base, int32_t displacement) { /* vfmadd231ph … {1to32} */
+    return emit_evex(p, 6, 1, 0xb8, acc, x, 1, base, displacement, 2);
+}
+static uint8_t *emit_zero(uint8_t *p, int reg) { /* vpxord zmm, zmm, zmm */
+    return emit_evex_registers(p, 1, 1, 0xef, reg, reg, reg);
+}
+static uint8_t *emit_widen(uint8_t *p, int to, int from) { /* vcvtph2ps zmm, ymm */
+    return emit_evex_registers(p, 2, 1, 0x13, to, 0, from);
+}
+static uint8_t *emit_upper_half(uint8_t *p, int reg) { /* vextracti32x8 ymm, zmm, 1 */
+    p = emit_evex_registers(p, 3, 1, 0x3b, reg, 0, reg);
+    *p++ = 1;
+    return p;
+}
 static uint8_t *emit_dot(uint8_t *p, int acc, int x, int base, int32_t displacement) { /* vpdpbusd … {1to16} */
     return emit_evex(p, 2, 1, 0x50, acc, x, 1, base, displacement, 4);
 }
@@ -111,11 +132,19 @@ static uint8_t *emit_prefetch(uint8_t *p, int base, int32_t displacement) { /* p
     return p + sizeof opcode + 4;
 }
 
-/* Line `line` of the next tile: x has k of them, then y and start `rows` each. */
-static uint8_t *emit_prefetch_tile(uint8_t *p, int line, int k, int rows) {
-    if (line < k) return emit_prefetch(p, NEXT_X, line * 64);
-    if (line < k + rows) return emit_prefetch(p, NEXT_Y, (line - k) * 64);
-    return emit_prefetch(p, NEXT_START, (line - k - rows) * 64);
+static uint8_t *emit_argument(uint8_t *p, int reg, int number) { /* mov reg, [rsp + 8 * number]: from 1 on */
+    const uint8_t opcode[] = {(uint8_t)(0x48 | (reg >> 3) << 2), 0x8b, (uint8_t)(0x44 | (reg & 7) << 3), 0x24,
+                              (uint8_t)(8 * number)};
+    memcpy(p, opcode, sizeof opcode);
+    return p + sizeof opcode;
+}
+
+/* Line `line` of the next tile or pair: x has k of them, then y and, where sums start from init, start have `rows` each. */
+static uint8_t *emit_prefetch_tile(uint8_t *p, int line, int k, int rows, int start) {
+    if (line < k) return emit_prefetch(p, NEXT_LINES, line * 64);
+    const int array = (line - k) / rows, row = (line - k) % rows;
+    if (row == 0) p = emit_argument(p, NEXT_LINES, start == START_INIT ? 1 + array : 1 + 2 * array);
+    return emit_prefetch(p, NEXT_LINES, row * 64);
 }
 
 /* Bytes of code at most, for `numbers` in the stream of weights and `k` lines of x. */
@@ -128,6 +157,11 @@ static size_t code_bound(const block_t *block, size_t k, size_t numbers) {
 
 static size_t f32_code_bound__avx512(const block_t *block) {
     return code_bound(block, (size_t)block->k, block->num_values);
+}
+
+static size_t f16_code_bound__avx512(const block_t *block) {
+    const size_t rows = (size_t)block->rows, times_widened = rows + block->num_values / F16_TERMS;
+    return code_bound(block, (size_t)block->k, block->num_values) + 6 * rows + 65 * times_widened + 8 * 2 * rows;
 }
 
 static size_t s8_code_bound__avx512(const block_t *block) {
@@ -148,17 +182,17 @@ static uint32_t nonzero_rows(const float *column, int group, int is_s8) {
            (uint32_t)_mm512_cmp_ps_mask(high, zero, _CMP_NEQ_UQ) << 16;
 }
 
-/* Where the next number of the stream of weights is, behind WEIGHT_POINTER, which moves on every 256 numbers. Every so
- * many numbers another line of the next block is prefetched. */
-static uint8_t *emit_next_weight(uint8_t *p, size_t count, int32_t *displacement) {
-    const uint8_t add_weights[] = {0x48, 0x81, 0xc1, 0x00, 0x04, 0x00, 0x00}; /* add rcx, 256 * 4 */
+/* Where the next number of the stream of weights is, of `size` bytes each, behind WEIGHT_POINTER, which moves on every 256
+ * numbers. Every so many numbers another line of the next block is prefetched. */
+static uint8_t *emit_next_weight(uint8_t *p, size_t count, int size, int32_t *displacement) {
+    const uint8_t add_weights[] = {0x48, 0x81, 0xc1, 0x00, (uint8_t)size, 0x00, 0x00}; /* add rcx, 256 * size */
     if (count && count % 256 == 0) {
         memcpy(p, add_weights, sizeof add_weights);
         p += sizeof add_weights;
     }
     if (count % FMAS_PER_PREFETCH == 0)
         p = emit_prefetch(p, NEXT_BLOCK, (int32_t)(count / FMAS_PER_PREFETCH) * 64);
-    *displacement = ((int32_t)(count % 256) - WEIGHT_BIAS) * 4;
+    *displacement = ((int32_t)(count % 256) - WEIGHT_BIAS) * size;
     return p;
 }
 
@@ -166,19 +200,41 @@ static uint8_t *emit_load_x(uint8_t *p, int line) {
     return emit_load(p, X_REGISTER, X_POINTERS[line / 256], (line % 256 - X_BIAS) * 64);
 }
 
-INLINE uint8_t *generate(const block_t *block, const float *columns, const int start, const int is_s8) {
+/* to = sums of row `row` of one tile, plus `to`: what they start from, or what is in y. */
+static uint8_t *emit_add_sums(uint8_t *p, int to, int tile, int row, int start, int is_begun) {
+    if (is_begun) return emit_add(p, to, Y_POINTERS[tile], row * TILE * 4);
+    if (start == START_BIAS) return emit_add_splat(p, to, START_POINTERS[0], row * 4);
+    return emit_add(p, to, START_POINTERS[tile], row * TILE * 4);
+}
+
+/* The halves of an accumulator join the sums of its row in both tiles. The other tile's may lie where the first one's do:
+ * both are read before either is stored, and the first one's are stored last. */
+static uint8_t *emit_join(uint8_t *p, int acc, int row, int start, int is_begun) {
+    p = emit_widen(p, FIRST_TILE, acc);
+    p = emit_upper_half(p, acc);
+    p = emit_widen(p, acc, acc);
+    p = emit_add_sums(p, FIRST_TILE, 0, row, start, is_begun);
+    p = emit_add_sums(p, acc, 1, row, start, is_begun);
+    p = emit_store(p, acc, Y_POINTERS[1], row * TILE * 4);
+    return emit_store(p, FIRST_TILE, Y_POINTERS[0], row * TILE * 4);
+}
+
+INLINE uint8_t *generate(const block_t *block, const float *columns, const int start, const int operand) {
     uint8_t *p = (uint8_t *)block->code;
     float *stream = (float *)block->values;
+    const int is_s8 = operand == OPERAND_U8, is_f16 = operand == OPERAND_F16, size = is_f16 ? 2 : 4;
     const int rows = block->rows, k = is_s8 ? (block->k + 3) / 4 : block->k, header = is_s8 ? QUAD_HEADER : 0;
     const size_t numbers = block->num_values;
-    const size_t lines = (size_t)(header + k + rows + (start == START_INIT ? rows : 0));
+    const size_t lines = (size_t)(header + k + (is_f16 ? 2 : 1) * (start == START_INIT ? 2 : 1) * rows);
     size_t count = 0, line = 0;
     int32_t at;
-    const uint8_t take_arguments[] = {0x4c, 0x89, 0xc8,              /* mov rax, r9: next_x */
-                                      0x4c, 0x8b, 0x54, 0x24, 0x08,  /* mov r10, [rsp + 8]: next_y */
-                                      0x4c, 0x8b, 0x5c, 0x24, 0x10}; /* mov r11, [rsp + 16]: next_start */
-    memcpy(p, take_arguments, sizeof take_arguments);
-    p += sizeof take_arguments;
+    const uint8_t take_next_x[] = {0x4c, 0x89, 0xc8}; /* mov rax, r9 */
+    memcpy(p, take_next_x, sizeof take_next_x);
+    p += sizeof take_next_x;
+    if (is_f16) {
+        p = emit_argument(p, Y_POINTERS[1], 5);
+        p = emit_argument(p, START_POINTERS[1], 6);
+    }
     for (int i = 1; i * 256 < header + k; i++) { /* lea r9 + i - 1, [rdi + i * 256 * 64] */
         const uint8_t lea[] = {0x4c, 0x8d, (uint8_t)(0x8f + (i - 1) * 8), 0, (uint8_t)(i * 64), 0, 0};
         memcpy(p, lea, sizeof lea);
@@ -186,15 +242,18 @@ INLINE uint8_t *generate(const block_t *block, const float *columns, const int s
     }
     for (int first = 0; first < rows; first += GROUP_ROWS) {
         const int group = rows - first < GROUP_ROWS ? rows - first : GROUP_ROWS;
+        int terms[GROUP_ROWS] = {0}; /* in half precision, of each row so far */
         if (is_s8) p = emit_load_x(p, 1);
         for (int r = 0; r < group; r++)
-            if (is_s8) {
-                p = emit_next_weight(p, count, &at);
+            if (is_f16) {
+                p = emit_zero(p, r);
+            } else if (is_s8) {
+                p = emit_next_weight(p, count, size, &at);
                 p = emit_multiply_int(p, r, X_REGISTER, WEIGHT_POINTER, at);
                 stream[count++] = columns[(ptrdiff_t)k * rows + first + r];
             } else {
-                p = start == START_BIAS ? emit_splat(p, r, START_POINTER, (first + r) * 4)
-                                        : emit_load(p, r, START_POINTER, (first + r) * TILE * 4);
+                p = start == START_BIAS ? emit_splat(p, r, START_POINTERS[0], (first + r) * 4)
+                                        : emit_load(p, r, START_POINTERS[0], (first + r) * TILE * 4);
             }
         for (int i = 0; i < k; i++) {
             const float *column = columns + (ptrdiff_t)i * rows + first;
@@ -202,25 +261,37 @@ INLINE uint8_t *generate(const block_t *block, const float *columns, const int s
             if (left) p = emit_load_x(p, header + i);
             for (; left; left &= left - 1) {
                 const int r = __builtin_ctz(left);
-                p = emit_next_weight(p, count, &at);
+                p = emit_next_weight(p, count, size, &at);
                 for (; line < lines && line * numbers <= count * lines; line++)
-                    p = emit_prefetch_tile(p, (int)line, header + k, rows);
-                p = (is_s8 ? emit_dot : emit_fma)(p, r, X_REGISTER, WEIGHT_POINTER, at);
-                memcpy(stream + count++, column + r, sizeof *stream);
+                    p = emit_prefetch_tile(p, (int)line, header + k, rows, start);
+                p = (is_f16 ? emit_fma_halves : is_s8 ? emit_dot : emit_fma)(p, r, X_REGISTER, WEIGHT_POINTER, at);
+                if (!is_f16) {
+                    memcpy(stream + count++, column + r, sizeof *stream);
+                    continue;
+                }
+                ((uint16_t *)stream)[count++] = half_of(column[r]);
+                if (++terms[r] % F16_TERMS == 0) {
+                    p = emit_join(p, r, first + r, start, terms[r] > F16_TERMS);
+                    p = emit_zero(p, r);
+                }
             }
         }
         if (is_s8) p = emit_load_x(p, 0);
         for (int r = 0; r < group; r++) {
+            if (is_f16) {
+                if (terms[r] == 0 || terms[r] % F16_TERMS)
+                    p = emit_join(p, r, first + r, start, terms[r] > F16_TERMS);
+                continue;
+            }
             if (is_s8) {
                 p = emit_to_float(p, r);
                 p = emit_multiply(p, r, X_REGISTER);
-                p = emit_next_weight(p, count, &at);
+                p = emit_next_weight(p, count, size, &at);
                 p = emit_scale(p, r, WEIGHT_POINTER, at);
                 stream[count++] = columns[(ptrdiff_t)(k + 1) * rows + first + r];
-                p = start == START_BIAS ? emit_add_splat(p, r, START_POINTER, (first + r) * 4)
-                                        : emit_add(p, r, START_POINTER, (first + r) * TILE * 4);
+                p = emit_add_sums(p, r, 0, first + r, start, 0);
             }
-            p = emit_store(p, r, Y_POINTER, (first + r) * TILE * 4);
+            p = emit_store(p, r, Y_POINTERS[0], (first + r) * TILE * 4);
         }
     }
     *p++ = 0xc3; /* ret */
@@ -228,26 +299,46 @@ INLINE uint8_t *generate(const block_t *block, const float *columns, const int s
 }
 
 static uint8_t *f32_generate__avx512(const block_t *block, const float *columns, int start) {
-    return generate(block, columns, start, 0);
+    return generate(block, columns, start, OPERAND_F32);
+}
+
+static uint8_t *f16_generate__avx512(const block_t *block, const float *columns, int start) {
+    return generate(block, columns, start, OPERAND_F16);
 }
 
 static uint8_t *s8_generate__avx512(const block_t *block, const float *columns, int start) {
-    return generate(block, columns, start, 1);
+    return generate(block, columns, start, OPERAND_U8);
 }
 
-static void f32_generated__avx512(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
-                                  activation_fn after) {
+/* `width` tiles at a time, 1 or 2. The last of an odd number is a pair with itself. */
+INLINE void run_generated(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                          activation_fn after, const int width) {
+    const float *start = init.at ? init.at : bias, *weights = block->values + WEIGHT_BIAS / width;
+    const ptrdiff_t start_stride = init.at ? init.stride : 0;
     const generated_fn code = (generated_fn)(uintptr_t)block->code;
     const size_t step = (block->num_values / FMAS_PER_PREFETCH + 1) * 64;
     const size_t end = block->next ? block->next->memory_bytes : 0;
     size_t at = 0;
-    for (int tile = 0; tile < y.count; tile++, at += step) {
+    for (int tile = 0; tile < y.count; tile += width, at += step) {
         /* when the next block is there, touching one's own memory again costs nothing; likewise the last tile */
         const char *next_block = at < end ? (const char *)block->next->memory + at : (const char *)block->memory;
-        const int next = tile + 1 < y.count ? tile + 1 : tile;
-        code(x.at + tile * x.stride + X_BIAS * TILE, y.at + tile * y.stride,
-             init.at ? init.at + tile * init.stride : bias, block->values + WEIGHT_BIAS, next_block,
-             x.at + next * x.stride, y.at + next * y.stride, init.at ? init.at + next * init.stride : bias);
-        if (after) after(y.at + tile * y.stride, (size_t)block->rows * TILE);
+        const int next = tile + width < y.count ? tile + width : tile;
+        const int other = tile + width <= y.count ? tile + width - 1 : tile;
+        const int next_other = next + width <= y.count ? next + width - 1 : next;
+        code(x.at + tile * x.stride + X_BIAS * TILE, y.at + tile * y.stride, start + tile * start_stride, weights,
+             next_block, x.at + next * x.stride, y.at + next * y.stride, start + next * start_stride,
+             y.at + next_other * y.stride, start + next_other * start_stride, y.at + other * y.stride,
+             start + other * start_stride);
+        for (int t = tile; after && t <= other; t++) after(y.at + t * y.stride, (size_t)block->rows * TILE);
     }
+}
+
+static void f32_generated__avx512(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                                  activation_fn after) {
+    run_generated(block, x, init, bias, y, after, 1);
+}
+
+static void f16_generated__avx512(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
+                                  activation_fn after) {
+    run_generated(block, x, init, bias, y, after, 2);
 }

@@ -23,6 +23,34 @@ INLINE void SYM(gather_lines)(const float *x, const uint16_t *offsets, float *li
     for (int i = 0; i < HALF; i++) memcpy(lines + i * TILE, (const char *)x + offsets[i], LINE);
 }
 
+/* Rows of the 32 × 32 sums before, which lie in y and wait for their activation: it runs between the tile products of the
+ * sums that follow, a share per step, since a product keeps the vector units free for 16 cycles. */
+typedef struct {
+    float *at[4];
+    int lines[4], first, count;
+} SYM(waiting_rows);
+
+INLINE void SYM(wait_for)(SYM(waiting_rows) *waiting, float *at, int lines) {
+    waiting->at[waiting->count] = at;
+    waiting->lines[waiting->count++] = lines;
+}
+
+INLINE void SYM(activate)(SYM(waiting_rows) *waiting, activation_fn after, int lines) {
+    while (lines > 0 && waiting->first < waiting->count) {
+        const int i = waiting->first, now = waiting->lines[i] < lines ? waiting->lines[i] : lines;
+        after(waiting->at[i], (size_t)now * TILE);
+        waiting->at[i] += now * TILE;
+        waiting->lines[i] -= now;
+        waiting->first += waiting->lines[i] == 0;
+        lines -= now;
+    }
+}
+
+#define ALL_LINES (4 * HALF)
+
+/* The lines that each of `steps` steps activates, so that none is left. */
+INLINE int SYM(lines_per_step)(int steps) { return steps > 0 ? (ALL_LINES + steps - 1) / steps : 0; }
+
 /* Write the weights of one row group as a dense block has them; return where the next group's are. A step is 32 masks,
  * one of 32 columns per row, and the weights whose bits are set, an even number of them in all. */
 static const float *SYM(expand_group)(const float *from, int steps, float *weights) {
@@ -61,6 +89,7 @@ INLINE void SYM(bf16_tiles)(const block_t *block, const int form, tiles_t x, til
     float from_bias[2][REGISTER] __attribute__((aligned(LINE)));
     float part[4][REGISTER] __attribute__((aligned(LINE))); /* where a register would reach beyond the block */
     float last[2][REGISTER] __attribute__((aligned(LINE)));
+    SYM(waiting_rows) waiting = {.count = 0};
     TILES_REGISTERS
     TILES_BEGIN
     memset(last, 0, sizeof last);
@@ -73,6 +102,7 @@ INLINE void SYM(bf16_tiles)(const block_t *block, const int form, tiles_t x, til
         } else {
             stream += (size_t)steps * 2 * REGISTER;
         }
+        const int share = SYM(lines_per_step)(steps);
         const int rows[2] = {block->rows - first < HALF ? block->rows - first : HALF,
                              block->rows - first - HALF < HALF ? block->rows - first - HALF : HALF};
         for (int half = 0; !init.at && half < 2; half++)
@@ -120,7 +150,10 @@ INLINE void SYM(bf16_tiles)(const block_t *block, const int form, tiles_t x, til
                 TILE_LOAD(5, w + (size_t)(2 * step + 1) * REGISTER, LINE);
                 TILE_BF16_DOT(2, 5, 6);
                 TILE_BF16_DOT(3, 5, 7);
+                SYM(activate)(&waiting, after, share);
             }
+            SYM(activate)(&waiting, after, ALL_LINES); /* where there are no steps */
+            waiting.first = waiting.count = 0;
             TILE_STORE(0, to[0], LINE);
             TILE_STORE(1, to[1], LINE);
             TILE_STORE(2, to[2], LINE);
@@ -130,11 +163,12 @@ INLINE void SYM(bf16_tiles)(const block_t *block, const int form, tiles_t x, til
                 float *yt = y.at + (i % 2 ? other : tile) * y.stride + (first + i / 2 * HALF) * TILE;
                 if (count <= 0 || (i % 2 && other == tile)) continue;
                 if (to[i] == part[i]) memcpy(yt, part[i], (size_t)count * LINE);
-                if (after) after(yt, (size_t)count * TILE);
+                if (after) SYM(wait_for)(&waiting, yt, count);
             }
         }
         if (is_gathered) offsets += steps * HALF;
     }
+    SYM(activate)(&waiting, after, ALL_LINES);
     TILES_END
 }
 

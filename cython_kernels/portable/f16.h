@@ -3,8 +3,6 @@
  *
  * A half has 11 bits, so few terms are summed in it: after F16_TERMS the sum is added to one in float32. */
 
-#define F16_TERMS 64
-
 #ifndef F16_INSTRUCTIONS
 #include "half.h"
 

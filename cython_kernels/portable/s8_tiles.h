@@ -14,12 +14,14 @@ INLINE void SYM(s8_tiles)(const block_t *block, const int is_gathered, tiles_t x
     float gathered[2][2][REGISTER] __attribute__((aligned(LINE)));
     float last[2][REGISTER] __attribute__((aligned(LINE)));
     int32_t sums[4][REGISTER] __attribute__((aligned(LINE)));
+    SYM(waiting_rows) waiting = {.count = 0};
     TILES_REGISTERS
     TILES_BEGIN
     memset(last, 0, sizeof last);
     for (int32_t first = 0; first < block->rows; first += TILE_ROWS) {
         const float *corrections = stream, *scales = stream + TILE_ROWS, *w = stream + 2 * TILE_ROWS;
         if (is_gathered) steps = (int)block->runs[first / TILE_ROWS].count / HALF;
+        const int share = SYM(lines_per_step)(steps);
         stream = w + (size_t)steps * 2 * REGISTER;
         for (int tile = 0; tile < y.count; tile += 2) {
             const int other = tile + 1 < y.count ? tile + 1 : tile; /* the last of an odd number is computed twice */
@@ -55,7 +57,10 @@ INLINE void SYM(s8_tiles)(const block_t *block, const int is_gathered, tiles_t x
                 TILE_LOAD(5, w + (size_t)step * 2 * REGISTER + REGISTER, LINE);
                 TILE_S8_DOT(2, 5, 6);
                 TILE_S8_DOT(3, 5, 7);
+                SYM(activate)(&waiting, after, share);
             }
+            SYM(activate)(&waiting, after, ALL_LINES); /* where there are no steps */
+            waiting.first = waiting.count = 0;
             TILE_STORE(0, sums[0], LINE);
             TILE_STORE(1, sums[1], LINE);
             TILE_STORE(2, sums[2], LINE);
@@ -75,11 +80,12 @@ INLINE void SYM(s8_tiles)(const block_t *block, const int is_gathered, tiles_t x
                         SYM(store)(yt + lane, SYM(s8_scaled)(sum, SYM(load)(header[i % 2] + v * LANES),
                                                              scales[half * HALF + r], start));
                     }
-                if (after) after(yt, (size_t)rows * TILE);
+                if (after) SYM(wait_for)(&waiting, yt, rows);
             }
         }
         if (is_gathered) offsets += steps * HALF;
     }
+    SYM(activate)(&waiting, after, ALL_LINES);
     TILES_END
 }
 

@@ -43,6 +43,7 @@
 #undef S8_CHAINS
 #undef S8_OPERATIONS
 #undef HALF
+#undef ALL_LINES
 #undef TILE_ROWS
 #undef TILE_COLUMNS
 #undef LINE
@@ -54,7 +55,6 @@
 #undef DOT_CHAINS
 #undef DOT_OPERATIONS
 #undef F16_INSTRUCTIONS
-#undef F16_TERMS
 #undef S8_ROWS
 #undef S8_DOT
 #undef S8_MADD

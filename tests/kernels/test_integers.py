@@ -216,6 +216,23 @@ def test_gemm_fills_its_rows_and_nothing_else(
 
 
 @with_forms
+@given(weight=weights(), sizes=blocks, tiles=st.integers(1, 5))
+def test_what_runs_after_the_last_block_runs_once_on_every_row(
+    isa: str, form: str, weight: Int8, sizes: dict[str, Any], tiles: int
+) -> None:
+    rows, k = weight.shape
+    packed = pack(weight, form, isa, static(rows), bias=tokens(1, rows, 5)[0], **sizes)
+    fill = tokens(tiles * k, TILE_TOKENS, 6).reshape(tiles, k, -1)
+    x, expected = guarded(*fill.shape, fill=fill)[0], guarded(tiles, rows, TILE_TOKENS)[0]
+    y, check_y = guarded(*expected.shape)
+    gemm(packed, x, expected)
+    _kernels.activation("gelu", expected.ravel(), isa)
+    gemm(packed, x, y, after="gelu")
+    check_y()
+    np.testing.assert_array_equal(y, expected)
+
+
+@with_forms
 @given(weight=weights(), sizes=blocks)
 def test_unpack_inverts_pack(isa: str, form: str, weight: Int8, sizes: dict[str, Any]) -> None:
     for given_weight in (weight, np.asfortranarray(weight), np.repeat(weight, 2, axis=1)[:, ::2]):

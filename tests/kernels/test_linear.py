@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.machine_code import HAS_OBJDUMP, Interpreter, fma_rounded_once, fma_rounded_twice
 from support.memory import guarded
 
 from cython_kernels import _kernels, reference
-from cython_kernels._kernels import TILE_TOKENS, PackedLinear, gemm, linear
+from cython_kernels._kernels import TILE_TOKENS, PackedLinear, aligned, gemm, linear
 
 pytestmark = pytest.mark.slow
 
@@ -165,12 +166,28 @@ def test_gemm_fills_its_rows_and_nothing_else(
 
 
 @with_forms
+@given(weight=weights(), sizes=blocks, tiles=st.integers(1, 5))
+def test_what_runs_after_the_last_block_runs_once_on_every_row(
+    isa: str, form: str, weight: Float32, sizes: dict[str, Any], tiles: int
+) -> None:
+    packed = pack(weight, form, isa, bias=tokens(1, len(weight), 5)[0], **sizes)
+    x = guarded(tiles, packed.k, TILE_TOKENS, fill=1.0)[0]
+    x[...] = tokens(tiles * packed.k, TILE_TOKENS, 6).reshape(x.shape)
+    expected, (y, check_y) = aligned(tiles * packed.rows * 16), guarded(tiles, packed.rows, 16)
+    gemm(packed, x, expected.reshape(y.shape))
+    _kernels.activation("gelu", expected, isa)
+    gemm(packed, x, y, after="gelu")
+    check_y()
+    np.testing.assert_array_equal(y.ravel(), expected)
+
+
+@with_forms
 @given(weight=weights(), sizes=blocks)
 def test_unpack_inverts_pack(isa: str, form: str, weight: Float32, sizes: dict[str, Any]) -> None:
     for given_weight in (weight, np.asfortranarray(weight), np.repeat(weight, 2, axis=1)[:, ::2]):
         packed = pack(given_weight, form, isa, **sizes)
         assert packed.density == np.count_nonzero(weight) / weight.size
-        if form != "generated":
+        if not form.endswith("generated"):
             expected = weight
             if "16" in form:
                 halves = weight.astype(np.float16).astype(np.float32)
@@ -183,14 +200,17 @@ def test_unpack_inverts_pack(isa: str, form: str, weight: Float32, sizes: dict[s
 def test_all_forms_give_the_same_bits(
     isa: str, weight: Float32, sizes: dict[str, Any], count: int
 ) -> None:
-    """They add the same products in the same order, so the choice of a form changes no result."""
+    """They add the same products in the same order, so the choice of a form changes no result.
+
+    Likewise those of half precision.
+    """
     x, bias = tokens(count, weight.shape[1], 10), tokens(1, len(weight), 11)[0]
-    forms = [form for name, form in FORMS if name == isa and "16" not in form]
-    if not forms:
-        return  # tested as those of another ISA
-    first, *others = [linear(pack(weight, form, isa, bias=bias, **sizes), x) for form in forms]
-    for other in others:
-        np.testing.assert_array_equal(first, other)
+    here = [form for name, form in FORMS if name == isa]
+    exact = [form for form in here if "16" not in form]
+    for forms in (exact, [form for form in here if form.startswith("f16")]):
+        results = [linear(pack(weight, form, isa, bias=bias, **sizes), x) for form in forms]
+        for other in results[1:]:
+            np.testing.assert_array_equal(results[0], other)
 
 
 @with_forms
@@ -260,6 +280,112 @@ def test_denormals_and_poisoned_weights_are_ordinary_nonzeros(isa: str, form: st
         linear(packed, np.full((1, 6), 1e-12, np.float32))[0, 3],
         np.float32(1e-12) * np.float32(1e-30),
     )
+
+
+# ---- Code in half precision, which few CPUs run: read and interpreted -------------------------
+
+CAN_READ_F16 = pytest.mark.skipif(
+    not HAS_OBJDUMP or ("avx512", "generated") not in FORMS,
+    reason="needs objdump (Debian: binutils), and AVX-512 to generate code",
+)
+
+
+def run_f16(
+    packed: PackedLinear, tiles: int, start: str, fma: Callable[..., Any] | None = None
+) -> tuple[Float32, Float32, Float32, Interpreter | None]:
+    """Run random tiles; return y, x and what y starts from, as token rows, and the interpreter."""
+    rows, k = packed.rows, packed.k
+    interpreter = None if fma is None else Interpreter(packed, fma)
+    x = tokens(tiles * k, TILE_TOKENS, 6).reshape(tiles, k, -1)
+    residual = tokens(tiles * rows, TILE_TOKENS, 7).reshape(tiles, rows, -1)
+    init, _ = guarded(*residual.shape, fill=residual)
+    y, check = guarded(*residual.shape, fill=residual if start == "y" else np.nan)
+    gemm(packed, guarded(*x.shape, fill=x)[0], y, {"bias": None, "residual": init, "y": y}[start])
+    check()
+    if interpreter and interpreter.error:
+        raise interpreter.error
+    if start == "bias":
+        residual = np.broadcast_to(packed.bias[:, None], residual.shape).astype(np.float32)
+    rows_of = [np.moveaxis(a, 1, 2).reshape(tiles * TILE_TOKENS, -1) for a in (y, x, residual)]
+    return rows_of[0], rows_of[1], rows_of[2], interpreter
+
+
+def check_f16(weight: Float32, sizes: dict[str, Any], tiles: int, start: str) -> None:
+    """The code adds what the table form adds, in its order: the same bits where it is rounded so.
+
+    Rounded as the instruction rounds, it keeps the bound of half precision.
+    """
+    bias, is_residual = tokens(1, len(weight), 5)[0], start != "bias"
+
+    def packed(form: str, isa: str) -> PackedLinear:
+        return pack(weight, form, isa, bias=bias, is_residual=is_residual, **sizes)
+
+    expected = run_f16(packed("f16_table", "f16_model"), tiles, start)[0]
+    found = run_f16(packed("f16_generated", "f16_code"), tiles, start, fma_rounded_twice)[0]
+    np.testing.assert_array_equal(found, expected)
+    found, x, added, _ = run_f16(
+        packed("f16_generated", "f16_code"), tiles, start, fma_rounded_once
+    )
+    error = np.abs(found - (reference.linear(x, weight) + added))
+    assert (error <= bound(weight, x, added, "f16_generated")).all()
+
+
+@CAN_READ_F16
+@pytest.mark.parametrize("start", ["bias", "residual", "y"])
+@given(
+    weight=weights(),
+    panel_rows=st.sampled_from([13, 48, 200]),  # each block is a run of objdump
+    kblock=st.sampled_from([40, 400]),
+    tiles=st.integers(1, 5),
+)
+def test_code_in_half_precision_computes_what_the_table_does(
+    start: str, weight: Float32, panel_rows: int, kblock: int, tiles: int
+) -> None:
+    check_f16(weight, {"panel_rows": panel_rows, "kblock": kblock}, tiles, start)
+
+
+@CAN_READ_F16
+@pytest.mark.parametrize("start", ["bias", "residual", "y"])
+@pytest.mark.parametrize(
+    ("rows", "k", "sparsity", "tiles"),
+    [(31, 512, 0.0, 3), (64, 512, 0.5, 2), (5, 512, 1.0, 1), (192, 1000, 0.9, 1), (33, 64, 0.0, 4)],
+)
+def test_code_in_half_precision_of_long_rows(
+    start: str, rows: int, k: int, sparsity: float, tiles: int
+) -> None:
+    """Both pointers into x, several sums in half precision per row, k-blocks; one empty row."""
+    weight = tokens(rows, k, 1)
+    weight[np.random.default_rng(2).random(weight.shape) < sparsity] = 0.0
+    weight[rows // 2] = 0.0
+    check_f16(weight, {"panel_rows": 40, "kblock": 512}, tiles, start)
+
+
+@CAN_READ_F16
+@pytest.mark.parametrize("start", ["bias", "residual"])
+def test_code_in_half_precision_prefetches_what_runs_next(start: str) -> None:
+    rows, k, tiles = 40, 300, 5
+    weight = tokens(rows, k, 1)
+    packed = pack(weight, "f16_generated", "f16_code", 40, 512, is_residual=start != "bias")
+    interpreter = run_f16(packed, tiles, start, fma_rounded_once)[3]
+    assert interpreter is not None
+    assert len(interpreter.calls) == 3  # pairs of tiles
+    for call, prefetched in zip(interpreter.calls, interpreter.prefetched, strict=True):
+        block, x, y, init, y_other, init_other = call[4:10]
+        arrays = [(block, -(-weight.size // 64)), (x, k), (y, rows), (y_other, rows)]
+        if start == "residual":
+            arrays += [(init, rows), (init_other, rows)]
+        expected = [at + 64 * line for at, lines in arrays for line in range(lines)]
+        assert sorted(prefetched) == sorted(expected)
+    first, second, third = interpreter.calls
+    assert first[6] == second[1], "y of the next pair"
+    assert first[8] == second[10]
+    assert third[10] == third[1], "the last of an odd number is a pair with itself"
+
+
+def test_the_code_of_other_forms_is_not_interpreted() -> None:
+    packed = pack(np.ones((4, 4), np.float32), "table", "generic")
+    with pytest.raises(ValueError, match="only generated forms have code; got 'table'"):
+        _kernels.interpret_code(packed, lambda _, __: 0)
 
 
 @pytest.mark.skipif(("avx512", "generated") not in FORMS, reason="no code is generated here")

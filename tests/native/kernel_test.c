@@ -121,30 +121,34 @@ static block_t pack_table(const float *w, int rows, int k) {
                      .num_runs = bundles, .rows = rows, .k = k};
 }
 
-static block_t pack_generated(const float *w, int rows, int k, int start, size_t *size) {
+static block_t pack_generated(generator_t form, const float *w, int rows, int k, int start, size_t *size) {
     const int nnz = nonzeros(w, rows * k);
     float *values = allocate((size_t)nnz * sizeof *values), *columns = allocate((size_t)rows * k * sizeof *columns);
-    block_t block = {.run = table->f32_generated, .values = values, .num_values = (size_t)nnz, .rows = rows, .k = k};
-    *size = table->f32_code_bound(&block);
+    block_t block = {.run = form.run, .values = values, .num_values = (size_t)nnz, .rows = rows, .k = k};
+    *size = form.code_bound(&block);
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < k; i++) columns[i * rows + r] = w[r * k + i];
     uint8_t *code = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (code == MAP_FAILED) abort();
     block.code = code;
-    const uint8_t *end = table->f32_generate(&block, columns, start);
+    const uint8_t *end = form.generate(&block, columns, start);
     expect(end <= code + *size, "generated code fits its bound", rows, k, nnz);
     if (mprotect(code, *size, PROT_READ | PROT_EXEC)) abort();
     free(columns);
     return block;
 }
 
-static void check_gemm(const block_t *block, const float *w, int tiles, int start, const char *what) {
+/* Of halves each factor is rounded to 11 bits, up to 64 terms are summed in them, and what is small errs absolutely. */
+static void check_gemm(const block_t *block, const float *w, int tiles, int start, int is_f16, const char *what) {
     const int rows = block->rows, k = block->k;
     const ptrdiff_t x_stride = (k + 1) * TILE, y_stride = (rows + 2) * TILE; /* tiles need not touch */
     float *x = random_floats((size_t)tiles * x_stride), *bias = random_floats((size_t)rows);
     float *y = guarded((size_t)tiles * y_stride), *init = random_floats((size_t)tiles * y_stride);
+    float *lines = allocate((size_t)(tiles + 1) / 2 * (size_t)k * 64);
+    for (int t = 0; is_f16 && t < tiles; t += 2)
+        table->f16_convert(x + t * x_stride, t + 1 < tiles ? x + (t + 1) * x_stride : NULL, k, lines + t / 2 * k * TILE);
     for (ptrdiff_t i = 0; start == START_Y && i < tiles * y_stride; i++) y[i] = init[i];
-    block->run(block, (tiles_t){x, x_stride, tiles},
+    block->run(block, is_f16 ? (tiles_t){lines, k * TILE / 2, tiles} : (tiles_t){x, x_stride, tiles},
                (tiles_t){start == START_BIAS ? NULL : start == START_Y ? y : init, y_stride, tiles},
                start == START_BIAS ? bias : NULL, (tiles_t){y, y_stride, tiles}, NULL);
     int is_close = 1, is_confined = is_intact(y, (size_t)tiles * y_stride);
@@ -161,49 +165,25 @@ static void check_gemm(const block_t *block, const float *w, int tiles, int star
                     const double product = (double)w[r * k + i] * x[t * x_stride + i * TILE + lane];
                     sum += product, size += fabs(product);
                 }
-                is_close &= fabs(y[at] - sum) <= (nonzeros(w + r * k, k) + 1) * EPSILON * size;
+                is_close &= fabs(y[at] - sum) <= (is_f16 ? 68 * size / 2048 + (k + 1) * 4 / 16777216.0
+                                                         : (nonzeros(w + r * k, k) + 1) * EPSILON * size);
             }
     expect(is_close, what, rows, k, tiles);
     expect(is_confined, "gemm writes inside its rows only", rows, k, tiles);
-    release(x), release(bias), release(y), release(init);
+    release(x), release(bias), release(y), release(init), free(lines);
 }
 
-/* Halves: each factor is rounded to 11 bits, up to 64 terms are summed in them, and what is small errs absolutely. */
-static void check_f16(const float *w, int rows, int k, int tiles) {
-    const ptrdiff_t x_stride = (k + 1) * TILE, y_stride = (rows + 2) * TILE;
-    float *x = random_floats((size_t)(tiles * x_stride)), *bias = random_floats((size_t)rows);
-    float *lines = allocate((size_t)(tiles + 1) / 2 * (size_t)k * 64), *y = guarded((size_t)(tiles * y_stride));
+/* The table form of halves. */
+static block_t pack_f16_table(const float *w, int rows, int k) {
     block_t block = pack_table(w, rows, k);
     size_t count = 0;
     for (int32_t run = 0; run < block.num_runs; run++) count += (size_t)block.runs[run].count * BUNDLE;
     uint16_t *halves = allocate(count * sizeof *halves);
     for (size_t i = 0; i < count; i++) halves[i] = half_of(block.values[i]);
     free((void *)block.values);
+    block.run = table->f16_table;
     block.values = (float *)halves;
-    for (int t = 0; t < tiles; t += 2)
-        table->f16_convert(x + t * x_stride, t + 1 < tiles ? x + (t + 1) * x_stride : NULL, k, lines + t / 2 * k * TILE);
-    table->f16_table(&block, (tiles_t){lines, k * TILE / 2, tiles}, (tiles_t){NULL, y_stride, tiles}, bias,
-                     (tiles_t){y, y_stride, tiles}, NULL);
-    int is_close = 1, is_confined = is_intact(y, (size_t)(tiles * y_stride));
-    for (int t = 0; t < tiles; t++)
-        for (int r = 0; r < rows + 2; r++)
-            for (int lane = 0; lane < TILE; lane++) {
-                const ptrdiff_t at = t * y_stride + r * TILE + lane;
-                if (r >= rows) {
-                    is_confined &= isnan(y[at]);
-                    continue;
-                }
-                double sum = bias[r], size = fabs(sum);
-                for (int i = 0; i < k; i++) {
-                    const double product = (double)w[r * k + i] * x[t * x_stride + i * TILE + lane];
-                    sum += product, size += fabs(product);
-                }
-                is_close &= fabs(y[at] - sum) <= 68 * size / 2048 + (k + 1) * 4 / 16777216.0;
-            }
-    expect(is_close, "f16_table", rows, k, tiles);
-    expect(is_confined, "f16_table writes inside its rows only", rows, k, tiles);
-    release(x), release(bias), release(y), free(lines), free(halves);
-    free((void *)block.offsets), free((void *)block.row_numbers), free((void *)block.runs);
+    return block;
 }
 
 /* Integers of 8 bits: with all scales 1 the result is an integer, and the right one. */
@@ -262,21 +242,31 @@ static void test_gemm(void) {
             for (int d = 0; d < LENGTH(densities); d++) {
                 float *w = random_weight(rows[n], ks[i], densities[d]);
                 const int tiles = tile_counts[(n + i + d) % LENGTH(tile_counts)];
-                block_t blocks[2] = {pack_dense(w, rows[n], ks[i]), pack_table(w, rows[n], ks[i])};
+                block_t blocks[3] = {pack_dense(w, rows[n], ks[i]), pack_table(w, rows[n], ks[i]),
+                                     pack_f16_table(w, rows[n], ks[i])};
                 if (table->s8_dense_columns == 4) check_s8(w, rows[n], ks[i], tiles);
-                if (table->f16_table) check_f16(w, rows[n], ks[i], tiles);
                 for (int start = START_BIAS; start <= START_Y; start++) {
-                    check_gemm(&blocks[0], w, tiles, start, "dense");
-                    check_gemm(&blocks[1], w, tiles, start, "table");
-                    if (ks[i] > table->f32_generated_max_k) continue;
-                    size_t size;
-                    block_t block = pack_generated(w, rows[n], ks[i], start, &size);
-                    check_gemm(&block, w, tiles, start, "generated");
-                    free((void *)block.values);
-                    munmap((void *)block.code, size);
+                    check_gemm(&blocks[0], w, tiles, start, 0, "dense");
+                    check_gemm(&blocks[1], w, tiles, start, 0, "table");
+                    if (table->f16_table) check_gemm(&blocks[2], w, tiles, start, 1, "f16_table");
+                    for (int is_f16 = 0; is_f16 < 2; is_f16++) {
+                        generator_t form = is_f16 ? table->f16_generated : table->f32_generated;
+                        /* the code for half precision is written on more CPUs than run it */
+                        if (is_f16 && !form.run && table->f32_generated.run && code_model())
+                            form = code_model()->f16_generated;
+                        if (ks[i] > form.max_k) continue;
+                        size_t size;
+                        block_t block = pack_generated(form, w, rows[n], ks[i], start, &size);
+                        if (!is_f16 || table->f16_generated.run)
+                            check_gemm(&block, w, tiles, start, is_f16, is_f16 ? "f16_generated" : "generated");
+                        free((void *)block.values);
+                        munmap((void *)block.code, size);
+                    }
                 }
-                for (int b = 0; b < 2; b++) free((void *)blocks[b].values);
-                free((void *)blocks[1].offsets), free((void *)blocks[1].row_numbers), free((void *)blocks[1].runs);
+                for (int b = 0; b < 3; b++) {
+                    free((void *)blocks[b].values), free((void *)blocks[b].offsets);
+                    free((void *)blocks[b].row_numbers), free((void *)blocks[b].runs);
+                }
                 release(w);
             }
 }

@@ -16,11 +16,12 @@ from toolkit.engine.kernel_choice import (
     SMALL_TILES,
     choose,
     forms_of,
+    group_tiles,
     is_16_bit_attention_faster,
     path_beside,
     weights_of,
 )
-from toolkit.engine.packing import pack_embeddings, pack_layers, pack_linear
+from toolkit.engine.packing import STEPS, pack_embeddings, pack_layers, pack_linear
 from toolkit.engine.plan import Plan
 from toolkit.engine.profile import Timed, profile_rows
 from toolkit.engine.reader.graph import read_graph
@@ -33,10 +34,6 @@ from toolkit.environment import decide_num_threads
 T = TypeVar("T")
 Array = NDArray[Any]
 Int32 = NDArray[np.int32]
-
-# Tiles of 16 tokens that a thread takes through the encoder together: many enough to read a
-# block of weights rarely, few enough that their activations stay in cache (docs/engine.md).
-GROUP_TILES = 32
 
 SMALL_CALLS = " (small calls)"
 EXPLAINED_TOKENS = 64  # of the text by which `explain` compares precisions
@@ -108,6 +105,8 @@ class Engine:
             tail = [node for node in plan.tail if node is not fused]
             plan = replace(plan, tail=tail, hidden=fused.outputs[0])
         self._plan = plan
+        large = [getattr(layer, step)[1].form for layer in layers for step in STEPS]
+        self._group_tiles = group_tiles(isa, large)
         self._lock = threading.Lock()
 
     @staticmethod
@@ -130,7 +129,8 @@ class Engine:
                 for weights like the model's and takes the fastest. It changes no bit in float32.
             precision: What the encoder's weights may be multiplied in, sums always in float32:
                 `fp32`; `bf16`, `fp16`: that, too, wherever it is faster; `auto`: whatever is. With
-                `kernel="dense"`, `bf16` is bfloat16 everywhere, with `"table"`, `fp16` half.
+                `kernel="dense"`, `bf16` is bfloat16 everywhere; with `"table"` or `"generated"`,
+                `fp16` is half.
             keep_timings: Keep what `auto` measured beside the file, in `model.onnx.kernels.json`,
                 and use it at the next load.
 
@@ -176,7 +176,7 @@ class Engine:
         """
         tokens = self._check(inputs)
         first_only, last = self._plan.first_token_only, len(self._layers)
-        schedule = Schedule(tokens.mask, self.num_threads, GROUP_TILES)
+        schedule = Schedule(tokens.mask, self.num_threads, self._group_tiles)
         _, seconds, num_threads, is_large = self._call(
             lambda: self._encoder.run(
                 tokens.ids, tokens.types, tokens.positions, schedule, first_only, True
@@ -244,7 +244,7 @@ class Engine:
     def weights(self) -> Iterator[tuple[str, PackedLinear]]:
         """Yield name and packed weight of every dense layer, in the order they run."""
         for i, layer in enumerate(self._layers):
-            for step in ("qkv", "attention_output", "intermediate", "output"):
+            for step in STEPS:
                 small, large = getattr(layer, step)
                 yield f"layer{i}.{step}", large
                 if small is not large:
@@ -285,7 +285,7 @@ class Engine:
 
     def _run(self, tokens: Tokens, inputs: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
         plan = self._plan
-        schedule = Schedule(tokens.mask, self.num_threads, GROUP_TILES)
+        schedule = Schedule(tokens.mask, self.num_threads, self._group_tiles)
         hidden = self._encoder.run(
             tokens.ids, tokens.types, tokens.positions, schedule, plan.first_token_only
         )

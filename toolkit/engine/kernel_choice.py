@@ -56,9 +56,16 @@ SMALL_TILES = 8
 CALL_SIZES = ("small", "large")
 TIMED_TILES = {"small": 4, "large": 32}
 
+# Tiles that a thread takes through the encoder together: many enough to read a block of weights
+# rarely, few enough that their activations stay in cache (docs/engine.md). Tile registers need x
+# from the second-level cache: measured with a prototype on an Intel CPU with AMX and 2 MB of it, x,
+# y and the weights at work had to stay below 1.5 MB, and groups of 8 to 16 tiles were the fastest.
+GROUP_TILES, TILE_REGISTER_GROUP = 32, 16
+TILE_REGISTER_FORMS = {"bf16_dense", "bf16_block", "bf16_compressed", "s8_dense", "s8_block"}
+
 SIXTEEN_BITS = {
     "bf16": ("bf16_block", "bf16_compressed", "bf16_dense"),
-    "fp16": ("f16_table",),
+    "fp16": ("f16_table", "f16_generated"),
 }
 
 # The order in which forms are preferred where they differ by less than TIE: the first ones were
@@ -67,7 +74,8 @@ PREFERRED: dict[str, tuple[str, ...]] = {
     "small": ("table", "generated", SMALL_BLOCKS, "dense"),
     "large": ("generated", SMALL_BLOCKS, "table", "dense"),
 }
-PREFERRED = {size: sum(SIXTEEN_BITS.values(), forms) for size, forms in PREFERRED.items()}
+PREFERRED["small"] += (*SIXTEEN_BITS["bf16"], "f16_table", "f16_generated")
+PREFERRED["large"] += (*SIXTEEN_BITS["bf16"], "f16_generated", "f16_table")
 PREFERRED["small"] += ("s8_table", "s8_generated", "s8_dense")
 PREFERRED["large"] += ("s8_generated", "s8_table", "s8_dense")
 TIE = 1.03
@@ -200,7 +208,8 @@ def forms_of(kernel: str, isa: str, precision: str) -> Forms:
         if precision in (name, "auto") and form in has and kernel in ("auto", form[-len(kernel) :])
     )
     integers = tuple(form for form in INTEGERS if form in has)
-    if "generated" not in exact and kernel != "generated":
+    if "generated" not in exact:  # the system forbids it, or another form is pinned
+        sixteen = tuple(form for form in sixteen if form != "f16_generated")
         integers = tuple(form for form in integers if form != "s8_generated")
     pinned = tuple(form for form in integers if form == f"s8_{kernel}")
     integers = pinned or integers
@@ -309,6 +318,7 @@ def candidates(kind: WeightKind, allowed: Forms) -> list[str]:
         "dense": low >= DENSE_FROM,
         "bf16_dense": low >= BF16_DENSE_FROM,
         "f16_table": high <= SPARSE_TO,
+        "f16_generated": high <= SPARSE_TO,
         "bf16_compressed": COMPRESSED[0] <= low and high <= COMPRESSED[1],
         "bf16_block": (*DENSITIES, 1.0)[kind.live] <= LIVE_TO,
         "s8_generated": high <= SPARSE_TO,
@@ -350,6 +360,13 @@ def pick(seconds: Mapping[str, float], preferred: Sequence[str]) -> str:
     return next(form for form in preferred if seconds.get(form, math.inf) <= TIE * best)
 
 
+def group_tiles(isa: str, forms: Sequence[str]) -> int:
+    """Return the tiles of a group, for `forms` that the layers' weights have in large calls."""
+    in_registers = sum(form in TILE_REGISTER_FORMS for form in forms)
+    has_registers = "bf16_compressed" in _kernels.forms_of(isa)  # which no other ISA has
+    return TILE_REGISTER_GROUP if has_registers and 2 * in_registers > len(forms) else GROUP_TILES
+
+
 # ---- Timing ----------------------------------------------------------------------------------
 
 
@@ -377,7 +394,7 @@ def measure_forms(kind: WeightKind, sample: Linear, isa: str, allowed: Forms) ->
         x[...] = 1.0  # fresh memory may hold denormals, which are slow
         y[...] = init[...] = 0.0
         panels = [panel_rows(form, size == "large", found) for form in forms]
-        memory = CodeMemory() if {"generated", "s8_generated"} & {*forms} else None
+        memory = CodeMemory() if any("generated" in form for form in forms) else None
         packed: list[PackedLinear] = [
             pack_form(sample, isa, form, number, kind.is_residual, memory)
             for form, number in zip(forms, panels, strict=True)

@@ -181,6 +181,35 @@ def test_a_pin_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert "generated" not in forms_in(engine)
 
 
+def test_code_in_half_precision_is_a_candidate_where_code_may_be_generated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has = ["table", "dense", "generated", "f16_table", "f16_generated"]
+    monkeypatch.setattr(_kernels, "forms_of", lambda _: has)
+    monkeypatch.setattr(kernel_choice, "precisions_of", lambda _: ["fp32", "fp16"])
+    for reason, halves in (("", {"f16_table", "f16_generated"}), ("no AVX-512", {"f16_table"})):
+        monkeypatch.setattr(kernel_choice, "why_not_generate", lambda _, reason=reason: reason)
+        forms = kernel_choice.forms_of("auto", "generic", "fp16")
+        assert {form for form in forms.layers if form.startswith("f16")} == halves
+        kind = WeightKind(8, 8, sum(bound <= 0.1 for bound in DENSITIES), False, True)
+        assert halves <= {*kernel_choice.candidates(kind, forms)}
+    monkeypatch.setattr(kernel_choice, "why_not_generate", lambda _: "")
+    assert kernel_choice.forms_of("generated", "generic", "fp16").layers == ("f16_generated",)
+    assert kernel_choice.forms_of("table", "generic", "fp16").layers == ("f16_table",)
+
+
+def test_groups_are_smaller_where_most_weights_run_in_tile_registers() -> None:
+    def tiles(isa: str, *forms: str) -> int:
+        return kernel_choice.group_tiles(isa, forms)
+
+    assert tiles("amx_bf16_model", "bf16_dense", "bf16_block", "bf16_compressed", "table") == 16
+    assert tiles("amx_bf16_model", "s8_dense", "s8_block", "s8_table") == 16
+    assert tiles("amx_bf16_model", "bf16_dense", "generated") == 32
+    assert tiles("amx_bf16_model") == 32
+    for isa in {*ISAS, "bf16_model", "f16_model"} - {"amx_bf16"}:
+        assert tiles(isa, "bf16_dense", "s8_dense") == 32
+
+
 # ---- The file --------------------------------------------------------------------------------
 
 

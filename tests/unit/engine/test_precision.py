@@ -13,7 +13,12 @@ from toolkit.engine import Engine, kernel_choice, reference
 # what this CPU has, and plain C in place of every instruction
 ALL_ISAS = [*ISAS, *_kernels.model_isas()]
 BF16_ISAS = [isa for isa in ALL_ISAS if "bf16" in precisions_of(isa)]
-F16_ISAS = [isa for isa in ALL_ISAS if "fp16" in precisions_of(isa)]
+F16_CASES = [
+    (isa, form.removeprefix("f16_"))
+    for isa in ALL_ISAS
+    for form in _kernels.forms_of(isa)
+    if form.startswith("f16_")
+]
 LAYER_STEPS = {"qkv", "attention_output", "intermediate", "output"}
 
 
@@ -52,12 +57,12 @@ def test_bf16_is_close_to_the_oracle_but_not_float32(isa: str, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", PLANS)
-@pytest.mark.parametrize("isa", F16_ISAS)
-def test_fp16_is_closer_to_the_oracle_than_bf16(isa: str, name: str) -> None:
+@pytest.mark.parametrize(("isa", "kernel"), F16_CASES)
+def test_fp16_is_closer_to_the_oracle_than_bf16(isa: str, kernel: str, name: str) -> None:
     """Operands have 11 bits instead of 8; weights alone are multiplied so."""
-    engine = load(name, isa, "fp16", kernel="table")
+    engine = load(name, isa, "fp16", kernel=kernel)
     forms = forms_by_step(engine)
-    assert {forms[step] for step in LAYER_STEPS} == {"f16_table"}
+    assert {forms[step] for step in LAYER_STEPS} == {f"f16_{kernel}"}
     for error, largest in errors_of(name, engine):
         assert error < 0.015 * largest
         assert error > 1e-5 or name == "bert_empty"
@@ -65,7 +70,8 @@ def test_fp16_is_closer_to_the_oracle_than_bf16(isa: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("isa", "precision", "kernel"),
-    [(isa, "bf16", "dense") for isa in BF16_ISAS] + [(isa, "fp16", "table") for isa in F16_ISAS],
+    [(isa, "bf16", "dense") for isa in BF16_ISAS]
+    + [(isa, "fp16", form) for isa, form in F16_CASES],
 )
 def test_one_choice_gives_one_set_of_bits(isa: str, precision: str, kernel: str) -> None:
     """Whatever the number of threads, and whatever else is in the batch."""

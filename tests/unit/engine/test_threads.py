@@ -16,8 +16,7 @@ from support.plans import (
 )
 from support.scripts import run_script
 
-from toolkit.engine import engine as engine_module
-from toolkit.engine import packing, reference, threads
+from toolkit.engine import kernel_choice, packing, reference, threads
 from toolkit.engine.schedule import Schedule
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "KBLOCK", 32)
     monkeypatch.setattr(packing, "PANEL_ROWS", 16)
     monkeypatch.setattr(packing, "SPARSE_PANEL_ROWS", 32)
-    monkeypatch.setattr(engine_module, "GROUP_TILES", 3)
+    monkeypatch.setattr(kernel_choice, "GROUP_TILES", 3)
 
 
 @pytest.mark.usefixtures("small_blocks")

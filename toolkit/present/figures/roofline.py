@@ -17,6 +17,7 @@ FORMS = dict(
         strict=True,
     )
 )
+FORMS["f16_generated"] = "#882255"
 FORMS |= {"s8_generated": SIX[0], "s8_table": SIX[1], "s8_dense": SIX[2], "s8_block": SIX[4]}
 INTEGERS = "s8_"  # squares, in the colours of the float forms
 NARROW = {"bf16_gflops": ("bfloat16, GFLOP/s", "0.4"), "int8_gops": ("8 bits, GOP/s", "0.7")}

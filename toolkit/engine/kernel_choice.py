@@ -76,8 +76,8 @@ PREFERRED: dict[str, tuple[str, ...]] = {
 }
 PREFERRED["small"] += (*SIXTEEN_BITS["bf16"], "f16_table", "f16_generated")
 PREFERRED["large"] += (*SIXTEEN_BITS["bf16"], "f16_generated", "f16_table")
-PREFERRED["small"] += ("s8_table", "s8_generated", "s8_dense")
-PREFERRED["large"] += ("s8_generated", "s8_table", "s8_dense")
+PREFERRED["small"] += ("s8_block", "s8_table", "s8_generated", "s8_dense")
+PREFERRED["large"] += ("s8_block", "s8_generated", "s8_table", "s8_dense")
 TIE = 1.03
 
 # Weights whose density lies between the same two of these numbers are timed once; round numbers,
@@ -89,10 +89,10 @@ DENSITIES = (
 # Below the one density a dense form is not timed, above the other `table` and `generated` are not:
 # they would lose.
 DENSE_FROM, BF16_DENSE_FROM, SPARSE_TO = 0.35, 0.06, 0.98
-S8_DENSE_FROM = 0.25  # of quads that are not four zeros
+S8_DENSE_FROM = 0.06  # of quads that are not four zeros: tile registers are that much faster
 COMPRESSED = (0.02, 0.6)  # what `bf16_compressed` is timed between: its arithmetic is dense
 SMALL_BLOCKS_TO = 0.25  # with more nonzeros per block its code is fetched for more of them
-# `bf16_block` is timed up to this share of pairs of columns with a nonzero in 32 rows: random zeros
+# A block form is timed up to this share of lines of x that 32 rows have a nonzero for: random zeros
 # leave hardly any pair without one, zeros in blocks do.
 LIVE_TO, LIVE_ROWS = 0.75, 32
 
@@ -120,7 +120,7 @@ class WeightKind(NamedTuple):
 
     Attributes:
         bucket: Counts the `DENSITIES` up to its own; of integers up to that of its quads.
-        live: Likewise, up to the share of its `LIVE_ROWS` × 2 blocks that are not all zeros.
+        live: Likewise, up to its `live_share`.
     """
 
     rows: int
@@ -233,7 +233,7 @@ def choose(plan: Plan, isa: str, forms: Forms, num_threads: int, path: Path | No
     with ThreadPoolExecutor(num_threads, "counting") as pool:
         counts = list(pool.map(lambda weight: _count(weight[0]), weights.values()))
         shares = [1.0] * len(counts)
-        if "bf16_block" in forms.layers:
+        if {"bf16_block", "s8_block"} & {*forms.layers, *forms.integers}:
             shares = list(pool.map(lambda weight: live_share(weight[0]), weights.values()))
     kinds = {
         name: kind_of_weight(parts, is_residual, name in layers, int(count.sum()), share)
@@ -289,14 +289,16 @@ def kind_of_weight(
 
 
 def live_share(parts: Sequence[Linear]) -> float:
-    """Return the share of blocks of `LIVE_ROWS` × 2 weights that are not all zeros, in [0, 1]."""
+    """Return the share of blocks that are not all zeros, in [0, 1].
+
+    They have `LIVE_ROWS` rows and as many columns as a line of x holds: 2, of integers `QUAD`.
+    """
     live = blocks = 0
     for part in parts:
-        rows, pairs = (
-            np.arange(0, n, step) for n, step in zip(part.weight.shape, (LIVE_ROWS, 2), strict=True)
-        )
+        steps = (LIVE_ROWS, 2 if part.quantization is None else QUAD)
+        rows, lines = (np.arange(0, n, s) for n, s in zip(part.weight.shape, steps, strict=True))
         found = np.logical_or.reduceat(part.weight != 0, rows, axis=0)
-        found = np.logical_or.reduceat(found, pairs, axis=1)
+        found = np.logical_or.reduceat(found, lines, axis=1)
         live, blocks = live + int(found.sum()), blocks + found.size
     return live / blocks
 
@@ -321,6 +323,7 @@ def candidates(kind: WeightKind, allowed: Forms) -> list[str]:
         "f16_generated": high <= SPARSE_TO,
         "bf16_compressed": COMPRESSED[0] <= low and high <= COMPRESSED[1],
         "bf16_block": (*DENSITIES, 1.0)[kind.live] <= LIVE_TO,
+        "s8_block": (*DENSITIES, 1.0)[kind.live] <= LIVE_TO,
         "s8_generated": high <= SPARSE_TO,
         "s8_table": high <= SPARSE_TO,
         "s8_dense": low >= S8_DENSE_FROM,

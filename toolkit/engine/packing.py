@@ -27,7 +27,7 @@ SPARSE_BELOW = 0.15
 SMALL_BLOCKS = "generated_small"
 SMALL_KBLOCK = 192
 
-INTEGERS = ("s8_generated", "s8_table", "s8_dense")  # the forms of weights of 8 bits
+INTEGERS = ("s8_block", "s8_generated", "s8_table", "s8_dense")  # the forms of weights of 8 bits
 S8_KBLOCK = 768  # a column of such has a quarter of the bytes
 
 STEPS = ("qkv", "attention_output", "intermediate", "output")  # the weights of a layer

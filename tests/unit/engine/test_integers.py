@@ -10,6 +10,7 @@ from cython_kernels import _kernels
 from toolkit.engine import Engine, kernel_choice, reference
 from toolkit.engine.packing import S8_KBLOCK
 from toolkit.engine.plan import Plan
+from toolkit.families import LINEARS
 
 ALL_ISAS = [*ISAS, *_kernels.model_isas()]
 LAYER_STEPS = {"qkv", "attention_output", "intermediate", "output"}
@@ -118,6 +119,44 @@ def test_explain_says_what_runs_in_integers_and_why_something_does_not() -> None
     lines = load(plan).explain().splitlines()
     assert any(line.startswith("layer0.qkv ") and " s8_" in line for line in lines)
     assert any("layers.0.output: its scales belong to columns" in line for line in lines)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ALL_ISAS if "s8_block" in _kernels.forms_of(isa)])
+def test_lines_that_no_row_needs_are_left_out(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros in blocks of 32 × 4 are found by looking at them; small and large calls, one thread."""
+
+    def plan() -> Plan:
+        dense = make_plan(**(PLANS["minilm"] | {"sparsity": 0.0}))
+        rng = np.random.default_rng(5)
+        for layer in dense.layers:
+            for name in LINEARS:
+                weight = getattr(layer, name).weight
+                live = rng.random((-(-len(weight) // 32), -(-weight.shape[1] // 4))) < 0.2
+                weight *= np.kron(live, np.ones((32, 4)))[: len(weight), : weight.shape[1]]
+        return quantize(dense)
+
+    allowed = kernel_choice.forms_of("auto", isa, "fp32")
+    weights = kernel_choice.weights_of(plan())
+    for parts, is_residual in list(weights.values())[:4]:
+        share = kernel_choice.live_share(parts)
+        assert 0.15 < share < 0.25
+        kind = kernel_choice.kind_of_weight(parts, is_residual, True, 20_000, share)
+        assert "s8_block" in kernel_choice.candidates(kind, allowed)
+
+    def only(kind: kernel_choice.WeightKind, _: object) -> list[str]:
+        return ["s8_block" if kind.is_integer else "dense"]
+
+    monkeypatch.setattr(kernel_choice, "candidates", only)
+    engines = [load(plan(), isa, number) for number in (1, 2)]
+    assert forms_by_step(engines[0])["output"] == "s8_block"
+    for shape in ((1, 9), (12, 40)):
+        inputs = make_inputs(plan(), mask_of("right", *shape, seed=3))
+        expected = reference.run(plan(), inputs)["hidden"]
+        tokens = inputs["attention_mask"] != 0
+        for engine in engines:
+            error = np.abs(engine.run(inputs)["hidden"] - expected)[tokens]
+            assert error.max() < 0.1 * np.abs(expected).max()
+            assert np.median(error) < 1e-5 * np.abs(expected).max()
 
 
 def test_query_key_and_value_take_the_same_integers() -> None:

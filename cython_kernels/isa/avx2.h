@@ -23,7 +23,7 @@ static int is_supported_avx2(void) {
 #define KEYS 4
 #define VECTOR_MAX _mm256_max_ps
 #define VECTOR_MIN _mm256_min_ps
-#define S8_ROWS 6
+#define S8_ROWS 4
 #define S8_MADD(a, b) _mm256_madd_epi16((__m256i)(a), (__m256i)(b))
 #include "portable/portable.h"
 

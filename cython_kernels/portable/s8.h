@@ -29,16 +29,40 @@ INLINE VI SYM(s8_dot)(VI acc, VI x, VI w) {
 #endif
 }
 
+#if defined(S8_MADD) && !defined(S8_DOT)
+/* Bytes 0 and 2 of a quad of weights as two words, then bytes 1 and 3: once for all tiles. */
+INLINE void SYM(s8_widen)(const float *weights, int quads, int32_t *wide) {
+    for (int i = 0; i < quads; i++, weights += S8_ROWS, wide += 2 * S8_ROWS)
+        for (int r = 0; r < S8_ROWS; r++) {
+            int8_t byte[4];
+            memcpy(byte, weights + r, sizeof byte);
+            wide[r] = (int32_t)((uint32_t)byte[2] << 16 | (uint16_t)byte[0]);
+            wide[S8_ROWS + r] = (int32_t)((uint32_t)byte[3] << 16 | (uint16_t)byte[1]);
+        }
+}
+
+INLINE VI SYM(s8_madd)(VI x, int32_t weights) {
+    const VI w = weights - (VI){0};
+    return (VI)S8_MADD(x, w);
+}
+#endif
+
 static void SYM(s8_dense)(const block_t *block, tiles_t x, tiles_t init, const float *bias, tiles_t y,
                           activation_fn after) {
     const int quads = (block->k + 3) / 4;
     const float *group = block->values;
+#if defined(S8_MADD) && !defined(S8_DOT)
+    int32_t wide[2 * S8_ROWS * MAX_KBLOCK];
+#endif
     for (int32_t first = 0; first < block->rows; first += S8_ROWS, group += S8_ROWS * (quads + 2)) {
         const int rows = block->rows - first < S8_ROWS ? block->rows - first : S8_ROWS;
+#if defined(S8_MADD) && !defined(S8_DOT)
+        SYM(s8_widen)(group + 2 * S8_ROWS, quads, wide);
+#endif
         for (int tile = 0; tile < y.count; tile++) {
             const float *xt = x.at + tile * x.stride;
             const float *it = init.at ? init.at + tile * init.stride + first * TILE : NULL;
-            const float *w = group + 2 * S8_ROWS, *scales = group + S8_ROWS;
+            const float *scales = group + S8_ROWS;
             float *yt = y.at + tile * y.stride + first * TILE;
             VI acc[S8_ROWS][VECTORS];
             UNROLL
@@ -46,6 +70,21 @@ static void SYM(s8_dense)(const block_t *block, tiles_t x, tiles_t init, const f
                 for (int v = 0; v < VECTORS; v++)
                     acc[r][v] = SYM(s8_splat)(group + r) * *(const VI *)(xt + TILE + v * LANES);
             xt += QUAD_HEADER * TILE;
+#if defined(S8_MADD) && !defined(S8_DOT)
+            const int32_t *w = wide;
+            for (int i = 0; i < quads; i++, w += 2 * S8_ROWS) {
+                VI even[VECTORS], odd[VECTORS];
+                for (int v = 0; v < VECTORS; v++) {
+                    const VI xv = *(const VI *)(xt + i * TILE + v * LANES);
+                    even[v] = xv & 0x00ff00ff, odd[v] = (xv >> 8) & 0x00ff00ff;
+                }
+                UNROLL
+                for (int r = 0; r < S8_ROWS; r++)
+                    for (int v = 0; v < VECTORS; v++)
+                        acc[r][v] += SYM(s8_madd)(even[v], w[r]) + SYM(s8_madd)(odd[v], w[S8_ROWS + r]);
+            }
+#else
+            const float *w = group + 2 * S8_ROWS;
             for (int i = 0; i < quads; i++, w += S8_ROWS) {
                 VI xv[VECTORS];
                 for (int v = 0; v < VECTORS; v++) xv[v] = *(const VI *)(xt + i * TILE + v * LANES);
@@ -55,6 +94,7 @@ static void SYM(s8_dense)(const block_t *block, tiles_t x, tiles_t init, const f
                     for (int v = 0; v < VECTORS; v++) acc[r][v] = SYM(s8_dot)(acc[r][v], xv[v], wr);
                 }
             }
+#endif
             xt -= QUAD_HEADER * TILE;
             UNROLL
             for (int r = 0; r < S8_ROWS; r++) {

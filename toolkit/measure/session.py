@@ -21,8 +21,9 @@ from toolkit.tasks.features import Example, Feature
 # By how much of their largest value outputs computed in 16 bits may differ. It tells a broken
 # kernel from a rounded one: what rounding costs is measured and shown.
 SIXTEEN_BITS = 0.1
-# The same of a graph in INT8, where a number between two integers becomes one or the other.
-EIGHT_BITS = 0.25
+# The same of a graph in INT8, where a number between two integers becomes one or the other, and
+# others follow from it: MiniLM on MRPC gave a quarter, with the same accuracy.
+EIGHT_BITS = 0.5
 
 
 def start_worker(config: BenchRoot, contender: Contender, folder: Path) -> Worker:
@@ -98,7 +99,7 @@ def check_outputs(
         )
         limit, what = config.export.atol, "export.atol="
         if model.is_quantized:
-            limit, what = EIGHT_BITS * largest, "a quarter of the largest output, "
+            limit, what = EIGHT_BITS * largest, "half of the largest output, "
         elif not is_exact:
             limit, what = SIXTEEN_BITS * largest, "a tenth of the largest output, "
         if differences[label] > limit:

@@ -672,7 +672,11 @@ cdef void fill_dense(const float *columns, const block_t *block, int group) noex
 
 cdef void fill_s8(const float *columns, const block_t *block, form_t form) noexcept nogil:
     """Write one dense or block block of quads: per group of rows minus their sums, their scales, then step by step row
-    by row; beyond the block are zeros. A gathered block's last step is filled up with its last line and zeros."""
+    by row; beyond the block are zeros. A gathered block's last step is filled up with its last line and zeros.
+
+    Quads are copied as bytes: a conditional expression with 0.0 would make a double of them, and of one that looks like
+    a signalling NaN another one.
+    """
     cdef float *values = <float *>block.values
     cdef uint16_t *offsets = <uint16_t *>block.offsets
     cdef run_t *runs = <run_t *>block.runs
@@ -684,7 +688,9 @@ cdef void fill_s8(const float *columns, const block_t *block, form_t form) noexc
     for g in range((rows + group - 1) // group):
         for i in range(S8_EXTRA):
             for r in range(g * group, (g + 1) * group):
-                values[0] = columns[(block.k + i) * rows + r] if r < rows else 0.0
+                values[0] = 0.0
+                if r < rows:
+                    memcpy(values, columns + (block.k + i) * rows + r, FLOAT_BYTES)
                 values += 1
         if form.is_gathered:
             count = live_lines(columns, block, g * group, form, live)
@@ -697,7 +703,9 @@ cdef void fill_s8(const float *columns, const block_t *block, form_t form) noexc
         for place in range(places // step):
             for r in range(g * group, (g + 1) * group):
                 for i in range(<int>place * step, (<int>place + 1) * step):
-                    values[0] = columns[<int64_t>live[i] * rows + r] if i < count and r < rows else 0.0
+                    values[0] = 0.0
+                    if i < count and r < rows:
+                        memcpy(values, columns + <int64_t>live[i] * rows + r, FLOAT_BYTES)
                     values += 1
 
 

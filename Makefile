@@ -71,10 +71,12 @@ sanitize: setup $(SANITIZED)/built ## kernel and engine tests under the address 
 SECONDS := 60
 fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for SECONDS each, under the sanitizers
 	for quantization in none int8; do $(BIN)/toolkit export output_dir=$(SANITIZED)/$$quantization model.config.hidden_size=32 \
-	  model.config.num_hidden_layers=1 model.config.intermediate_size=64 quantization=$$quantization || exit 1; done
+	  model.config.num_hidden_layers=1 model.config.intermediate_size=64 quantization=$$quantization \
+	  sparsity=prune80 format=sparse || exit 1; done
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/kernels/fuzz_packing.py $(SECONDS)
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/none/model.onnx $(SECONDS)
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/int8/model.onnx $(SECONDS)
+	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/none/model.sparse $(SECONDS)
 
 DEMO := outputs/demo
 demo: setup ## train a teacher and a grid of small students, measure them, report; needs no download

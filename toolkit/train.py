@@ -17,7 +17,6 @@ from toolkit.compress.resume import (
     clean_up,
     explain_full_disk,
     is_finished,
-    is_first_process,
     note,
     prepare,
 )
@@ -43,6 +42,7 @@ from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.structured import describe, shrink_or_resume
+from toolkit.progress import is_first_process
 from toolkit.record import metrics_of, new_record, read_record, write_record
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from toolkit.compress.distillation import is_per_token, taught
 from toolkit.compress.model import input_names
-from toolkit.compress.resume import is_first_process, say
 from toolkit.config import Pooling
 from toolkit.errors import InputError
 from toolkit.files import new_file
+from toolkit.progress import bar, is_first_process, say
 from toolkit.tasks.features import Feature, collate
 
 ROW = "teacher_row"  # a training feature's number among the N

@@ -16,7 +16,6 @@ from transformers import (
 
 from toolkit.compress.model import input_names
 from toolkit.compress.quantization.callback import QuantizationCallback
-from toolkit.compress.resume import say
 from toolkit.compress.sparsity.calibration import Batches, draw_batches
 from toolkit.compress.sparsity.callback import KEEPS_ZEROS, SparsificationCallback
 from toolkit.compress.sparsity.floor import check_floor, parse_floor
@@ -24,6 +23,7 @@ from toolkit.compress.teacher import DistillationTrainer, needs_states
 from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
 from toolkit.config import Attention, Schedule, TrainRoot
 from toolkit.errors import GateError, UsageError, nearest
+from toolkit.progress import say
 from toolkit.record import plain
 from toolkit.tasks import check_names, encode, evaluate, kind_of, load_examples
 from toolkit.tasks.embedding import TEACHER_VECTOR

@@ -13,15 +13,14 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.artifact.agreement import Batch, Run, largest_difference, onnxruntime_run
-from toolkit.artifact.qdq import read_weights
-from toolkit.compress.model import longest_text_of
+from toolkit.compress.model import check_vocabulary, longest_text_of
 from toolkit.compress.quantization.calibration import rounding_only
-from toolkit.compress.quantization.layers import encoder_linears, quantized_linears
+from toolkit.compress.quantization.layers import quantized_linears
 from toolkit.compress.sparsity.weights import prunable_weights
 from toolkit.config import ExportRoot
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
-from toolkit.errors import GateError, InputError, UsageError
+from toolkit.errors import GateError, UsageError
 from toolkit.families import LINEARS
 from toolkit.tasks import encode, load_examples
 from toolkit.tasks.features import collate, load_tokenizer
@@ -52,8 +51,7 @@ def parity_batches(
     if (checkpoint / "tokenizer.json").is_file():
         examples = load_examples(task, "eval", config.seed)
         features = encode(examples, load_tokenizer(checkpoint), task, training=False)[:count]
-        if max(max(f["input_ids"]) for f in features) >= model.config.vocab_size:
-            raise InputError(f"the tokenizer in {checkpoint} has more tokens than its model")
+        check_vocabulary(features, model, checkpoint)
         texts = f"{len(features)} texts of task={task.name}"
     else:
         features = [
@@ -148,12 +146,7 @@ def check_zeros(model: PreTrainedModel, onnx: Path) -> dict[str, Any]:
     Raises:
         GateError: They differ.
     """
-    written: list[Any]
-    if quantized_linears(model):
-        written = read_weights(onnx, list(encoder_linears(model)))
-    else:
-        layers = read_graph(onnx).layers
-        written = [getattr(layer, name).weight for layer in layers for name in LINEARS]
+    written = [getattr(layer, name).weight for layer in read_graph(onnx).layers for name in LINEARS]
     tensors = []
     for (name, weight), array in zip(prunable_weights(model).items(), written, strict=True):
         counts = [weight.numel() - int(torch.count_nonzero(weight))]

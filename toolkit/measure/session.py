@@ -13,7 +13,8 @@ from toolkit.config import BenchRoot
 from toolkit.engine.roofline import points
 from toolkit.errors import GateError, UsageError
 from toolkit.measure.batches import collate_batches, feed, random_batch
-from toolkit.measure.engines import ENGINES, Contender, interpreter_of, is_installed
+from toolkit.measure.contenders import Contender
+from toolkit.measure.engines import ENGINES, interpreter_of, is_installed
 from toolkit.measure.worker import Worker, load_batches, save_batches
 from toolkit.tasks import evaluate, kind_of
 from toolkit.tasks.features import Example, Feature

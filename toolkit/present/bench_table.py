@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import BenchRoot, Lengths, Scenario
-from toolkit.measure.engines import ENGINES, engine_of
+from toolkit.measure.contenders import engine_of
+from toolkit.measure.engines import ENGINES
 from toolkit.present.tables import text_table
 from toolkit.record import metrics_of
 

@@ -17,6 +17,7 @@ verbs:
   train    make a model small: drop layers, prune, distil, evaluate
   export   write a checkpoint as ONNX and prove that it computes the same
   bench    measure engines side by side, in one interleaved run
+  grid     measure models of many depths, sparsities and precisions before training any
   report   collect the records of runs into a table and a picture
   info     show CPU, instruction sets, threads decided and why, versions
 
@@ -28,7 +29,7 @@ verbs:
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 below a gate
 """
 
-COMMANDS = ("train", "export", "bench", "report")  # each a module, and a root in toolkit.config
+COMMANDS = ("train", "export", "bench", "grid", "report")  # each a module, and a root in toolkit.config
 
 
 class JobError(Exception):

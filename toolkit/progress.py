@@ -28,6 +28,12 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def tell(result: str) -> None:
+    """Print the line of a result, which `-q` leaves, once in a distributed run."""
+    if is_first_process():
+        print(result, flush=True)
+
+
 def say(sentence: str) -> None:
     """Print a sentence, once in a distributed run, unless `-q` was given."""
     if is_first_process() and not is_quiet():

@@ -63,7 +63,10 @@ def tokenizer_of(path: str) -> PreTrainedTokenizerFast:
     """
     check_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        config = _config_of(path)  # what a tokenizer is like follows from `model_type`
+        tokenizer = AutoTokenizer.from_pretrained(path, config=config)
+    except InputError as error:
+        raise InputError(f"cannot use {path}: {error}") from None
     except Exception as error:  # OSError, ValueError, bare Exception of the Rust part, HTTP errors
         raise InputError(_cannot_load("tokenizer", path, error)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -284,11 +287,7 @@ def _load_config(
 
 def _read_config(path: str, **changes: Any) -> PreTrainedConfig:
     try:
-        values, _ = PreTrainedConfig.get_config_dict(path)
-        if (plain := plain_config(values)) == values:
-            config = AutoConfig.from_pretrained(path, **changes)
-        else:
-            config = transformers.CONFIG_MAPPING[plain["model_type"]].from_dict(plain, **changes)
+        config = _config_of(path, **changes)
     except InputError as error:
         raise InputError(f"cannot use {path}: {error}") from None
     except Exception as error:  # OSError, ValueError (unknown model_type), KeyError, HTTP errors
@@ -296,6 +295,14 @@ def _read_config(path: str, **changes: Any) -> PreTrainedConfig:
     assert isinstance(config, PreTrainedConfig)
     _check_architecture(config, path)
     return config
+
+
+def _config_of(path: str, **changes: Any) -> Any:
+    """Read a configuration; of another tool's, what it means."""
+    values, _ = PreTrainedConfig.get_config_dict(path)
+    if (plain := plain_config(values)) == values:
+        return AutoConfig.from_pretrained(path, **changes)
+    return transformers.CONFIG_MAPPING[plain["model_type"]].from_dict(plain, **changes)
 
 
 def _check_architecture(config: PreTrainedConfig, source: str) -> None:

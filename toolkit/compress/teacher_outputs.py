@@ -137,7 +137,7 @@ def compute(
     lengths = np.array([len(feature["input_ids"]) for feature in features])
     found: dict[str, list[Any]] = {}
     per_token = set()
-    for batch in batches(lengths):
+    for batch in bar(batches(lengths), "teacher"):
         arrays = collate([features[i] for i in batch], pad_id)
         inputs = {name: torch.from_numpy(arrays[name]).to(device) for name in names}
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):

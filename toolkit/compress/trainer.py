@@ -10,6 +10,7 @@ import torch
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     TrainerCallback,
     TrainingArguments,
 )
@@ -23,7 +24,7 @@ from toolkit.compress.teacher import DistillationTrainer, needs_states
 from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
 from toolkit.config import Attention, Schedule, TrainRoot
 from toolkit.errors import GateError, UsageError, nearest
-from toolkit.progress import say
+from toolkit.progress import is_quiet, say, shows_bars
 from toolkit.record import plain
 from toolkit.tasks import check_names, encode, evaluate, kind_of, load_examples
 from toolkit.tasks.embedding import TEACHER_VECTOR
@@ -138,6 +139,7 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
     has_gpu = torch.accelerator.is_available()
     defaults = {
         "dataloader_pin_memory": torch.cuda.is_available(),  # true without a GPU makes torch warn
+        "disable_tqdm": not shows_bars(),
         "use_cpu": not has_gpu,  # unset, bf16 is refused on any CPU
         "bf16": not has_gpu
         and cpu_multiplies_bf16()
@@ -262,6 +264,8 @@ def make_trainer(
         )
     except ValueError as error:
         raise UsageError(f"trainer: {error}") from None
+    if is_quiet():
+        trainer.remove_callback(PrinterCallback)
     # Ours come first, since what they add to the log is for those that show it.
     trainer.callback_handler.callbacks.sort(key=lambda callback: callback not in callbacks)
     return trainer

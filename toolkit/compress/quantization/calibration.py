@@ -30,6 +30,7 @@ from toolkit.compress.quantization.layers import (
 from toolkit.compress.quantization.ranges import BINS, choose_range
 from toolkit.config import ExportRoot, QuantizationConfig, TaskConfig
 from toolkit.errors import UsageError
+from toolkit.progress import bar
 from toolkit.tasks import encode, evaluate, kind_of, load_examples
 from toolkit.tasks.features import Feature, collate, load_tokenizer
 
@@ -191,7 +192,7 @@ def sensitivities(
     with rounding_only(modules, ()):
         expected = _outputs(model, batches)
     changes = {}
-    for name in modules:
+    for name in bar(modules, "sensitivity of layers"):
         with rounding_only(modules, [name]):
             error = _outputs(model, batches) - expected
         changes[name] = float(error.square().mean().sqrt() / expected.square().mean().sqrt())
@@ -253,7 +254,7 @@ def _inputs(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield what each watched layer takes of every batch, (tokens, K), padding left out."""
     with torch.inference_mode(), rounding_only(modules, ()), seen(watched) as values:
-        for batch in batches:
+        for batch in bar(batches, "calibrating"):
             model(**batch)
             is_token = batch["attention_mask"].bool()
             yield from ((i, value[is_token]) for i, value in enumerate(values))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -136,6 +137,8 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
             raise UsageError(f"trainer has no key '{key}'; {nearest(key, valid)}")
         if key in ("output_dir", "seed", "remove_unused_columns"):
             raise UsageError(f"trainer.{key} cannot be set: the toolkit decides it")
+    if not shows_bars():
+        transformers.logging.disable_progress_bar()
     has_gpu = torch.accelerator.is_available()
     defaults = {
         "dataloader_pin_memory": torch.cuda.is_available(),  # true without a GPU makes torch warn
@@ -262,7 +265,9 @@ def make_trainer(
             pooling=config.task.pooling,
             embedding_loss=config.teacher.embedding_loss,
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "to be installed" not in str(error):
+            raise
         raise UsageError(f"trainer: {error}") from None
     if is_quiet():
         trainer.remove_callback(PrinterCallback)

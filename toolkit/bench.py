@@ -8,6 +8,7 @@ from typing import Any
 
 from toolkit.artifact.exported import Exported, find_checkpoint, size_bytes
 from toolkit.config import BenchRoot
+from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.environment import decide_num_threads
 from toolkit.files import size_of
 from toolkit.measure.baseline import check_comparable, compare
@@ -114,7 +115,7 @@ def fill_record(
     if config.accuracy and not record["metrics"]:
         record["metrics"] = entries[0]["metrics"]
     sizes = record["size_bytes"]
-    sizes["onnx"] = size_bytes(model.onnx)
+    sizes["sparse" if model.onnx.suffix == SUFFIX else "onnx"] = size_bytes(model.onnx)
     used = [ENGINES[engine_of(entry["engine"])] for entry in entries]
     if "checkpoint" not in sizes and any(engine.reads_checkpoint for engine in used):
         sizes["checkpoint"] = size_of(find_checkpoint(model.onnx))

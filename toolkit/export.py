@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from toolkit.artifact.exported import size_bytes
 from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
-from toolkit.artifact.parity import check_parity, check_zeros, parity_batches
+from toolkit.artifact.parity import check_parity, check_sparse, check_zeros, parity_batches
 from toolkit.artifact.qdq import write_qdq
+from toolkit.artifact.sparse_writer import write_sparse
 from toolkit.compress.model import folder_of, load_checkpoint, tokenizer_of
 from toolkit.compress.quantization.calibration import quantize_for_export
 from toolkit.compress.quantization.layers import (
@@ -25,7 +26,8 @@ from toolkit.compress.quantization.layers import (
 )
 from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.what_if import make_checkpoint
-from toolkit.config import ExportRoot, from_plain
+from toolkit.config import ExportRoot, Format, from_plain
+from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.errors import InputError, UsageError
 from toolkit.files import added_to, size_of
 from toolkit.measure.worker import answer_requests
@@ -61,7 +63,7 @@ def export(config: ExportRoot) -> Path:
         raise UsageError("export needs checkpoint=DIR, or output_dir=DIR for untrained weights")
     folder = Path(config.output_dir or Path(str(config.checkpoint)).resolve().parent / "export")
     record = new_record("export", config)
-    with added_to(folder, last="model.onnx") as partial, quiet():
+    with added_to(folder, last="model.onnx", also=f"model{SUFFIX}") as partial, quiet():
         name = config.checkpoint or str(make_checkpoint(config, partial / "checkpoint"))
         # the plainest graph; without a tuned kernel of torch's in between
         model = load_checkpoint(name, attn_implementation="eager")
@@ -93,6 +95,10 @@ def export(config: ExportRoot) -> Path:
                 name: version(name) for name in ("toolkit", "torch", "transformers", "onnx")
             },
         }
+        if config.export.format is Format.sparse:
+            sparse = partial / f"model{SUFFIX}"
+            write_sparse(onnx, sparse, config.export.values)
+            facts["sparse"] = check_sparse(config, onnx, sparse, batches)
         for name in COPIED_FILES:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, partial / name)
@@ -134,6 +140,8 @@ def _fill_record(
         | describe_quantization(model, method)
     )
     record["size_bytes"]["onnx"] = size_bytes(onnx)
+    if config.export.format is Format.sparse:
+        record["size_bytes"]["sparse"] = size_bytes(onnx.with_suffix(SUFFIX))
     return record
 
 

@@ -17,7 +17,7 @@ from toolkit.compress.model import check_vocabulary, longest_text_of
 from toolkit.compress.quantization.calibration import rounding_only
 from toolkit.compress.quantization.layers import quantized_linears
 from toolkit.compress.sparsity.weights import prunable_weights
-from toolkit.config import ExportRoot
+from toolkit.config import ExportRoot, Values
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, UsageError
@@ -159,6 +159,36 @@ def check_zeros(model: PreTrainedModel, onnx: Path) -> dict[str, Any]:
         tensors.append({"name": name, "elements": array.size, "zeros": counts[1]})
     zeros, elements = (sum(t[key] for t in tensors) for key in ("zeros", "elements"))
     return {"encoder": zeros / elements, "equal_to_checkpoint": True, "tensors": tensors}
+
+
+def check_sparse(
+    config: ExportRoot, onnx: Path, sparse: Path, batches: Sequence[Batch]
+) -> dict[str, Any]:
+    """Compare what the engine computes of a sparse file with what it computes of the ONNX file.
+
+    Returns:
+        What float32 weights are stored as, the file's bytes, and the largest difference: exactly 0
+        unless they were rounded.
+
+    Raises:
+        GateError: It is not.
+    """
+    asked = config.engine
+    exact, found = (
+        Engine.load(file, asked.num_threads, asked.isa, asked.kernel, keep_timings=False)
+        for file in (onnx, sparse)
+    )
+    worst = max(
+        largest_difference(found.run(batch), exact.run(batch), batch["attention_mask"])
+        for batch in batches
+    )
+    if config.export.values is Values.fp32 and worst != 0.0:
+        raise GateError(
+            f"{sparse.name} computes other numbers than {onnx.name}, by up to {worst:.2g}: the "
+            "export was not kept"
+        )
+    values = config.export.values.value
+    return {"values": values, "bytes": sparse.stat().st_size, "max_difference": worst}
 
 
 def torch_run(model: PreTrainedModel, is_bf16: bool = False) -> Run:

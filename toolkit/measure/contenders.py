@@ -5,6 +5,7 @@ from pathlib import Path
 
 from toolkit.artifact.exported import Exported, read_exported
 from toolkit.config import BenchRoot
+from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.errors import UsageError, nearest
 from toolkit.measure.engines import ENGINES, check_engine, is_installed
 from toolkit.tasks import check_names
@@ -75,8 +76,14 @@ def check_options(config: BenchRoot) -> list[Contender]:
     first = Contender(config.engine.name, config.engine.precision).label
     contenders = [parse_contender(text) for text in dict.fromkeys([first, *config.against])]
     engines = [contender.engine for contender in contenders]
-    for engine in engines:
-        check_engine(engine)
+    for contender in contenders:
+        check_engine(contender.engine)
+        file = contender.onnx or config.onnx
+        if file is not None and file.endswith(SUFFIX) and contender.engine != "sparse":
+            raise UsageError(
+                f"engine {contender.engine} reads ONNX, and {file} is for the sparse engine alone: "
+                "name the model.onnx beside it"
+            )
     check_names(config.task)
     if config.accuracy and config.task.kind == "embedding":
         check_scored(config.task)

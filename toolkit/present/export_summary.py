@@ -28,6 +28,12 @@ def print_summary(folder: Path, facts: dict[str, Any]) -> None:
             say(f"warning: {name} runs dense in spite of {layer['sparsity']:.0%} zeros")
     counts = Counter(layer["kernel"] for layer in parity["kernels"].values())
     say("kernels: " + ", ".join(f"{count} layers {name}" for name, count in counts.items()))
+    if "sparse" in facts:
+        told, sparse = "it computes the same bits", facts["sparse"]
+        if sparse["max_difference"] > 0:
+            told = f"rounded, which changes outputs by up to {sparse['max_difference']:.2g}"
+        megabytes = f"{sparse['bytes'] / 1e6:.1f} MB in {sparse['values']}"
+        say(f"{folder / 'model.sparse'}: {megabytes}, {told}")
     if facts["quantization"]:
         _print_quantization(facts["quantization"])
 

@@ -45,8 +45,8 @@ def export(config: ExportRoot) -> Path:
     """Export a checkpoint, or a what-if model with untrained weights if none is given.
 
     Args:
-        config: `checkpoint` names a Hugging Face folder or hub id. Null makes one inside the export folder
-            from `model`, `depth` and `sparsity`.
+        config: `checkpoint` names a Hugging Face folder or hub id. Null makes one inside the export
+            folder from `model`, `depth` and `sparsity`.
 
     Returns:
         The export folder: `output_dir`, else `export` beside the checkpoint.

@@ -44,9 +44,7 @@ def test_short_work_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [(VERBOSITY, "quiet"), ("RANK", "1")])
-def test_none_where_nobody_wants_it(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_none_where_nobody_wants_it(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     assert shown_by(range(3)) == ""
 

@@ -337,9 +337,7 @@ def _from_pretrained(
     # A pretrained body lacks the task's head, and the pooler if its own task had no use for it.
     parts = ("embeddings", "embeddings_project", "encoder", "transformer")
     body = tuple(f"{model.base_model_prefix}.{part}." for part in parts)
-    missing = [
-        key for key in sorted(missing_keys) if is_fine_tuned or key.startswith(body)
-    ]
+    missing = [key for key in sorted(missing_keys) if is_fine_tuned or key.startswith(body)]
     if missing:
         others = sorted(found["unexpected_keys"])
         raise InputError(

@@ -12,7 +12,6 @@ from cython_kernels._kernels import precisions_of
 from toolkit.config import GridRoot, ModelConfig
 from toolkit.engine import Engine
 from toolkit.engine.engine import find_isa
-
 from toolkit.engine.plan import Layer
 from toolkit.errors import UsageError
 from toolkit.families import FAMILIES, longest_text

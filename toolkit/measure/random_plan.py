@@ -99,7 +99,9 @@ def prune(layer: Layer, zeros: float, block_shape: tuple[int, int] = (1, 1)) -> 
     n, k = block_shape
 
     def pruned(linear: Linear) -> Linear:
-        rows, columns = (size // step for size, step in zip(linear.weight.shape, (n, k), strict=True))
+        rows, columns = (
+            size // step for size, step in zip(linear.weight.shape, (n, k), strict=True)
+        )
         whole = np.abs(linear.weight[: rows * n, : columns * k])
         sums = whole.reshape(rows, n, columns, k).sum(axis=(1, 3))
         threshold = np.quantile(sums, zeros) if zeros else -1.0

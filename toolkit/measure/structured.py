@@ -26,10 +26,10 @@ from toolkit.compress.structured.widths import shrink, widths_of
 from toolkit.config import SparsityConfig, TrainRoot
 from toolkit.environment import decide_num_threads
 from toolkit.errors import UsageError
-from toolkit.progress import say
 from toolkit.files import write_text
 from toolkit.measure.latency import CostTable, latency_meter
 from toolkit.measure.timing import warn_if_busy
+from toolkit.progress import say
 from toolkit.record import read_record
 
 Facts = dict[str, Any]  # `structured` of the record

@@ -175,7 +175,9 @@ def is_pruned(name: str) -> bool:
 def original() -> PreTrainedModel:
     torch.manual_seed(0)
     sizes: dict[str, Any] = SMALL | {"vocab_size": len(VOCABULARY)}
-    model = BertForQuestionAnswering(BertConfig(architectures=["BertForQuestionAnswering"], **sizes))
+    model = BertForQuestionAnswering(
+        BertConfig(architectures=["BertForQuestionAnswering"], **sizes)
+    )
     return prune_once(model, default_sparsity(final_sparsity=SPARSITY)).train(False)
 
 
@@ -271,7 +273,10 @@ def test_a_hub_id_is_exported_from_the_cache(
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for place in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):  # noqa: E501
+    for place in (
+        "huggingface_hub.constants.HF_HUB_CACHE",
+        "transformers.utils.hub.constants.HF_HUB_CACHE",
+    ):
         monkeypatch.setattr(place, str(cache.parent))
     config = compose("export", "checkpoint=some-one/small-bert", "task.max_length=24", *TASK)
     onnx = export(replace_output(config, tmp_path / "onnx"))
@@ -379,7 +384,9 @@ def test_no_code_of_a_file_is_run(tmp_path: Path, original: PreTrainedModel) -> 
     assert not (tmp_path / "touched").exists()
 
 
-def test_folders_that_hold_a_checkpoint_elsewhere(tmp_path: Path, original: PreTrainedModel) -> None:
+def test_folders_that_hold_a_checkpoint_elsewhere(
+    tmp_path: Path, original: PreTrainedModel
+) -> None:
     write(tmp_path / "zoo" / "training", original)
     with pytest.raises(InputError, match=r"no config\.json: name its folder training"):
         load_checkpoint(tmp_path / "zoo")

@@ -120,7 +120,7 @@ def test_a_cell_carries_what_was_published_for_its_pattern() -> None:
     cells = [Cell(12, 0.9, "fp32"), Cell(12, 0.9, "int8"), Cell(6, 0.7, "fp32"),
              Cell(12, 0.0, "fp32")]  # fmt: skip
     published = read_published(config.model, 12)
-    found = dict.fromkeys(cells, [200.0, 100.0, 50.0])
+    found = {each: [200.0, 100.0, 50.0] for each in cells}
     fp32, int8, unknown, dense = describe_cells(config, found, published)
     assert fp32["items_per_s"] == 100.0
     assert fp32["latency_ms"] == {"p50": 100.0, "low": 50.0, "high": 200.0}

@@ -167,7 +167,10 @@ def _second_order_masks(
         part = {name: weights[name] for name in names}
         with evaluating(model):
             found = inverse_fisher(
-                part, lambda batch: _backward(model, batch), bar(gradients(), "gradients", sparsity.fisher.num_gradients), sparsity.fisher
+                part,
+                lambda batch: _backward(model, batch),
+                bar(gradients(), "gradients", sparsity.fisher.num_gradients),
+                sparsity.fisher,
             )
         model.zero_grad(set_to_none=True)
         return found

@@ -25,8 +25,8 @@ from toolkit.compress.sparsity.schedule import rewound_rate, sparsity_at
 from toolkit.compress.sparsity.weights import prunable_weights, zero_share
 from toolkit.config import Method, Ranking, Schedule, default_sparsity
 from toolkit.errors import InputError, UsageError
-from toolkit.progress import say
 from toolkit.files import new_file
+from toolkit.progress import say
 
 MASKS_FILE = "masks.safetensors"
 SCORES_FILE = "movement.safetensors"

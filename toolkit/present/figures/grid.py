@@ -28,7 +28,9 @@ def draw_grids(grids: Sequence[Mapping[str, Any]]) -> Figure:
         grids: As `toolkit.present.grid.merge_grids` returns them.
     """
     columns = min(2, len(grids))
-    figure = Figure((8.4 * columns, 5.6 * math.ceil(len(grids) / columns)), 130, layout="constrained")
+    figure = Figure(
+        (8.4 * columns, 5.6 * math.ceil(len(grids) / columns)), 130, layout="constrained"
+    )
     for number, grid in enumerate(grids, 1):
         axes = figure.add_subplot(math.ceil(len(grids) / columns), columns, number)
         _draw(axes, grid)

@@ -47,7 +47,8 @@ def read_published(model: ModelConfig, num_layers: int) -> list[Published]:
     found = []
     for file in sorted((files("toolkit.conf") / "recipe").iterdir(), key=lambda file: file.name):
         name = file.name.removesuffix(".yaml")
-        own: Any = OmegaConf.create(file.read_text(encoding="utf-8")).get("published") or {}
+        values: Any = OmegaConf.create(file.read_text(encoding="utf-8"))
+        own = values.get("published") or {}
         scores = {key: value for key, value in own.items() if value is not None}
         if name == file.name or not scores:
             continue

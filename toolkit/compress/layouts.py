@@ -69,10 +69,13 @@ def plain_config(values: Mapping[str, Any]) -> dict[str, Any]:
         values["model_type"] = getattr(transformers, names[0]).config_class.model_type
     removed = values.pop("pruned_heads", None)
     if removed and "layer_widths" not in values:
-        heads, layers = values["num_attention_heads"], values["num_hidden_layers"]
+        stock = ("num_hidden_layers", "num_attention_heads", "intermediate_size")
+        names_of = {"distilbert": ("n_layers", "n_heads", "hidden_dim")}
+        layers, heads, neurons = (
+            values[name] for name in names_of.get(values["model_type"], stock)
+        )
         values["layer_widths"] = [
-            [heads - len(removed.get(str(i), [])), values["intermediate_size"]]
-            for i in range(layers)
+            [heads - len(removed.get(str(i), [])), neurons] for i in range(layers)
         ]
     return values
 

@@ -364,7 +364,8 @@ def _load_odd(model: PreTrainedModel, path: str) -> set[str]:
         missing = model.load_state_dict(renamed, strict=False).missing_keys
     except RuntimeError as error:  # shapes
         raise InputError(_cannot_load("weights", path, error)) from error
-    say(f"{path}: {'; '.join(notes)}")
+    if notes:
+        say(f"{path}: {'; '.join(notes)}")
     there = {own[name].data_ptr() for name in renamed if name in own}
     return {name for name in missing if own[name].data_ptr() not in there}  # tied ones are there
 

@@ -25,6 +25,7 @@ from toolkit.compress.quantization.layers import (
     round_weights,
     round_words,
 )
+from toolkit.compress.sentence_modules import SPARSE, write_modules
 from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.what_if import make_checkpoint
 from toolkit.config import ExportRoot, from_plain
@@ -94,6 +95,7 @@ def export(config: ExportRoot) -> Path:
         for name in COPIED_FILES:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, partial / name)
+        write_modules(checkpoint, partial, model.config.to_dict(), SPARSE, config.task.pooling)
         record = _fill_record(record, config, model, onnx, quantization.get("method", ""))
         write_record(partial / "record.json", record)
         (partial / "export.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -145,7 +145,7 @@ def _measured(
             )
             for metric, value in scores.items()
         ]
-    ours = dict(data.toolkit)
+    ours = dict(data.get("toolkit") or {})
     new = {speed_key(entry): _speed(entry, environment) for entry in entries if "onnx" not in entry}
     old = {speed_key(entry): entry for entry in ours.get("speed", [])}
     speed = list((old | new).values())
@@ -275,5 +275,7 @@ def _command(trained: Path | None) -> str | None:
     for override in yaml.safe_load(file.read_text(encoding="utf-8")) or []:
         key, _, value = str(override).partition("=")
         if key != "output_dir":
-            words.append(f"{key}=…/{Path(value).name}" if value[:1] in "/~" and value else override)
+            words.append(
+                f"{key}=.../{Path(value).name}" if value[:1] in "/~" and value else override
+            )
     return " ".join(["toolkit train", *map(shlex.quote, words)])

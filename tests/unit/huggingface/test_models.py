@@ -76,8 +76,9 @@ def test_stock_pipelines_answer_as_with_torch(
     ours.config.label2id = model.config.label2id
     texts = [text.replace("soup", "[MASK]", 1) for text in TEXTS] if head == "mlm" else TEXTS
     logging.getLogger("transformers").propagate = True  # for caplog
+    batch_size = 1 if head == "base" else 2  # hidden states of padding hold no information
     found, expected = (
-        pipeline(task, model=one, tokenizer=tokenizer)(texts, batch_size=2, **options)
+        pipeline(task, model=one, tokenizer=tokenizer)(texts, batch_size=batch_size, **options)
         for one in (ours, model)
     )
     assert "not supported" not in caplog.text

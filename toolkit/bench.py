@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifact.exported import Exported, find_checkpoint, size_bytes
+from toolkit.artifact.model_card import refresh_card
 from toolkit.config import BenchRoot
 from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.environment import decide_num_threads
@@ -77,8 +78,11 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         profiled = next((e for e in entries if engine_of(e["engine"]) == "sparse"), entries[0])
         if config.profile or config.roofline:
             add_profile(config, workers[profiled["engine"]], profiled)
+        environment = record["environment"]
         record = fill_record(config, record, model, facts, entries)
     write_record(Path(config.output_dir) / "record.json", record)
+    if record["environment"] is not environment:  # the export's own run was measured
+        refresh_card(model.onnx.parent, record["metrics"], entries, environment)
     if config.roofline:
         from toolkit.present.figures import save_png
         from toolkit.present.figures.roofline import draw_roofline

@@ -11,6 +11,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from toolkit.artifact.exported import size_bytes
+from toolkit.artifact.model_card import NAME as CARD
+from toolkit.artifact.model_card import is_ours, write_card
 from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
 from toolkit.artifact.parity import check_parity, check_sparse, check_zeros, parity_batches
 from toolkit.artifact.qdq import write_qdq
@@ -24,6 +26,7 @@ from toolkit.compress.quantization.layers import (
     quantized_linears,
     round_words,
 )
+from toolkit.compress.sentence_modules import SPARSE, write_modules
 from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.what_if import make_checkpoint
 from toolkit.config import ExportRoot, Format, from_plain
@@ -103,12 +106,31 @@ def export(config: ExportRoot) -> Path:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, partial / name)
         model.config.save_pretrained(partial)
+        write_modules(checkpoint, partial, model.config.to_dict(), SPARSE, config.task.pooling)
+        trained = _find_training(config)
         method = quantization.get("method", "")
-        record = _fill_record(record, config, model, checkpoint, onnx, method)
+        record = _fill_record(record, config, model, checkpoint, onnx, method, trained)
         write_record(partial / "record.json", record)
+        known = record
+        if (folder / CARD).is_file() and not is_ours(folder / CARD):
+            print(f"{folder / CARD} has been rewritten: it stays as it is")
+        else:
+            run = None
+            if trained is not None and trained["run"]["verb"] == "train":
+                run = checkpoint.resolve().parent
+                known = record | {"config": trained["config"]}
+            write_card(partial, known, run, checkpoint)
         (partial / "export.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print_summary(folder, facts)
     return folder
+
+
+def _find_training(config: ExportRoot) -> dict[str, Any] | None:
+    """Return the record of the training that made the checkpoint, if it lies beside it."""
+    if config.checkpoint is None:
+        return None
+    file = Path(config.checkpoint).resolve().parent / "record.json"
+    return read_record(file) if file.is_file() else None
 
 
 def _fill_record(
@@ -118,6 +140,7 @@ def _fill_record(
     checkpoint: Path,
     onnx: Path,
     method: str,
+    trained: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Carry the training's record along, and add what the export knows.
 
@@ -125,14 +148,12 @@ def _fill_record(
     """
     name = config.model.name
     if config.checkpoint is not None:
-        trained = checkpoint.resolve().parent / "record.json"
         name = Path(config.checkpoint).resolve().name
-        if trained.is_file():
-            earlier = read_record(trained)
+        if trained is not None:
             if method in ("", "qat"):
-                record["run"]["parent"] = root_id(earlier)
-                record["metrics"] = earlier["metrics"]
-            name = earlier["model"].get("name", name)
+                record["run"]["parent"] = root_id(trained)
+                record["metrics"] = trained["metrics"]
+            name = trained["model"].get("name", name)
         record["size_bytes"]["checkpoint"] = size_of(checkpoint)
     record["model"] = (
         describe_checkpoint(name, model)

@@ -104,7 +104,8 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
                 trainer.train(resume_from_checkpoint=checkpoint)
         metrics = predict(config, trainer, data)
         if trainer.is_world_process_zero():
-            save_checkpoint(output / "checkpoint", model, tokenizer)
+            origin, pooling = config.model.path, config.task.pooling
+            save_checkpoint(output / "checkpoint", model, tokenizer, origin, pooling)
 
     if trainer.is_world_process_zero():
         record["model"] = describe_checkpoint(config.model.name, model)

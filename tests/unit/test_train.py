@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from support.configs import TINY, compose
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -640,6 +641,13 @@ def test_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (entry,) = record["speed"]
     assert entry["metrics"]["spearman"] == pytest.approx(record["metrics"]["spearman"], abs=0.5)
     assert "similarity" not in entry["metrics"]
+    card = ModelCard.load(tmp_path / "both" / "export" / "README.md").data
+    assert {result.metric_type for result in card.eval_results} == {"spearmanr", "similarity"}
+    assert [speed["engine"] for speed in card.toolkit["speed"]] == ["sparse"]
+    assert record["environment"]["cpu"] in card.toolkit["speed"][0]["machine"]
+    for name in ("checkpoint", "export"):  # both are folders of sentence-transformers
+        modules = json.loads((tmp_path / "both" / name / "modules.json").read_text())
+        assert modules[1]["type"].endswith("Pooling")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -21,8 +22,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 from toolkit.compress.layouts import architecture_of, is_odd, plain_config, plain_weights
 from toolkit.compress.quantization.layers import write_grids
+from toolkit.compress.sentence_modules import STOCK, write_modules
 from toolkit.compress.structured.widths import resize
-from toolkit.config import ModelConfig, TaskConfig, Weights
+from toolkit.config import ModelConfig, Pooling, TaskConfig, Weights
 from toolkit.errors import InputError, UsageError
 from toolkit.families import FAMILIES, inputs_of, longest_text
 from toolkit.files import new_folder
@@ -188,12 +190,24 @@ def check_task(model: PreTrainedModel, path: str, task: TaskConfig) -> None:
 
 
 def save_checkpoint(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    origin: str | None = None,
+    pooling: Pooling | None = None,
 ) -> None:
     """Write a plain Hugging Face folder: under a temporary name first, then renamed.
 
     Replaces a folder of that name. What a quantized model's weights do not say lies beside them, in
     a file that stock transformers leaves alone.
+
+    Args:
+        folder: Where to.
+        model: The model.
+        tokenizer: Its tokenizer.
+        origin: Folder or hub id that it was made from; its `modules.json` is carried along.
+        pooling: How its hidden states were made vectors, of a model of embeddings: the folder is
+            one of sentence-transformers, too.
 
     Raises:
         OSError, safetensors.SafetensorError: The disk is full or cannot be written; nothing
@@ -204,6 +218,9 @@ def save_checkpoint(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_grids(model, temporary)
+        if pooling is not None:
+            source = None if origin is None else _modules_of(origin)
+            write_modules(source, temporary, model.config.to_dict(), STOCK, pooling)
 
 
 @contextmanager
@@ -262,6 +279,21 @@ def quiet_loading() -> None:
     """Switch off transformers' bars and tables about weights; missing ones become an error."""
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
+
+
+def _modules_of(origin: str) -> Path:
+    """Return the folder of a model, with what sentence-transformers keeps there if it knows it.
+
+    Raises:
+        InputError: The hub, which had the model, cannot be read any more.
+    """
+    if Path(origin).is_dir():
+        return Path(origin)
+    wanted = ["modules.json", "*/config.json", "[0-9]_*/*", "*sentence_*config*.json"]
+    try:
+        return Path(snapshot_download(origin, allow_patterns=wanted))
+    except Exception as error:  # HTTP errors, offline
+        raise InputError(_cannot_load("pooling", origin, error)) from error
 
 
 def _load_config(

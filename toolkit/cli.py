@@ -18,6 +18,7 @@ verbs:
   export   write a checkpoint as ONNX and prove that it computes the same
   bench    measure engines side by side, in one interleaved run
   report   collect the records of runs into a table and a picture
+  serve    answer requests over HTTP with an exported model
   info     show CPU, instruction sets, threads decided and why, versions
 
   toolkit VERB --help      keys, groups and their options
@@ -28,7 +29,7 @@ verbs:
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 below a gate
 """
 
-COMMANDS = ("train", "export", "bench", "report")  # each a module, and a root in toolkit.config
+COMMANDS = ("train", "export", "bench", "report", "serve")  # each a module, and a root in toolkit.config
 
 
 class JobError(Exception):

@@ -1,0 +1,48 @@
+"""`toolkit serve`: an exported model behind HTTP, until it is told to stop."""
+
+import os
+from pathlib import Path
+
+from toolkit.config import ServeRoot
+from toolkit.errors import InputError
+
+
+def serve(config: ServeRoot) -> None:
+    """Load the model, listen, answer; SIGTERM or Ctrl-C end it once what has begun is answered.
+
+    Raises:
+        InputError: The model cannot be read, or the address is taken.
+        UsageError: The configuration asks for what is not there.
+    """
+    # Idle threads of the engine would spin on the cores that requests are read on. Read when the
+    # kernels are loaded, so it stands before what imports them.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import uvicorn
+
+    from toolkit.serving.app import make_app
+    from toolkit.serving.journal import log, start_log
+
+    start_log()
+    app = make_app(config)
+    options = config.serve
+    listening = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=round(options.shutdown_timeout_s),
+    )
+    try:
+        socket = listening.bind_socket()
+    except SystemExit:  # uvicorn has logged why
+        raise InputError(
+            f"cannot listen on {options.host}:{options.port}: choose another serve.port, or 0 for "
+            "any that is free"
+        ) from None
+    port = socket.getsockname()[1]
+    log("ready", url=f"http://{options.host}:{port}/", model=str(Path(config.onnx).resolve().name))
+    uvicorn.Server(listening).run(sockets=[socket])
+    log("stopped")

@@ -38,7 +38,7 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
     if verb == "report":
         is_condition = re.compile("select=[^'\"]*[<>=]").match
         return [
-            f"select={_quote(arg[7:])}" if is_condition(arg) else arg for arg in _gather_paths(args)
+            f"select={quote(arg[7:])}" if is_condition(arg) else arg for arg in _gather_paths(args)
         ]
     return [f"++{arg}" if verb == "train" and arg.startswith("trainer.") else arg for arg in args]
 
@@ -152,9 +152,9 @@ def _gather_paths(args: Sequence[str]) -> list[str]:
         else:
             others.append(arg)
         is_value = arg in VALUE_FLAGS
-    return [*others, f"paths=[{','.join(map(_quote, paths))}]"] if paths else others
+    return [*others, f"paths=[{','.join(map(quote, paths))}]"] if paths else others
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
     """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
     return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()

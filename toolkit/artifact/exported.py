@@ -54,18 +54,30 @@ def read_exported(place: Path) -> Exported:
             "there is none: `toolkit export checkpoint=DIR` makes one"
         )
     graph = read_onnx(file)
-    facts = read_json(file.with_name("config.json"))
-    pad_id = facts.get("pad_token_id") or 0
-    positions = facts.get("max_position_embeddings", sys.maxsize)
+    pad_id, max_tokens = read_limits(file.parent)
     return Exported(
         onnx=file,
         inputs=graph.inputs,
         vocab_size=_vocab_size(file, graph),
         pad_id=pad_id,
-        max_tokens=longest_text(facts.get("model_type", ""), positions, pad_id),
+        max_tokens=max_tokens,
         record=read_record(file.parent) if file.with_name("record.json").exists() else None,
         is_quantized=any("Quantize" in node.operator for node in graph.nodes),
     )
+
+
+def read_limits(folder: Path) -> tuple[int, int]:
+    """Return the id of the padding token, and the tokens of the longest text, by `config.json`.
+
+    Without one the padding is 0 and texts may have any length.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    facts = read_json(folder / "config.json")
+    pad_id = facts.get("pad_token_id") or 0
+    positions = facts.get("max_position_embeddings", sys.maxsize)
+    return pad_id, longest_text(facts.get("model_type", ""), positions, pad_id)
 
 
 def find_checkpoint(onnx: Path) -> Path:

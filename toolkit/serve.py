@@ -44,5 +44,7 @@ def serve(config: ServeRoot) -> None:
         ) from None
     port = socket.getsockname()[1]
     log("ready", url=f"http://{options.host}:{port}/", model=str(Path(config.onnx).resolve().name))
-    uvicorn.Server(listening).run(sockets=[socket])
-    log("stopped")
+    try:
+        uvicorn.Server(listening).run(sockets=[socket])
+    finally:  # it ends by the signal that told it to
+        log("stopped")

@@ -1,4 +1,4 @@
-"""From outputs to answers: vectors, scores, tags, spans. T tokens, H hidden, C classes, D vector."""
+"""From outputs to answers: vectors, scores, tags. T tokens, H hidden, C classes, D vector."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
@@ -9,7 +9,6 @@ from tokenizers import Encoding
 
 from toolkit.config import Pooling
 from toolkit.tasks.embedding import pool
-from toolkit.tasks.question_answering import CLS_POSITION, best_spans, context_offsets
 
 Aggregation = Literal["none", "simple"]
 
@@ -92,53 +91,6 @@ def tags(
             {key: name, "score": score, "word": text[start:end], "start": start, "end": end}
         )
     return found
-
-
-def spans(
-    context: str,
-    windows: Sequence[Encoding],
-    logits: Sequence[tuple[NDArray[Any], NDArray[Any]]],
-    top_k: int,
-    max_length: int,
-    may_be_none: bool,
-) -> list[dict[str, Any]]:
-    """Choose the best answers among all windows of a context.
-
-    Args:
-        context: The text that holds the answer.
-        windows: Its windows.
-        logits: Of each window's starts and ends, (T,) each.
-        top_k: Answers wanted at most.
-        max_length: Tokens of an answer at most.
-        may_be_none: Whether "there is no answer", an empty one, competes.
-
-    Returns:
-        `answer`, `score`, `start`, `end` (characters), best first. A score is the product of the
-        probabilities of start and end among the context's tokens and [CLS] of its window.
-    """
-    best: dict[tuple[int, int], float] = {}
-    none = 1.0
-    for window, pair in zip(windows, logits, strict=True):
-        offsets = context_offsets(window)
-        allowed = np.array([offset is not None for offset in offsets])
-        allowed[CLS_POSITION] = True
-        starts, ends = (_log_softmax(np.where(allowed, part, -np.inf)) for part in pair)
-        none = min(none, float(np.exp(starts[CLS_POSITION] + ends[CLS_POSITION])))
-        for score, first, last in best_spans(offsets, starts, ends, top_k, max_length, len(starts)):
-            span = (offsets[first] or (0, 0))[0], (offsets[last] or (0, 0))[1]
-            best[span] = max(best.get(span, 0.0), float(np.exp(score)))  # windows overlap
-    found = [
-        {"answer": context[start:end], "score": score, "start": start, "end": end}
-        for (start, end), score in best.items()
-    ]
-    if may_be_none:
-        found.append({"answer": "", "score": none, "start": 0, "end": 0})
-    return sorted(found, key=lambda answer: -float(answer["score"]))[:top_k]
-
-
-def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
 def _entity(label: str) -> str:

@@ -224,8 +224,9 @@ def _kind_of(shapes: dict[str, tuple[int | None, ...]], exported: Exported) -> K
 def _pooling_of(exported: Exported) -> Pooling:
     """Read how embeddings are made: sentence-transformers' file, else the record; else the mean."""
     modes = read_json(exported.onnx.parent / "1_Pooling" / "config.json")
-    if modes:
-        return Pooling.cls if modes.get("pooling_mode_cls_token") else Pooling.mean
+    if modes:  # the second key is that of older versions
+        is_cls = modes.get("pooling_mode") == "cls" or modes.get("pooling_mode_cls_token")
+        return Pooling.cls if is_cls else Pooling.mean
     task = ((exported.record or {}).get("config") or {}).get("task") or {}
     return Pooling(task.get("pooling") or Pooling.mean)
 

@@ -15,11 +15,12 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from toolkit.serving.answers import Aggregation, normalized, pooled, scores_of, spans, tags
+from toolkit.serving.answers import Aggregation, normalized, pooled, scores_of, tags
 from toolkit.serving.errors import RequestError
 from toolkit.serving.journal import Trace
 from toolkit.serving.model import Kind, Text
 from toolkit.serving.service import Service
+from toolkit.tasks.answers import likely_answers
 
 Ids = list[int]
 Input = str | Ids | list[str | Ids]
@@ -106,8 +107,9 @@ class Question(BaseModel):
 class AnswerParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
     top_k: Annotated[int, Field(ge=1, le=100)] = 1
-    max_answer_len: Annotated[int, Field(ge=1)] = 30
+    max_answer_len: Annotated[int, Field(ge=1)] = 15
     handle_impossible_answer: bool = False
+    align_to_words: bool = True
 
 
 class AnswerRequest(BaseModel):
@@ -212,16 +214,17 @@ def text_routes(service: Service) -> APIRouter:
         windows, answers = await service.run_question(
             _trace(request), said.question, said.context
         )
-        found = spans(
+        found = likely_answers(
             said.context,
-            windows,
-            [(a.outputs["start_logits"], a.outputs["end_logits"]) for a in answers],
+            [
+                (window, a.outputs["start_logits"], a.outputs["end_logits"])
+                for window, a in zip(windows, answers, strict=True)
+            ],
             wanted.top_k,
             wanted.max_answer_len,
             wanted.handle_impossible_answer,
+            wanted.align_to_words,
         )
-        if not found:
-            raise RequestError("Validation", "`context` holds nothing to answer with", 422)
         return _json(found[0] if wanted.top_k == 1 else found)
 
     @router.post("/tags")

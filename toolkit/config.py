@@ -718,8 +718,8 @@ class ServeConfig:
         port: Port to listen on; 0 lets the system choose a free one.
         token: What every request must carry as `Authorization: Bearer TOKEN`, apart from those for
             health and for the page; null asks for nothing.
-        name: The model's name in answers and in the paths of /v2; null takes the record's, or the
-            folder's.
+        model_name: The model's name in answers and in the paths of /v2; null takes the record's,
+            or the folder's.
         pooling: How an embedding is made of a text's hidden states; null does as the export says.
         max_batch: Texts that the engine runs at once, >= 1.
         max_wait_ms: Longest time that a text waits for others to fill a batch, while the engine
@@ -737,7 +737,7 @@ class ServeConfig:
     host: str
     port: int
     token: str | None
-    name: str | None
+    model_name: str | None
     pooling: Pooling | None
     max_batch: int
     max_wait_ms: float

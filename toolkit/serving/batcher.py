@@ -140,7 +140,9 @@ class Batcher:
         try:
             return await asyncio.gather(*(text.answer for text in waiting))
         finally:  # cancelled, or one of them failed; an answer that is done stays as it is
-            if any([text.answer.cancel() for text in waiting]):
+            for text in waiting:
+                text.answer.cancel()
+            if any(text.answer.cancelled() for text in waiting):
                 self._queue = deque(text for text in self._queue if not text.answer.done())
                 self._note_size()
 

@@ -133,7 +133,7 @@ def describe(
         count = shapes["logits"][-1] or 0
         labels = [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
     return Model(
-        name=config.serve.name or _name_of(exported),
+        name=config.serve.model_name or _name_of(exported),
         kind=kind,
         precision=precision,
         inputs=inputs,

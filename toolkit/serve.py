@@ -42,6 +42,7 @@ def serve(config: ServeRoot) -> None:
             f"cannot listen on {options.host}:{options.port}: choose another serve.port, or 0 for "
             "any that is free"
         ) from None
+    socket.listen(listening.backlog)  # who connects from here on is answered
     port = socket.getsockname()[1]
     log("ready", url=f"http://{options.host}:{port}/", model=str(Path(config.onnx).resolve().name))
     try:

@@ -39,5 +39,6 @@ if __name__ == "__main__":
         make_app(config, load), port=0, lifespan="on", access_log=False, log_config=None
     )
     socket = listening.bind_socket()
+    socket.listen(listening.backlog)
     log("ready", url=f"http://127.0.0.1:{socket.getsockname()[1]}/")
     uvicorn.Server(listening).run(sockets=[socket])

@@ -96,7 +96,7 @@ def test_a_full_queue_refuses_at_once_and_answers_the_others(slow: str) -> None:
 
 def test_the_work_of_who_hangs_up_is_dropped(slow: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "toolkit.serving")
-    metric = 'te_batch_next_size_sum '
+    metric = "te_batch_next_size_sum "
 
     def computed() -> float:
         lines = get(f"{slow}/metrics", **bearer())[1].splitlines()
@@ -104,7 +104,8 @@ def test_the_work_of_who_hangs_up_is_dropped(slow: str, caplog: pytest.LogCaptur
 
     body = json.dumps(TEXT).encode()
     head = f"POST /embed HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {TOKEN}\r\n"
-    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
     before = computed()
     host, port = slow.removeprefix("http://").split(":")
     first = threading.Thread(target=post, args=(f"{slow}/embed", TEXT), kwargs=bearer())

@@ -162,7 +162,7 @@ def test_rerank_sorts_texts_by_their_score(served: Served, exports: Exports) -> 
 
 def test_the_hub_client_answers_questions(served: Served, exports: Exports) -> None:
     client = InferenceClient(served("question_answering"))
-    context = " and ".join(TEXTS * 6)  # several windows
+    context = " and ".join(TEXTS * 8)  # several windows
     assert len(load_tokenizer(exports("question_answering")).encode(context)) > 2 * MAX_TOKENS
     found: Any = client.question_answering(question="what was good", context=context, top_k=3)
     pipeline = QuestionAnsweringPipeline(str(exports("question_answering")), num_threads=1)

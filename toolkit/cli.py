@@ -29,7 +29,13 @@ verbs:
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 below a gate
 """
 
-COMMANDS = ("train", "export", "bench", "report", "serve")  # each a module, and a root in toolkit.config
+COMMANDS = (
+    "train",
+    "export",
+    "bench",
+    "report",
+    "serve",
+)  # each a module, and a root in toolkit.config
 
 
 class JobError(Exception):

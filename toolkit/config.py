@@ -754,7 +754,9 @@ class ServeConfig:
             raise ValueError(f"serve.port must be in [0, 65535]; got {self.port}")
         token = self.token
         if token is not None and not (token and token.isascii() and token.isprintable()):
-            raise ValueError("serve.token must be printable ASCII characters, at least one, or null")
+            raise ValueError(
+                "serve.token must be printable ASCII characters, at least one, or null"
+            )
         for field in ("max_batch", "max_batch_tokens", "max_texts", "max_body_bytes"):
             _check_at_least(f"serve.{field}", getattr(self, field), 1)
         _check_at_least("serve.max_wait_ms", self.max_wait_ms, 0)

@@ -1,9 +1,9 @@
 """`toolkit serve`: an exported model behind HTTP, until it is told to stop."""
 
 import os
-from pathlib import Path
 
 from toolkit.config import ServeRoot
+from toolkit.environment import decide_num_threads
 from toolkit.errors import InputError
 
 
@@ -43,8 +43,12 @@ def serve(config: ServeRoot) -> None:
             "any that is free"
         ) from None
     socket.listen(listening.backlog)  # who connects from here on is answered
-    port = socket.getsockname()[1]
-    log("ready", url=f"http://{options.host}:{port}/", model=str(Path(config.onnx).resolve().name))
+    log(
+        "ready",
+        url=f"http://{options.host}:{socket.getsockname()[1]}/",
+        onnx=config.onnx,
+        threads=decide_num_threads(config.engine.num_threads)[1],
+    )
     try:
         uvicorn.Server(listening).run(sockets=[socket])
     finally:  # it ends by the signal that told it to

@@ -1,4 +1,4 @@
-"""The app: an ASGI application made of a configuration, for any server or cluster that runs such."""
+"""The app: ASGI, made of a configuration, for any server or cluster that runs such."""
 
 import base64
 import hashlib

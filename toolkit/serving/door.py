@@ -88,7 +88,8 @@ class Door:
         await _until_gone(self._app, scope, body, receive, send)
 
     def _check_token(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        if self._secret is None or scope["path"] in OPEN_PATHS and scope["method"] == "GET":
+        is_open = scope["path"] in OPEN_PATHS and scope["method"] == "GET"
+        if self._secret is None or is_open:
             return
         if not hmac.compare_digest(headers.get(b"authorization", b""), self._secret):
             raise RequestError("Validation", "expected the header Authorization: Bearer TOKEN", 401)

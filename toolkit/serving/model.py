@@ -120,10 +120,8 @@ def describe(
     folder = exported.onnx.parent
     facts = read_json(folder / "config.json")
     tokenizer = load_tokenizer(folder)
-    max_tokens = min(
-        exported.max_tokens,
-        read_json(folder / "sentence_bert_config.json").get("max_seq_length") or exported.max_tokens,
-    )
+    cut_at = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    max_tokens = min(exported.max_tokens, cut_at or exported.max_tokens)
     shapes = _shapes_of(inputs, run, exported.pad_id)
     kind = _kind_of(shapes, exported)
     is_answering = kind is Kind.question_answering

@@ -33,8 +33,9 @@ class Service:
             RequestError: It is of none of these kinds.
         """
         if self.model.kind not in kinds:
-            raise RequestError("Backend", f"the model is a {self.model.kind.value} model: this "
-                               f"route needs {' or '.join(kind.value for kind in kinds)}")  # fmt: skip
+            wanted = " or ".join(kind.value for kind in kinds)
+            said = f"this route needs a model of kind {wanted}; this one is {self.model.kind.value}"
+            raise RequestError("Backend", said)
 
     def check_count(self, texts: int) -> None:
         """Refuse a request of too many texts, before anything is made of them.

@@ -183,7 +183,9 @@ def _read_tensor(tensor: InputTensor, body: bytes, offset: int) -> tuple[NDArray
         try:
             array = np.array(tensor.data or [], datatype).ravel()
         except (ValueError, TypeError, OverflowError):
-            raise RequestError("Validation", "`data` must be a list of whole numbers", 400) from None
+            raise RequestError(
+                "Validation", "`data` must be a list of whole numbers", 400
+            ) from None
     else:
         if size != count * datatype.itemsize or offset + size > len(body):
             said = f"a tensor of shape {tensor.shape} has {count * datatype.itemsize} bytes"

@@ -211,9 +211,7 @@ def text_routes(service: Service) -> APIRouter:
     async def answer(body: AnswerRequest, request: Request) -> Response:
         service.expect(Kind.question_answering)
         said, wanted = body.inputs, body.parameters
-        windows, answers = await service.run_question(
-            _trace(request), said.question, said.context
-        )
+        windows, answers = await service.run_question(_trace(request), said.question, said.context)
         found = likely_answers(
             said.context,
             [

@@ -1,27 +1,22 @@
 """`toolkit serve`: an exported model behind HTTP, until it is told to stop."""
 
-import os
+import uvicorn
 
 from toolkit.config import ServeRoot
 from toolkit.environment import decide_num_threads
 from toolkit.errors import InputError
+from toolkit.serving.app import make_app
+from toolkit.serving.journal import log, start_log
 
 
 def serve(config: ServeRoot) -> None:
     """Load the model, listen, answer; SIGTERM or Ctrl-C end it once what has begun is answered.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C ended it.
         InputError: The model cannot be read, or the address is taken.
         UsageError: The configuration asks for what is not there.
     """
-    # Idle threads of the engine would spin on the cores that requests are read on. Read when the
-    # kernels are loaded, so it stands before what imports them.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import uvicorn
-
-    from toolkit.serving.app import make_app
-    from toolkit.serving.journal import log, start_log
-
     start_log()
     app = make_app(config)
     options = config.serve
@@ -33,6 +28,7 @@ def serve(config: ServeRoot) -> None:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=round(options.shutdown_timeout_s),
     )
     try:
@@ -51,5 +47,6 @@ def serve(config: ServeRoot) -> None:
     )
     try:
         uvicorn.Server(listening).run(sockets=[socket])
-    finally:  # it ends by the signal that told it to
+    finally:  # uvicorn ends by the signal that told it to …
         log("stopped")
+    raise KeyboardInterrupt  # … unless that was Ctrl-C, which asyncio keeps to itself

@@ -57,7 +57,9 @@ def make_app(config: ServeRoot, load: Callable[[ServeRoot], Model] = load_model)
     app = FastAPI(title="toolkit serve", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(text_routes(service))
     app.include_router(tensor_routes(service))
-    app.add_middleware(Door, config=limits, metrics=metrics)
+    app.add_middleware(
+        Door, config=limits, metrics=metrics, is_full=lambda: batcher.size >= limits.max_queue
+    )
     content, policy = page()
 
     @app.get("/", include_in_schema=False)

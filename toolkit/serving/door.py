@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,8 +26,19 @@ COMPUTE_TYPE = b"cpu"
 class Door:
     """Middleware around an ASGI app."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, config: ServeConfig, metrics: Metrics, is_full: Callable[[], bool]
+    ) -> None:
+        """Wrap an app.
+
+        Args:
+            app: Any ASGI app.
+            config: The limits.
+            metrics: Where requests are counted.
+            is_full: Whether the queue has no room for a single text.
+        """
         self._app, self._config, self._metrics = app, config, metrics
+        self._is_full = is_full
         self._secret = None if config.token is None else f"Bearer {config.token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +85,9 @@ class Door:
         headers = dict(scope["headers"])
         try:
             self._check_token(scope, headers)
+            if scope["method"] == "POST" and self._is_full():
+                # before anything is read or parsed: under overload most requests end here
+                raise RequestError("Overloaded", "Model is overloaded")
             if headers.get(b"content-encoding", b"identity") != b"identity":
                 raise RequestError("Validation", "send the body as it is, not compressed", 415)
             async with asyncio.timeout(self._config.read_timeout_s):
@@ -137,6 +152,7 @@ async def _until_gone(
     finally:
         for task in (work, gone):
             task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
 
 
 async def _hung_up(receive: Receive) -> None:
@@ -153,6 +169,8 @@ async def _refuse(send: Send, scope: Scope, error: RequestError) -> None:
     ]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if error.status == 429:
+        headers.append((b"retry-after", b"1"))
     if error.status in (408, 413):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     await send({"type": "http.response.start", "status": error.status, "headers": headers})

@@ -128,7 +128,7 @@ class Service:
         except OverloadedError as error:
             raise RequestError("Overloaded", str(error)) from None
         except ValueError as error:  # the engine's word on ids, types and masks: numbers only
-            raise RequestError("Validation", str(error), 422) from None
+            raise RequestError("Validation", str(error), 400) from None
         trace.texts = len(features)
         trace.tokens = sum(len(feature["input_ids"]) for feature in features)
         trace.queue_s = sum(answer.queue_s for answer in answers) / len(answers)

@@ -181,11 +181,12 @@ def _read_tensor(tensor: InputTensor, body: bytes, offset: int) -> tuple[NDArray
     size = tensor.parameters.binary_data_size
     if size is None:
         try:
-            array = np.array(tensor.data or [], datatype).ravel()
-        except (ValueError, TypeError, OverflowError):
-            raise RequestError(
-                "Validation", "`data` must be a list of whole numbers", 400
-            ) from None
+            array = np.array(tensor.data or [0]).ravel()
+        except ValueError:  # lists of different lengths
+            array = np.array([""])
+        if array.dtype.kind not in "iu":
+            raise RequestError("Validation", "`data` must be a list of whole numbers", 400)
+        array = array.astype(np.int64)
     else:
         if size != count * datatype.itemsize or offset + size > len(body):
             said = f"a tensor of shape {tensor.shape} has {count * datatype.itemsize} bytes"

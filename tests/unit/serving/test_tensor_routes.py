@@ -99,6 +99,10 @@ def changed(**changes: Any) -> dict[str, Any]:
     [
         (changed(data=[5]), "has 2 numbers; got 1"),
         (changed(data=["x", 6]), "`data` must be a list of whole numbers"),
+        (changed(data=["5", 6]), "`data` must be a list of whole numbers"),
+        (changed(data=[5.5, 6]), "`data` must be a list of whole numbers"),
+        (changed(data=[5, 2**40]), "32-bit"),
+        (changed(data=[5, 2**64 - 1]), "`data` must be a list of whole numbers"),
         (changed(data=[5, 2**70]), "`data` must be a list of whole numbers"),
         (changed(data=[[[5], 6]]), "`data` must be a list of whole numbers"),
         (changed(shape=[1, -2]), "a shape must be positive"),

@@ -14,7 +14,8 @@ pytest.importorskip("ray", reason="needs ray[serve]")
 # In a process of its own: Ray starts others and leaves threads and open files behind.
 SCRIPT = """
 import json, os, socket, sys, threading
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+os.environ["RAY_worker_niceness"] = "0"  # or other tests leave its processes no time
 import ray
 from ray import serve
 from support.serving import get, post
@@ -24,7 +25,7 @@ from toolkit.serving.deployment import application
 export, texts = sys.argv[1], json.loads(sys.argv[2])
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 serve.run(application(default_serve(export, **{"engine.num_threads": 1}), num_replicas=2))
 url, found = f"http://127.0.0.1:{port}", {}

@@ -19,6 +19,7 @@ verbs:
   bench    measure engines side by side, in one interleaved run
   grid     measure models of many depths, sparsities and precisions before training any
   report   collect the records of runs into a table and a picture
+  serve    answer requests over HTTP with an exported model
   info     show CPU, instruction sets, threads decided and why, versions
 
   toolkit VERB --help      keys, groups and their options
@@ -31,8 +32,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 below a gate
 """
 
 # Each a module, and a root in toolkit.config.
-COMMANDS = ("train", "export", "bench", "grid", "report")
-
+COMMANDS = ("train", "export", "bench", "grid", "report", "serve")
 
 # What completion offers: ours, and Hydra's.
 FLAGS = ("-q", "-v", "-m", "--multirun", "--help", "--cfg", "--info", "--resolve", "-cn", "-cd")

@@ -729,6 +729,67 @@ class BenchConfig:
 
 
 @dataclass(kw_only=True)
+class ServeConfig:
+    """The server: where it listens, how it gathers batches, what it refuses.
+
+    Attributes:
+        host: Address to listen on; 0.0.0.0 is every network interface.
+        port: Port to listen on; 0 lets the system choose a free one.
+        token: What every request must carry as `Authorization: Bearer TOKEN`, apart from those for
+            health and for the page; null asks for nothing.
+        model_name: The model's name in answers and in the paths of /v2; null takes the record's,
+            or the folder's.
+        pooling: How an embedding is made of a text's hidden states; null does as the export says.
+        max_batch: Texts that the engine runs at once, >= 1.
+        max_wait_ms: Longest time that a text waits for others to fill a batch, while the engine
+            has nothing to do, >= 0.
+        max_batch_tokens: Tokens that the engine runs at once, >= 1; one longer text runs alone.
+        max_queue: Texts that may wait for the engine, >= `max_texts`; more are refused (429).
+        max_texts: Texts of one request, >= 1; more are refused (413).
+        max_body_bytes: Bytes of one request, >= 1; more are refused (413).
+        auto_truncate: Whether texts that are too long are cut where a request does not say;
+            otherwise they are refused (413).
+        read_timeout_s: Seconds that a client has to send its request, > 0.
+        shutdown_timeout_s: Seconds that requests have to finish once the server shall stop, > 0.
+    """
+
+    host: str
+    port: int
+    token: str | None
+    model_name: str | None
+    pooling: Pooling | None
+    max_batch: int
+    max_wait_ms: float
+    max_batch_tokens: int
+    max_queue: int
+    max_texts: int
+    max_body_bytes: int
+    auto_truncate: bool
+    read_timeout_s: float
+    shutdown_timeout_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"serve.port must be in [0, 65535]; got {self.port}")
+        token = self.token
+        if token is not None and not (token and token.isascii() and token.isprintable()):
+            raise ValueError(
+                "serve.token must be printable ASCII characters, at least one, or null"
+            )
+        for field in ("max_batch", "max_batch_tokens", "max_texts", "max_body_bytes"):
+            _check_at_least(f"serve.{field}", getattr(self, field), 1)
+        _check_at_least("serve.max_wait_ms", self.max_wait_ms, 0)
+        if self.max_queue < self.max_texts:
+            raise ValueError(
+                f"serve.max_queue must be at least serve.max_texts={self.max_texts}, or a request "
+                f"of that many texts never fits; got {self.max_queue}"
+            )
+        for field in ("read_timeout_s", "shutdown_timeout_s"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"serve.{field} must be > 0; got {getattr(self, field)}")
+
+
+@dataclass(kw_only=True)
 class TrainRoot:
     """`toolkit train`: compose, train, evaluate, save.
 
@@ -862,6 +923,20 @@ class ReportRoot:
     output_dir: str
 
 
+@dataclass(kw_only=True)
+class ServeRoot:
+    """`toolkit serve`: an exported model behind HTTP.
+
+    Attributes:
+        onnx: Export folder, with its tokenizer.
+    """
+
+    onnx: str
+    engine: EngineConfig
+    serve: ServeConfig
+    output_dir: str
+
+
 def schema_keys(root: type, prefix: str = "") -> list[str]:
     """List the dotted names of all fields below a root dataclass."""
     keys = []
@@ -881,12 +956,34 @@ def default_sparsity(**changes: Any) -> SparsityConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    text = (files("toolkit.conf") / "sparsity" / "dense.yaml").read_text(encoding="utf-8")
-    defaults: Any = OmegaConf.create(text)
+    defaults = _read_option("sparsity", "dense")
     try:
         return from_plain(SparsityConfig, OmegaConf.merge(defaults, changes))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ValueError(f"sparsity: {str(error).splitlines()[0]}") from None
+
+
+def default_serve(onnx: str, **changes: Any) -> ServeRoot:
+    """Make what `toolkit serve onnx=…` would compose, for servers that are not started by it.
+
+    Args:
+        onnx: Export folder.
+        **changes: Values by dotted name, such as `{"serve.max_batch": 64}`.
+
+    Raises:
+        ValueError: A name is no field, or a value is of a wrong type or out of its range.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    values: Any = OmegaConf.create({"onnx": onnx, "output_dir": ""})
+    values.engine, values.serve = _read_option("engine", "sparse"), _read_option("serve", "default")
+    try:
+        for name, value in changes.items():
+            OmegaConf.update(values, name, value)
+        return from_plain(ServeRoot, values)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"serve: {str(error).splitlines()[0]}") from None
 
 
 def narrow(config: Any, root: type[Root], **changes: Any) -> Root:
@@ -907,6 +1004,13 @@ def from_plain(root: type[Root], values: dict[str, Any]) -> Root:
     made: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(root), values))
     assert isinstance(made, root)
     return made
+
+
+def _read_option(group: str, option: str) -> Any:
+    from omegaconf import OmegaConf
+
+    text = (files("toolkit.conf") / group / f"{option}.yaml").read_text(encoding="utf-8")
+    return OmegaConf.create(text)
 
 
 def _check_at_least(field: str, value: float, least: float) -> None:

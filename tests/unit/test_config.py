@@ -13,6 +13,7 @@ from toolkit.config import (
     EngineConfig,
     ExportConfig,
     QuantizationConfig,
+    ServeConfig,
     SparsityConfig,
     TaskConfig,
     TeacherConfig,
@@ -20,7 +21,8 @@ from toolkit.config import (
 )
 
 # Each group as conf/ has it: a new field needs no entry here.
-VALID = {type(part): part for part in vars(compose("train", "sparsity=prune80")).values()}
+ROOTS = (compose("train", "sparsity=prune80"), compose("serve", "onnx=x"))
+VALID = {type(part): part for root in ROOTS for part in vars(root).values()}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,13 @@ VALID = {type(part): part for part in vars(compose("train", "sparsity=prune80"))
         (BenchConfig, "seq_len", 2, "seq_len must be at least 3; got 2"),
         (BenchConfig, "seconds", -1.0, "seconds must be at least 0"),
         (BenchConfig, "min_iterations", 0, "min_iterations must be at least 1"),
+        (ServeConfig, "port", 2**16, "serve.port must be in [0, 65535]; got 65536"),
+        (ServeConfig, "token", "", "serve.token must be printable ASCII characters, at least one"),
+        (ServeConfig, "token", "a\nb", "serve.token must be printable ASCII characters"),
+        (ServeConfig, "max_batch", 0, "serve.max_batch must be at least 1; got 0"),
+        (ServeConfig, "max_wait_ms", -1.0, "serve.max_wait_ms must be at least 0; got -1"),
+        (ServeConfig, "max_queue", 31, "serve.max_queue must be at least serve.max_texts=32"),
+        (ServeConfig, "read_timeout_s", 0.0, "serve.read_timeout_s must be > 0; got 0.0"),
         (BenchConfig, "max_regression", 1.0, "max_regression must be in [0, 1); got 1.0"),
     ],
 )

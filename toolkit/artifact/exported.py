@@ -75,7 +75,7 @@ def read_limits(folder: Path) -> tuple[int, int]:
     Raises:
         InputError: The file is damaged.
     """
-    facts = _read_json(folder / "config.json")
+    facts = read_json(folder / "config.json")
     pad_id = facts.get("pad_token_id") or 0
     positions = facts.get("max_position_embeddings", sys.maxsize)
     return pad_id, longest_text(facts.get("model_type", ""), positions, pad_id)
@@ -87,7 +87,7 @@ def find_checkpoint(onnx: Path) -> Path:
     Raises:
         UsageError: There is no such file or folder.
     """
-    name = _read_json(onnx.with_name("export.json")).get("checkpoint")
+    name = read_json(onnx.with_name("export.json")).get("checkpoint")
     checkpoint = onnx.parent / str(name)
     if name is None or not (checkpoint / "config.json").is_file():
         found = "names none" if name is None else f"names {checkpoint}, which is not there"
@@ -161,7 +161,7 @@ def _vocab_size(file: Path, graph: Graph) -> int:
     raise InputError(f"{file} is not a BERT with the inputs {', '.join(MODEL_INPUTS)}: {wrong}")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; an absent file counts as empty."""
     if not file.is_file():
         return {}

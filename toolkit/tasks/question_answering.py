@@ -20,7 +20,7 @@ from tokenizers import Encoding, Tokenizer
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
 from toolkit.files import read_text
-from toolkit.tasks.features import Example, Feature, feature_of, unset
+from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
 
 AUTO_CLASS = "AutoModelForQuestionAnswering"
 OUTPUTS = ("start_logits", "end_logits")
@@ -150,7 +150,7 @@ def window_cutter(
 
     def cut(pairs: Sequence[tuple[str, str]]) -> list[list[Encoding]]:
         with _telling_room(doc_stride):
-            encodings = tokenizer.encode_batch(list(pairs))
+            encodings = encode_texts(tokenizer, pairs)
         return [[first, *first.overflowing] for first in encodings]
 
     with _telling_room(doc_stride):

@@ -107,7 +107,7 @@ def export(config: ExportRoot) -> Path:
                 shutil.copyfile(checkpoint / name, partial / name)
         model.config.save_pretrained(partial)
         write_modules(checkpoint, partial, model.config.to_dict(), SPARSE, config.task.pooling)
-        trained = _find_training(config)
+        trained = None if config.checkpoint is None else _find_training(checkpoint)
         method = quantization.get("method", "")
         record = _fill_record(record, config, model, checkpoint, onnx, method, trained)
         write_record(partial / "record.json", record)
@@ -125,11 +125,9 @@ def export(config: ExportRoot) -> Path:
     return folder
 
 
-def _find_training(config: ExportRoot) -> dict[str, Any] | None:
-    """Return the record of the training that made the checkpoint, if it lies beside it."""
-    if config.checkpoint is None:
-        return None
-    file = Path(config.checkpoint).resolve().parent / "record.json"
+def _find_training(checkpoint: Path) -> dict[str, Any] | None:
+    """Return the record of the run that made a checkpoint, if it lies beside it."""
+    file = checkpoint.resolve().parent / "record.json"
     return read_record(file) if file.is_file() else None
 
 

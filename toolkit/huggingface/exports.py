@@ -12,6 +12,7 @@ from huggingface_hub import cached_assets_path, snapshot_download
 
 from toolkit import __version__
 from toolkit.compress.model import check_folder
+from toolkit.engine.reader.graph import find_file
 from toolkit.errors import CODES, InputError
 from toolkit.overrides import quote
 
@@ -64,7 +65,7 @@ def find_export(folder: Path) -> Path:
         InputError: The folder is no checkpoint, or is damaged.
         GateError: The engine's outputs are not torch's.
     """
-    if (folder / "model.onnx").is_file():
+    if find_file(folder).is_file():
         return folder
     folder = folder.resolve()
     key = hashlib.sha256(f"{__version__} {folder}".encode())

@@ -24,9 +24,10 @@ from transformers.models.auto import modeling_auto
 
 from toolkit.engine import Engine
 from toolkit.engine.kernel_choice import path_beside
+from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.errors import InputError
 from toolkit.families import MODEL_INPUTS
-from toolkit.files import added_to
+from toolkit.files import added_to, read_text
 from toolkit.huggingface.exports import find_export, find_folder
 
 Tensor = Any  # a torch.Tensor, a NumPy array, or nested lists of numbers
@@ -94,14 +95,15 @@ class SparseModel:
             ValueError: This CPU does not support `isa`, `kernel` or `precision`.
         """
         folder = find_folder(source, revision, token, cache_dir, local_files_only)
-        config = AutoConfig.from_pretrained(folder)
-        architecture = (config.architectures or [""])[0]
+        facts = json.loads(read_text(folder / "config.json", cls.__name__))
+        architecture = (facts.get("architectures") or [""])[0]
         if architecture and not architecture.endswith(cls.head):
             raise InputError(
                 f"{source} holds a {architecture}, but {cls.__name__} is for a model whose name "
                 f"ends with {cls.head}: choose the class of its head"
             )
         folder = find_export(folder)
+        config = AutoConfig.from_pretrained(folder)
         engine = Engine.load(folder, num_threads, isa, kernel, precision, keep_timings)
         known = cls.output_class.__dataclass_fields__
         if foreign := [name for name in engine.outputs if name not in known]:
@@ -126,8 +128,8 @@ class SparseModel:
         target = Path(save_directory)
         if target.resolve() == self.folder.resolve():
             return
-        skipped = shutil.ignore_patterns(".*", path_beside(Path("model.onnx")).name)
-        with added_to(target, last="model.onnx") as partial:
+        skipped = shutil.ignore_patterns(".*", path_beside(Path("*")).name)
+        with added_to(target, last="model.onnx", also=f"model{SUFFIX}") as partial:
             shutil.copytree(self.folder, partial, ignore=skipped, dirs_exist_ok=True)
             facts = partial / "export.json"
             if facts.is_file():

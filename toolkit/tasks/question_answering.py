@@ -150,7 +150,7 @@ def window_cutter(
 
     def cut(pairs: Sequence[tuple[str, str]]) -> list[list[Encoding]]:
         with _telling_room(doc_stride):
-            encodings = encode_texts(tokenizer, list(pairs))
+            encodings = encode_texts(tokenizer, pairs)
         return [[first, *first.overflowing] for first in encodings]
 
     with _telling_room(doc_stride):

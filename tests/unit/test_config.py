@@ -18,6 +18,7 @@ from toolkit.config import (
     TaskConfig,
     TeacherConfig,
     TeacherKind,
+    default_serve,
 )
 
 # Each group as conf/ has it: a new field needs no entry here.
@@ -92,3 +93,11 @@ def test_values_out_of_range_are_named(kind: type, field: str, value: Any, says:
 def test_dense_with_a_schedule_left_over_is_valid() -> None:
     dense = replace(VALID[SparsityConfig], final_sparsity=0.0, initial_sparsity=0.5)
     assert dense.final_sparsity == 0.0
+
+
+def test_a_server_without_the_command_line_has_the_same_values() -> None:
+    found = default_serve("x", **{"serve.max_batch": 64, "engine.num_threads": "2"})
+    composed = compose("serve", "onnx=x", "serve.max_batch=64", "engine.num_threads=2")
+    assert replace(found, output_dir="x") == composed
+    with pytest.raises(ValueError, match=r"serve: Key 'max_bach' not in 'ServeConfig'"):
+        default_serve("x", **{"serve.max_bach": 64})

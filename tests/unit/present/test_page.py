@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import Browser, find_browser
+from support.browser import Browser
 from support.records import record, rows_of, speed, sweep
 
 from toolkit.present.chart import make_panels
@@ -61,15 +61,6 @@ def test_the_page_allows_its_own_scripts_only() -> None:
     ]
     own = text.replace(library, "")
     assert not re.search("https?://", own)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("needs chromium or google-chrome")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

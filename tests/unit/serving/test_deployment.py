@@ -25,7 +25,8 @@ from toolkit.serving.deployment import application
 export, texts = sys.argv[1], json.loads(sys.argv[2])
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+memory = 80 * 2**20
+ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=memory)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 serve.run(application(default_serve(export, **{"engine.num_threads": 1}), num_replicas=2))
 url, found = f"http://127.0.0.1:{port}", {}
@@ -79,3 +80,14 @@ def test_replicas_answer_as_one_server_does(tmp_path: Path) -> None:
     expected = normalized(np.stack([pooled(states, model.pooling) for states in hidden]))
     assert [status for status, _ in found] == [200] * len(texts)
     np.testing.assert_allclose([vectors[0] for _, vectors in found], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_deployed_gets_a_sentence() -> None:
+    from toolkit.errors import UsageError
+    from toolkit.serving.deployment import build
+
+    with pytest.raises(UsageError, match="give onnx=DIR"):
+        build({})
+    with pytest.raises(UsageError, match="max_bach"):
+        build({"onnx": "x", "serve.max_bach": "64"})

@@ -12,6 +12,12 @@ from typing import Any, TypeVar, get_type_hints
 
 Root = TypeVar("Root")
 
+# Options of `train` that its weights do not depend on: a run may go on with others.
+NOT_COMPARED = (
+    "bench", "engine", "export", "min_accuracy", "output_dir", "published", "resume",
+    "teacher.cache", "then",
+)  # fmt: skip
+
 
 class Weights(Enum):
     """Where a model's starting weights come from."""
@@ -716,7 +722,7 @@ class TrainRoot:
     Attributes:
         trainer: Keyword arguments of `transformers.TrainingArguments`.
         then: Verbs that continue on the fresh checkpoint in the same run directory.
-        resume: Continue an interrupted run of the same `output_dir`.
+        resume: Continue an interrupted run, or sweep, of the same `output_dir`.
         min_accuracy: Accuracy floor in percent for the task's main metric; below it the run
             ends with exit code 3. Null sets no floor.
         published: What others published for this recipe, in percent by metric; null where they
@@ -748,6 +754,7 @@ class ExportRoot:
     Attributes:
         checkpoint: Folder written by `train`; null exports `model`, `depth` and `sparsity` with
             untrained weights pruned at once (the what-if model of `bench`).
+        resume: Continue an interrupted sweep of the same `output_dir`; for sweeps (`-m`) only.
     """
 
     checkpoint: str | None
@@ -758,6 +765,7 @@ class ExportRoot:
     task: TaskConfig
     engine: EngineConfig
     export: ExportConfig
+    resume: bool
     seed: int
     output_dir: str | None
 
@@ -769,6 +777,7 @@ class BenchRoot(BenchConfig):
     Attributes:
         onnx: ONNX file, or export folder; null measures what `model`, `depth` and `sparsity`
             describe, with random weights.
+        resume: Continue an interrupted sweep of the same `output_dir`; for sweeps (`-m`) only.
     """
 
     onnx: str | None
@@ -779,6 +788,7 @@ class BenchRoot(BenchConfig):
     task: TaskConfig
     engine: EngineConfig
     export: ExportConfig
+    resume: bool
     seed: int
     output_dir: str
 

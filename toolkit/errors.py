@@ -28,13 +28,13 @@ class GateError(Exception):
 CODES = {(InputError, OSError, MemoryError): 1, (UsageError,): 2, (GateError,): 3}
 
 
-def fail(error: BaseException, wants_traceback: bool, job: str = "") -> int:
+def fail(error: BaseException, wants_traceback: bool, cell: str = "") -> int:
     """Say on stderr what went wrong.
 
     Args:
         error: What ended the command.
         wants_traceback: Show where, too.
-        job: Which job of a sweep it ended, with a colon; empty outside of a sweep.
+        cell: Which cell of a sweep it ended, with a colon; empty outside of a sweep.
 
     Returns:
         The exit code.
@@ -49,7 +49,7 @@ def fail(error: BaseException, wants_traceback: bool, job: str = "") -> int:
     with suppress(BrokenPipeError):
         if wants_traceback:
             traceback.print_exception(error)
-        print(f"{kind}: {job}{sentence}", file=sys.stderr, flush=True)
+        print(f"{kind}: {cell}{sentence}", file=sys.stderr, flush=True)
     return code
 
 

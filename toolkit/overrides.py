@@ -27,6 +27,11 @@ VALUE_FLAGS = {
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
     "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
 }  # fmt: skip
+# What the extra `sweep` brings.
+PLUGINS = {
+    "hydra/launcher": ("joblib", "ray", "submitit_local", "submitit_slurm"),
+    "hydra/sweeper": ("optuna",),
+}
 
 
 def rewrite(verb: str, args: Sequence[str]) -> list[str]:
@@ -38,7 +43,7 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
     if verb == "report":
         is_condition = re.compile("select=[^'\"]*[<>=]").match
         return [
-            f"select={_quote(arg[7:])}" if is_condition(arg) else arg for arg in _gather_paths(args)
+            f"select={quote(arg[7:])}" if is_condition(arg) else arg for arg in _gather_paths(args)
         ]
     return [f"++{arg}" if verb == "train" and arg.startswith("trainer.") else arg for arg in args]
 
@@ -101,6 +106,8 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
     for part in (error, error.__cause__):
         if isinstance(part, MissingConfigException) and part.missing_cfg_file and part.options:
             group, _, option = part.missing_cfg_file.rpartition("/")
+            if option in PLUGINS.get(group, ()) and option not in part.options:
+                return f"{group}={option} is not installed: pip install 'toolkit[sweep]'"
             return f"'{option}' is no option of {group}; {nearest(option, part.options)}"
         if isinstance(part, OverrideParseException):
             quoted = "the value in quotes if it holds blanks, brackets or = (\"key='a b'\")"
@@ -112,10 +119,10 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
             if part.object_type is dict:  # open, because what it configures has keys of its own
                 parent, _, last = key.rpartition(".")
                 return f"{parent} has no key '{last}' here; write +{key}=VALUE to add it"
-            asked = [each.key_or_group for each in _parse(args)]
+            asked = [each.key_or_group for each in parse(args)]
             key = next((whole for whole in asked if whole.startswith(key)), key)
             return f"{verb} has no key '{key}'; {nearest(key, keys)}"
-    for override in _parse(args):
+    for override in parse(args):
         key, given = override.key_or_group, str(override.input_line).partition("=")[2]
         if override.is_sweep_override() and not {"-m", "--multirun"} & set(args):
             return (
@@ -131,13 +138,18 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
     return "; ".join(line.strip().rstrip(".") for line in lines if line.strip())
 
 
-def _parse(args: Sequence[str]) -> list[Override]:
+def parse(args: Sequence[str]) -> list[Override]:
     """Read what among the arguments is an override."""
     parser, found = OverridesParser.create(), []
     for arg in args:
         with suppress(HydraException):
             found.append(parser.parse_override(arg))
     return found
+
+
+def quote(text: str) -> str:
+    """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
+    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
 
 
 def _gather_paths(args: Sequence[str]) -> list[str]:
@@ -152,9 +164,4 @@ def _gather_paths(args: Sequence[str]) -> list[str]:
         else:
             others.append(arg)
         is_value = arg in VALUE_FLAGS
-    return [*others, f"paths=[{','.join(map(_quote, paths))}]"] if paths else others
-
-
-def _quote(text: str) -> str:
-    """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
-    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
+    return [*others, f"paths=[{','.join(map(quote, paths))}]"] if paths else others

@@ -723,6 +723,8 @@ class TrainRoot:
         trainer: Keyword arguments of `transformers.TrainingArguments`.
         then: Verbs that continue on the fresh checkpoint in the same run directory.
         resume: Continue an interrupted run, or sweep, of the same `output_dir`.
+        num_processes: Processes on this machine that train together, one for each GPU (on CPUs with
+            `trainer.ddp_backend=gloo`), >= 1. A step then takes as many batches.
         min_accuracy: Accuracy floor in percent for the task's main metric; below it the run
             ends with exit code 3. Null sets no floor.
         published: What others published for this recipe, in percent by metric; null where they
@@ -741,10 +743,14 @@ class TrainRoot:
     bench: BenchConfig
     then: list[Verb]
     resume: bool
+    num_processes: int
     min_accuracy: float | None
     published: dict[str, float | None]
     seed: int
     output_dir: str
+
+    def __post_init__(self) -> None:
+        _check_at_least("num_processes", self.num_processes, 1)
 
 
 @dataclass(kw_only=True)

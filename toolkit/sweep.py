@@ -168,8 +168,8 @@ def summary(cells: Sequence[Cell]) -> str:
     ]
     if len(rows) > 1:
         mark_pareto_front(rows)
-        best = ", ".join(str(row["cell"]) for row in rows if row["pareto"])
-        text += f"\nPareto set of {header[2]} and items/s: cells {best}"
+        best = ", ".join(f"cell {row['cell']}" for row in rows if row["pareto"])
+        text += f"\nPareto set of {header[2]} and items/s: {best}"
     return text
 
 
@@ -351,7 +351,7 @@ class Sweep:
                 write_cell(self.folder, cell)
         if skipped := len(asked) - len(todo):
             print(f"{skipped} of {len(asked)} cells are finished; they are not run again")
-        self._run(list(todo.values()), initial_job_idx)
+        self._run(list(todo.values()))
         found = {cell.number: cell for cell in read_cells(self.folder)}
         return [
             JobReturn(status=JobStatus.COMPLETED, _return_value=found[number].objectives)
@@ -400,7 +400,7 @@ class Sweep:
         swept = ",".join(each for each in overrides if _key(each) in self.swept)
         return Cell(number=number, folder=folder, identity=name, overrides=overrides, swept=swept)
 
-    def _run(self, cells: Sequence[Cell], initial_job_idx: int) -> None:
+    def _run(self, cells: Sequence[Cell]) -> None:
         """Let the launcher run cells; when it breaks because a process died, those left over."""
         assert self.launcher is not None
         while cells:
@@ -410,7 +410,7 @@ class Sweep:
                 for cell in cells
             ]
             try:
-                self.launcher.launch(jobs, initial_job_idx)
+                self.launcher.launch(jobs, cells[0].number)
                 return
             except ImportError:
                 raise

@@ -368,6 +368,8 @@ class Sweep:
         given = parse(OmegaConf.to_container(config.hydra.overrides.task))  # type: ignore[arg-type]
         self.swept = {each.key_or_group for each in given if each.is_sweep_override()}
         self.swept |= set(config.hydra.sweeper.get("params") or {})
+        named: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+        self.is_numbered = named["subdir"] == "${hydra.job.num}"  # spares composing every cell
         cells = read_cells(self.folder)
         can_resume = "resume" in config
         if cells and not (can_resume and config.resume):
@@ -387,10 +389,12 @@ class Sweep:
             UsageError: The folder is there already.
         """
         number = max((cell.number for cell in others), default=-1) + 1
-        config = self.context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        folder = str(config.hydra.sweep.subdir)
+        folder = str(number)
+        if not self.is_numbered:
+            config = self.context.config_loader.load_sweep_config(self.config, overrides)
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = number
+            folder = str(config.hydra.sweep.subdir)
         path = self.folder / folder
         if folder in [cell.folder for cell in others] or (path.is_dir() and any(path.iterdir())):
             raise UsageError(

@@ -89,12 +89,12 @@ def test_from_a_sweep_to_its_report(toolkit: Run, tmp_path: Path) -> None:
     assert report.returncode == 0, report.stderr
     assert "The fastest run with encoder_sparsity>=0.7: demo" in report.stdout
     with (tmp_path / "report" / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 8
-    assert {(row["layers"], row["engine"]) for row in rows} == {
+        found = list(csv.DictReader(file))
+    assert len(found) == 8
+    assert {(row["layers"], row["engine"]) for row in found} == {
         (layers, engine) for layers in "12" for engine in ("sparse", "onnxruntime")
     }
-    assert sum(row["pareto"] == "True" for row in rows) >= 1
+    assert sum(row["pareto"] == "True" for row in found) >= 1
     names = {"report.html", "report.md", "results.csv", "pareto.png"}
     assert names <= {path.name for path in (tmp_path / "report").iterdir()}
 

@@ -104,10 +104,12 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
     if reason:
         return str(reason)
     for part in (error, error.__cause__):
-        if isinstance(part, MissingConfigException) and part.missing_cfg_file and part.options:
+        if isinstance(part, MissingConfigException) and part.missing_cfg_file:
             group, _, option = part.missing_cfg_file.rpartition("/")
-            if option in PLUGINS.get(group, ()) and option not in part.options:
+            if option in PLUGINS.get(group, ()):
                 return f"{group}={option} is not installed: pip install 'toolkit[sweep]'"
+            if not part.options:
+                continue
             return f"'{option}' is no option of {group}; {nearest(option, part.options)}"
         if isinstance(part, OverrideParseException):
             quoted = "the value in quotes if it holds blanks, brackets or = (\"key='a b'\")"

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from support.records import record, speed
 
 from toolkit import cli
-from toolkit.config import Verb
+from toolkit.config import TrainRoot, Verb
 from toolkit.errors import InputError, UsageError
+from toolkit.overrides import explain
 from toolkit.record import write_record
 from toolkit.sweep import Cell, identity, locked, read_cells, summary, table, write_cell
 
@@ -239,3 +241,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         (tmp_path / ".sweep" / "0.json").write_text(text)
         with pytest.raises(InputError, match=r"0\.json is no cell of a sweep"):
             read_cells(tmp_path)
+
+
+def test_a_launcher_that_is_not_installed_names_the_extra() -> None:
+    for group, option in (("hydra/launcher", "ray"), ("hydra/sweeper", "optuna")):
+        error = MissingConfigException("", f"{group}/{option}", options=["basic"])
+        said = explain("train", TrainRoot, [], error)
+        assert said == f"{group}={option} is not installed: pip install 'toolkit[sweep]'"

@@ -121,18 +121,19 @@ def read_cells(sweep: Path) -> list[Cell]:
             cells.append(Cell(**json.loads(read_text(path, "the sweep"))))
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"{path} is no cell of a sweep ({error}): remove it to run that cell anew"
+                f"{path} is no cell of a sweep ({error}): remove it, and that cell's folder"
             ) from None
     return sorted(cells, key=lambda cell: cell.number)
 
 
-def write_cell(sweep: Path, cell: Cell) -> None:
-    """Write a cell's file and the table that it belongs to."""
-    write_text(_file(sweep, cell, "json"), json.dumps(asdict(cell), indent=1) + "\n")
-    cells = None
-    while cells != (found := read_cells(sweep)):  # whoever writes last has seen all
-        cells = found
-        write_text(sweep / TABLE, table(cells))
+def write_cells(sweep: Path, cells: Sequence[Cell]) -> None:
+    """Write the files of some cells and the table that they belong to."""
+    for cell in cells:
+        write_text(_file(sweep, cell, "json"), json.dumps(asdict(cell), indent=1) + "\n")
+    written = None
+    while written != (found := read_cells(sweep)):  # whoever writes last has seen all
+        written = found
+        write_text(sweep / TABLE, table(written))
 
 
 def table(cells: Sequence[Cell]) -> str:
@@ -186,12 +187,20 @@ def run_cell(
 
     Returns:
         `Cell.objectives`; None if it went wrong.
+
+    Raises:
+        InputError: This machine does not see the sweep.
     """
     sweep, folder = Path(hydra.sweep.dir), str(hydra.sweep.subdir)
-    (cell,) = [cell for cell in read_cells(sweep) if cell.folder == folder]
+    cell = next((cell for cell in read_cells(sweep) if cell.folder == folder), None)
+    if cell is None:
+        raise InputError(
+            f"{socket.gethostname()} finds no cell {folder} in {sweep}: a sweep's machines must "
+            "share its output_dir"
+        )
     try:
         # paths are meant as they were where the sweep began
-        with chdir(hydra.runtime.cwd), running(sweep, cell) as is_restart:
+        with running(sweep, cell) as is_restart, chdir(hydra.runtime.cwd):
             if is_restart and "resume" in config:
                 config.resume = True
             work()
@@ -222,7 +231,7 @@ def running(sweep: Path, cell: Cell) -> Iterator[bool]:
         is_restart = now.state in ("running", "interrupted")
         cell.state, cell.process = "running", f"{socket.gethostname()}:{os.getpid()}"
         cell.exit_code, cell.reason = None, ""
-        write_cell(sweep, cell)
+        write_cells(sweep, [cell])
         start = time.monotonic()
         try:
             yield is_restart
@@ -239,7 +248,7 @@ def running(sweep: Path, cell: Cell) -> Iterator[bool]:
         finally:
             cell.seconds = round(cell.seconds + time.monotonic() - start, 3)
             _add_results(cell, sweep / cell.folder)
-            write_cell(sweep, cell)
+            write_cells(sweep, [cell])
 
 
 @contextmanager
@@ -273,6 +282,7 @@ class Sweep:
         self.lock = ExitStack()  # until the sweep's end
         self.numbers: list[int] = []  # what was asked for here
         self.tried: set[int] = set()  # what was run here
+        self.exit_code = 0  # of the first cell that failed
 
     def __enter__(self) -> "Sweep":
         # Hydra only knows launchers of the package hydra_plugins, by name; so its own is taken when
@@ -316,8 +326,6 @@ class Sweep:
             print(f"the sweeper gave up: {error}", file=sys.stderr)
         return gave_up
 
-    exit_code = 0  # of the first cell that failed
-
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
@@ -345,10 +353,10 @@ class Sweep:
                 cell.overrides, todo[cell.number] = overrides, cell
         self.numbers += [number for number in asked if number not in self.numbers]
         self.tried |= todo.keys()
-        for cell in todo.values():
-            if not self._runs(cell):
-                cell.state, cell.exit_code, cell.reason = "waiting", None, ""
-                write_cell(self.folder, cell)
+        waiting = [cell for cell in todo.values() if not self._runs(cell)]
+        for cell in waiting:
+            cell.state, cell.exit_code, cell.reason = "waiting", None, ""
+        write_cells(self.folder, waiting)
         if skipped := len(asked) - len(todo):
             print(f"{skipped} of {len(asked)} cells are finished; they are not run again")
         self._run(list(todo.values()))
@@ -414,7 +422,13 @@ class Sweep:
                 for cell in cells
             ]
             try:
-                self.launcher.launch(jobs, cells[0].number)
+                for cell, job in zip(
+                    cells, self.launcher.launch(jobs, cells[0].number), strict=True
+                ):
+                    if job.status is JobStatus.FAILED:  # before it could say so
+                        cell.state = "failed"
+                        cell.exit_code, _, cell.reason = verdict(job._return_value)
+                        write_cells(self.folder, [cell])
                 return
             except ImportError:
                 raise
@@ -436,7 +450,7 @@ class Sweep:
             if not is_alive:
                 cell.state, cell.reason = state, reason
                 cell.exit_code = 1 if state == "failed" else None
-                write_cell(self.folder, cell)
+                write_cells(self.folder, [cell])
 
     def _still(self, cells: Sequence[Cell], state: str) -> list[Cell]:
         numbers = {cell.number for cell in cells}
@@ -453,11 +467,11 @@ class Sweep:
 
 def _add_results(cell: Cell, folder: Path) -> None:
     """Read from a cell's record, where it has one, what the table shows."""
+    cell.metric = cell.score = cell.zeros = cell.items_per_s = None
     with suppress(InputError):
         record = read_record(folder)
         scores = metrics_of(record["metrics"])
-        if scores:
-            cell.metric, cell.score = next(iter(scores.items()))
+        cell.metric, cell.score = next(iter(scores.items()), (None, None))
         cell.zeros = record["model"].get("sparsity", {}).get("encoder")
         if record["speed"]:
             cell.items_per_s = record["speed"][0]["items_per_s"]

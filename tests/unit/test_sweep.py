@@ -17,7 +17,7 @@ from toolkit.config import TrainRoot, Verb
 from toolkit.errors import InputError, UsageError
 from toolkit.overrides import explain
 from toolkit.record import write_record
-from toolkit.sweep import Cell, identity, locked, read_cells, summary, table, write_cell
+from toolkit.sweep import Cell, identity, locked, read_cells, summary, table, write_cells
 
 UNLUCKY = 13  # the seed that fails
 Toolkit = Callable[..., int]
@@ -113,7 +113,7 @@ def test_what_was_killed_goes_on(ran: list[Any]) -> None:
     train("seed=1,2")
     killed = read_cells(Path("runs"))[1]
     killed.state = "running"  # as SIGKILL leaves it
-    write_cell(Path("runs"), killed)
+    write_cells(Path("runs"), [killed])
     ran.clear()
     lock = Path("runs/.sweep/1.lock")
     with locked(lock, ""):  # not killed after all
@@ -135,7 +135,7 @@ def test_a_cell_that_its_scheduler_starts_again_goes_on(
         (cell,) = read_cells(Path("runs"))
         states.append(cell.state)
         cell.state = "running"
-        write_cell(Path("runs"), cell)
+        write_cells(Path("runs"), [cell])
         return once(verb, root, config, wants_traceback)
 
     monkeypatch.setattr(cli, "run_job", lost_once)
@@ -169,6 +169,27 @@ def test_a_folder_that_holds_something_else_is_left_alone(ran: list[Any]) -> Non
     Path("runs/1/mine.txt").touch()
     with pytest.raises(UsageError, match=r"would write to .*/runs/1, which is there already"):
         train("seed=1,2")
+    assert ran == []
+
+
+def test_a_machine_that_does_not_see_the_sweep(
+    ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.sweep.read_cells", lambda sweep: seen(sweep))
+    seen = read_cells
+    once = cli.run_job
+
+    def elsewhere(*args: Any) -> Any:
+        nonlocal seen
+        seen = lambda sweep: []  # noqa: E731
+        try:
+            return once(*args)
+        finally:
+            seen = read_cells
+
+    monkeypatch.setattr(cli, "run_job", elsewhere)
+    assert train("seed=1") == 1
+    assert "a sweep's machines must share its output_dir" in rows()[0]["reason"]
     assert ran == []
 
 

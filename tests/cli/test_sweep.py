@@ -145,8 +145,11 @@ def test_a_process_that_dies_takes_no_sweep_with_it(toolkit: Run, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_ray_on_two_nodes_with_two_processes_in_each_cell(tmp_path: Path) -> None:
+def test_ray_on_two_nodes_with_two_processes_in_each_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A cluster of two raylets with one CPU each, so that cells beside each other are on both."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # tests share the machine
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs Ray")
     node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)

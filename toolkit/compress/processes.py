@@ -1,5 +1,7 @@
 """Several processes on this machine that train one model together (DDP), without `torchrun`."""
 
+import builtins
+import logging
 import os
 import signal
 import uuid
@@ -8,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from toolkit.errors import CODES, InputError
@@ -30,8 +32,9 @@ def in_processes(count: int, work: Callable[[Any], None], argument: Any) -> None
         argument: Anything that can be pickled.
 
     Raises:
-        InputError, UsageError, GateError: As `work` raises them in the process that failed first;
-            InputError also for what else ended a process.
+        InputError, UsageError, GateError, OSError, MemoryError: As `work` raises them in the
+            process that failed first.
+        RuntimeError: Something else ended a process; its traceback is a note.
         SystemExit: A signal came, and the processes have been ended.
     """
     launch = LaunchConfig(
@@ -45,17 +48,13 @@ def in_processes(count: int, work: Callable[[Any], None], argument: Any) -> None
         monitor_interval=0.1,
         start_method="spawn",
     )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it ourselves
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         elastic_launch(launch, _one_of)(count, work, argument)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        kind, _, sentence = failure.message.partition(": ")
-        ours = {each.__name__: each for kinds in CODES for each in kinds}
-        if kind in ours:
-            raise ours[kind](sentence) from None
-        raise InputError(f"process {rank} of {count} ended: {failure.message}") from error
+        raise _as_raised(*error.get_first_failure()) from None
     except SignalException as error:
         if error.sigval is signal.SIGINT:
             raise KeyboardInterrupt from None
@@ -65,7 +64,21 @@ def in_processes(count: int, work: Callable[[Any], None], argument: Any) -> None
             signal.signal(number, handler)
 
 
-@record
 def _one_of(count: int, work: Callable[[Any], None], argument: Any) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     work(argument)
+
+
+def _as_raised(rank: int, failure: ProcessFailure) -> Exception:
+    """Make the error again that ended a process, of which torch passes name, text and traceback."""
+    message: Any = failure.message  # declared as text, but mostly a dict of these
+    if isinstance(message, str):  # a signal
+        return InputError(f"process {rank} of num_processes ended: {message}")
+    name, _, sentence = message["message"].partition(": ")
+    ours = {kind.__name__: kind for kinds in CODES for kind in kinds}
+    kind = ours.get(name) or vars(builtins).get(name)
+    if isinstance(kind, type) and issubclass(kind, tuple(ours.values())):
+        return kind(sentence)
+    error = RuntimeError(f"{message['message']} (in process {rank} of num_processes)")
+    error.add_note(message["extraInfo"]["py_callstack"])
+    return error

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.measure.engines import ENGINES, engine_of, precision_of
+from toolkit.measure.contenders import engine_of, precision_of
+from toolkit.measure.engines import ENGINES
 from toolkit.present.results import (
     Row,
     groups,

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.measure.engines import ENGINES, engine_of
+from toolkit.measure.contenders import engine_of
+from toolkit.measure.engines import ENGINES
 from toolkit.record import root_id, speed_key
 
 Row = dict[str, Any]

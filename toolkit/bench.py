@@ -20,6 +20,7 @@ from toolkit.measure.timing import speed_entry, time_rounds, warn_if_busy
 from toolkit.measure.what_if import find_model, model_facts
 from toolkit.measure.worker import save_batches
 from toolkit.present.bench_table import print_results
+from toolkit.progress import bar
 from toolkit.record import new_record, read_record, root_id, speed_key, write_record
 
 
@@ -53,7 +54,7 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         judged = read_task(config.task, model, config.seed) if config.accuracy else None
         models = {c.label: read_other(config, model, c) for c in contenders}
         workers, loaded = {}, {}
-        for c in contenders:
+        for c in bar(contenders, "packing"):
             workers[c.label] = stack.enter_context(start_worker(config, c, folder))
             loaded[c.label] = load(config, models[c.label], c, workers[c.label], folder)
         differences: dict[str, float] = {}

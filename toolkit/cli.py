@@ -17,18 +17,25 @@ verbs:
   train    make a model small: drop layers, prune, distil, evaluate
   export   write a checkpoint as ONNX and prove that it computes the same
   bench    measure engines side by side, in one interleaved run
+  grid     measure models of many depths, sparsities and precisions before training any
   report   collect the records of runs into a table and a picture
   info     show CPU, instruction sets, threads decided and why, versions
 
   toolkit VERB --help      keys, groups and their options
   toolkit VERB --cfg job   the configuration as it would run, without running it
   toolkit VERB -m …        one run for each combination of a,b values
+  toolkit VERB -q | -v     only errors and the line of the result | lines for debugging, too
   toolkit --version
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 below a gate
 """
 
-COMMANDS = ("train", "export", "bench", "report")  # each a module, and a root in toolkit.config
+# Each a module, and a root in toolkit.config.
+COMMANDS = ("train", "export", "bench", "grid", "report")
+
+
+# What completion offers: ours, and Hydra's.
+FLAGS = ("-q", "-v", "-m", "--multirun", "--help", "--cfg", "--info", "--resolve", "-cn", "-cd")
 
 
 def main() -> NoReturn:
@@ -83,7 +90,7 @@ def run_verb(verb: str, args: list[str]) -> int:
     from yaml import YAMLError
 
     import toolkit.config
-    from toolkit.overrides import explain, rewrite
+    from toolkit.overrides import explain, rewrite, take_verbosity
     from toolkit.sweep import Sweep
 
     root = getattr(toolkit.config, f"{verb.capitalize()}Root")
@@ -96,6 +103,7 @@ def run_verb(verb: str, args: list[str]) -> int:
     def job(config: Any) -> Any:
         return run_job(verb, root, config, wants_traceback)
 
+    args = take_verbosity(args)
     sys.argv[1:] = rewrite(verb, args)
     sweep = Sweep(verb)
     try:
@@ -144,6 +152,9 @@ def work(verb: str, root: type, config: Any) -> None:
 def complete(args: list[str]) -> int:
     """Serve shell completion: verbs first, then Hydra's answers for the verb."""
     words = os.environ.get("COMP_LINE", "").split(" ")
+    if len(words) > 2 and words[-1].startswith("-"):
+        print(" ".join(FLAGS))
+        return 0
     if not args[-1].startswith("query=") or (len(words) > 2 and words[1] in COMMANDS):
         verb = words.pop(1) if len(words) > 2 else "train"
         os.environ["COMP_LINE"] = " ".join(words)

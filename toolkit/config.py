@@ -819,6 +819,51 @@ class BenchRoot(BenchConfig):
 
 
 @dataclass(kw_only=True)
+class GridRoot:
+    """`toolkit grid`: how fast models of several depths, sparsities and precisions are.
+
+    Attributes:
+        depths: Numbers of encoder layers; null measures all of the model's, half and a quarter.
+        sparsities: Fractions of zeros in the encoder, in [0, 1).
+        precisions: `int8`, and those of `engine.precision`; null measures what this CPU has.
+        blocks: By precision the [rows, columns] of the blocks that are zero together, where that is
+            not [1, 1].
+        batch_size: Texts per call.
+        seq_len: Tokens per text.
+        rounds: Times that all cells are measured in turn.
+    """
+
+    model: ModelConfig
+    engine: EngineConfig
+    depths: list[int] | None
+    sparsities: list[float]
+    precisions: list[str] | None
+    blocks: dict[str, list[int]]
+    batch_size: int
+    seq_len: int
+    rounds: int
+    seed: int
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("seq_len", 3), ("rounds", 1)):
+            _check_at_least(name, getattr(self, name), least)
+        if not self.sparsities or not all(0.0 <= value < 1.0 for value in self.sparsities):
+            raise ValueError(f"sparsities must list numbers in [0, 1); got {self.sparsities}")
+        if self.depths is not None and (not self.depths or min(self.depths) < 1):
+            raise ValueError(f"depths must list numbers of layers from 1; got {self.depths}")
+        known = (*PRECISIONS, "int8")
+        for name in (*(self.precisions or ()), *self.blocks):
+            if name not in known:
+                raise ValueError(f"precisions must be among {', '.join(known)}; got {name!r}")
+        for name, shape in self.blocks.items():
+            if len(shape) != 2 or min(shape) < 1:
+                raise ValueError(
+                    f"blocks.{name} must be [rows, columns], both >= 1, such as [1,4]; got {shape}"
+                )
+
+
+@dataclass(kw_only=True)
 class ReportRoot:
     """`toolkit report PATHS…`: records → report.
 

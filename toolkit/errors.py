@@ -27,6 +27,8 @@ class GateError(Exception):
 
 CODES = {(InputError, OSError, MemoryError): 1, (UsageError,): 2, (GateError,): 3}
 
+REPORTERS = ("mlflow", "wandb")  # what trainer.report_to names, whose refusals are not our bugs
+
 
 def fail(error: BaseException, wants_traceback: bool, cell: str = "") -> int:
     """Say on stderr what went wrong.
@@ -69,6 +71,8 @@ def verdict(error: BaseException) -> tuple[int, str, str]:
         if package not in ("toolkit", "cython_kernels"):
             remedy = _remedy(package)
             return 1, "error", f"this needs {package}, which is not installed: {remedy}"
+    if type(error).__module__.partition(".")[0] in REPORTERS:
+        return 1, "error", sentence
     name = type(error).__name__
     said = name if sentence == name else f"{name} {sentence}"
     hint = "this is a bug of the toolkit; HYDRA_FULL_ERROR=1 shows the traceback"

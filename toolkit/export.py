@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
 from toolkit.artifact.parity import check_parity, check_sparse, check_zeros, parity_batches
 from toolkit.artifact.qdq import write_qdq
 from toolkit.artifact.sparse_writer import write_sparse
-from toolkit.compress.model import load_checkpoint
+from toolkit.compress.model import folder_of, load_checkpoint, tokenizer_of
 from toolkit.compress.quantization.calibration import quantize_for_export
 from toolkit.compress.quantization.layers import (
     as_float,
@@ -27,7 +28,7 @@ from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.what_if import make_checkpoint
 from toolkit.config import ExportRoot, Format, from_plain
 from toolkit.engine.reader.sparse_file import SUFFIX
-from toolkit.errors import UsageError
+from toolkit.errors import InputError, UsageError
 from toolkit.files import added_to, size_of
 from toolkit.measure.worker import answer_requests
 from toolkit.present.export_summary import print_summary
@@ -35,7 +36,7 @@ from toolkit.record import new_record, read_record, root_id, write_record
 from toolkit.tasks import check_names
 
 COPIED_FILES = (
-    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
 )
 
@@ -44,8 +45,8 @@ def export(config: ExportRoot) -> Path:
     """Export a checkpoint, or a what-if model with untrained weights if none is given.
 
     Args:
-        config: `checkpoint` names a Hugging Face folder. Null makes one inside the export folder
-            from `model`, `depth` and `sparsity`.
+        config: `checkpoint` names a Hugging Face folder or hub id. Null makes one inside the export
+            folder from `model`, `depth` and `sparsity`.
 
     Returns:
         The export folder: `output_dir`, else `export` beside the checkpoint.
@@ -63,23 +64,27 @@ def export(config: ExportRoot) -> Path:
     folder = Path(config.output_dir or Path(str(config.checkpoint)).resolve().parent / "export")
     record = new_record("export", config)
     with added_to(folder, last="model.onnx", also=f"model{SUFFIX}") as partial, quiet():
-        if config.checkpoint is None:
-            checkpoint = make_checkpoint(config, partial / "checkpoint")
-            relative = checkpoint.name
-        else:
-            checkpoint = Path(config.checkpoint)
-            relative = os.path.relpath(checkpoint.resolve(), folder.resolve())
+        name = config.checkpoint or str(make_checkpoint(config, partial / "checkpoint"))
         # the plainest graph; without a tuned kernel of torch's in between
-        model = load_checkpoint(checkpoint, attn_implementation="eager")
+        model = load_checkpoint(name, attn_implementation="eager")
+        checkpoint = folder_of(name)
+        relative = os.path.relpath(checkpoint.resolve(), folder.resolve())
+        if config.checkpoint is None:
+            relative = checkpoint.name
+        tokenized = checkpoint
+        if config.checkpoint is not None and not (checkpoint / "tokenizer.json").is_file():
+            with suppress(InputError):  # there is none: said in the summary
+                tokenizer_of(name).save_pretrained(partial)
+                tokenized = partial
         onnx = partial / "model.onnx"
-        quantization = quantize_for_export(config, model, checkpoint)
+        quantization = quantize_for_export(config, model, checkpoint, tokenized)
         is_quantized = bool(quantized_linears(model))
         words = round_words(model) if is_quantized and config.quantization.embeddings else None
         with as_float(model):
             inputs = write_onnx(model, onnx)
         if is_quantized:
             write_qdq(onnx, integers_of(model), words)
-        batches, texts = parity_batches(config, model, checkpoint, inputs)
+        batches, texts = parity_batches(config, model, tokenized, inputs)
         facts = {
             "checkpoint": relative,
             "opset": OPSET,
@@ -97,7 +102,9 @@ def export(config: ExportRoot) -> Path:
         for name in COPIED_FILES:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, partial / name)
-        record = _fill_record(record, config, model, onnx, quantization.get("method", ""))
+        model.config.save_pretrained(partial)
+        method = quantization.get("method", "")
+        record = _fill_record(record, config, model, checkpoint, onnx, method)
         write_record(partial / "record.json", record)
         (partial / "export.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print_summary(folder, facts)
@@ -105,7 +112,12 @@ def export(config: ExportRoot) -> Path:
 
 
 def _fill_record(
-    record: dict[str, Any], config: ExportRoot, model: PreTrainedModel, onnx: Path, method: str
+    record: dict[str, Any],
+    config: ExportRoot,
+    model: PreTrainedModel,
+    checkpoint: Path,
+    onnx: Path,
+    method: str,
 ) -> dict[str, Any]:
     """Carry the training's record along, and add what the export knows.
 
@@ -113,9 +125,8 @@ def _fill_record(
     """
     name = config.model.name
     if config.checkpoint is not None:
-        checkpoint = Path(config.checkpoint)
         trained = checkpoint.resolve().parent / "record.json"
-        name = checkpoint.resolve().name
+        name = Path(config.checkpoint).resolve().name
         if trained.is_file():
             earlier = read_record(trained)
             if method in ("", "qat"):

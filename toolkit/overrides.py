@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from toolkit.config import from_plain, schema_keys
 from toolkit.errors import UsageError, nearest
+from toolkit.progress import VERBOSITY
 
 # Hydra's flags that take the next argument as their value.
 VALUE_FLAGS = {
@@ -49,6 +50,27 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
     if verb == "export":
         return [re.sub("^(format|values)=", r"export.\1=", arg) for arg in args]
     return [f"++{arg}" if verb == "train" and arg.startswith("trainer.") else arg for arg in args]
+
+
+def take_verbosity(args: Sequence[str]) -> list[str]:
+    """Turn the flags -q and -v into what says so to Hydra, and to the environment for ourselves.
+
+    Returns:
+        The arguments without the flags; -v lets Hydra show our lines for debugging, -q silences it.
+
+    Raises:
+        UsageError: Both are given.
+    """
+    others = [arg for arg in args if arg not in ("-q", "-v")]
+    if "-q" in args and "-v" in args:
+        raise UsageError("-q asks for less, -v for more: give one of them")
+    if "-v" in args:
+        os.environ[VERBOSITY] = "verbose"
+        others.append("hydra.verbose=[toolkit]")
+    if "-q" in args:
+        os.environ[VERBOSITY] = "quiet"
+        others += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    return others
 
 
 def default_dir(moment: str, *, _root_: DictConfig) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from toolkit.config import ReportRoot
 from toolkit.errors import GateError, InputError
 from toolkit.files import write_text
 from toolkit.present.chart import Panel, make_panels
+from toolkit.present.grid import answers, grid_cells, merge_grids, title_of_grid
 from toolkit.present.page import page
 from toolkit.present.results import (
     Row,
@@ -27,11 +27,13 @@ from toolkit.present.results import (
 )
 from toolkit.present.select import answer, parse_select, select
 from toolkit.present.tables import markdown_table, printed_cells, text_table
+from toolkit.progress import say, tell, warn
 from toolkit.record import read_record
 
 
 def report(config: ReportRoot) -> list[Row]:
-    """Collect records; write report.html, report.md, results.csv, pareto.png; print a table.
+    """Collect records; write report.html, report.md, results.csv, pareto.png, and grid.png where
+    `toolkit grid` measured; print a table.
 
     Returns:
         The rows, as they stand in `results.csv`.
@@ -41,7 +43,10 @@ def report(config: ReportRoot) -> list[Row]:
         UsageError: `select` is no list of conditions, or names an unknown column.
         GateError: No run meets `select`; the report has been written.
     """
-    rows = [row for run in merge_runs(collect(config.paths)) for row in make_rows(run)]
+    records = collect(config.paths)
+    grids = merge_grids([record for _, record in records if "grid" in record])
+    runs = merge_runs([(file, record) for file, record in records if "grid" not in record])
+    rows = [row for run in runs for row in make_rows(run)]
     distinguish(rows)
     ratios = [
         note for group in groups(rows, lambda row: row["group"]) for note in add_ratios(group)
@@ -57,13 +62,16 @@ def report(config: ReportRoot) -> list[Row]:
     chosen = select(conditions, rows) if conditions else None
     if chosen is not None:
         notes.insert(0, f"The fastest run with {config.select}: {answer(chosen)}.")
+    notes += [sentence for grid in grids for sentence in (title_of_grid(grid), *answers(grid))]
     folder, panels = Path(config.output_dir), make_panels(rows)
-    write(folder, rows, panels, notes)
-    print(text_table(*printed_cells(rows)))
-    print(*notes, sep="\n")
-    print(f"report: {folder / 'report.html'}")
-    if panels:
-        print(f"picture: {folder / 'pareto.png'}")
+    write(folder, rows, panels, notes, grids)
+    tables = [printed_cells(rows)] * bool(rows) + [grid_cells(grid) for grid in grids]
+    for table in tables:
+        say(text_table(*table))
+    say("\n".join(notes))
+    tell(f"report: {folder / 'report.html'}")
+    for name in ["pareto.png"] * bool(panels) + ["grid.png"] * bool(grids):
+        say(f"picture: {folder / name}")
     if conditions and chosen is None:
         raise GateError(f"none of {len(rows)} measurements meets select={config.select}")
     return rows
@@ -86,38 +94,52 @@ def collect(paths: Sequence[str]) -> list[tuple[Path, dict[str, Any]]]:
         try:
             records.append((file, read_record(file)))
         except InputError as error:
-            print(f"warning: skipped {error}", file=sys.stderr)
+            warn(f"skipped {error}")
     if not records:
         found = f"{len(files)} unreadable ones" if files else "none"
         raise InputError(
             f"expected at least one record.json below {', '.join(paths)}, found {found}: "
-            "`toolkit train` and `toolkit bench` write them"
+            "`toolkit train`, `bench` and `grid` write them"
         )
     return records
 
 
-def write(folder: Path, rows: Sequence[Row], panels: Sequence[Panel], notes: Sequence[str]) -> None:
-    """Write the four files; without a panel there is no picture, and an old one is removed."""
-    picture = folder / "pareto.png"
-    if panels:
-        # here: matplotlib takes a second to import
-        from toolkit.present.figures import save_png
-        from toolkit.present.figures.pareto import draw_pareto
+def write(
+    folder: Path,
+    rows: Sequence[Row],
+    panels: Sequence[Panel],
+    notes: Sequence[str],
+    grids: Sequence[dict[str, Any]],
+) -> None:
+    """Write the files; a picture of which there is nothing to draw is not left from before."""
+    pictures = {folder / "pareto.png": panels, folder / "grid.png": grids}
+    for picture, parts in pictures.items():
+        if parts:
+            # here: matplotlib takes a second to import
+            from toolkit.present.figures import save_png
+            from toolkit.present.figures.grid import draw_grids
+            from toolkit.present.figures.pareto import draw_pareto
 
-        save_png(picture, draw_pareto(panels, rows))
-    else:
-        picture.unlink(missing_ok=True)
+            save_png(picture, draw_pareto(panels, rows) if parts is panels else draw_grids(grids))
+        else:
+            picture.unlink(missing_ok=True)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "results.csv", text.getvalue())
-    parts = ["# Results", *notes, markdown_table(*printed_cells(rows))]
+    parts = ["# Results", *notes]
     if panels:
         parts.insert(1, "![quality against speed](pareto.png)")
+    if rows:
+        parts.append(markdown_table(*printed_cells(rows)))
+    if grids:
+        parts.append("![speed of untrained models against published scores](grid.png)")
+    parts += [markdown_table(*grid_cells(grid)) for grid in grids]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    write_text(folder / "report.html", page(rows, panels, notes))
+    picture = (folder / "grid.png").read_bytes() if grids else None
+    write_text(folder / "report.html", page(rows, panels, notes, picture, grids))
 
 
 def _rank(row: Row) -> tuple[Any, ...]:

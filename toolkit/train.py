@@ -17,7 +17,6 @@ from toolkit.compress.resume import (
     clean_up,
     explain_full_disk,
     is_finished,
-    is_first_process,
     note,
     prepare,
 )
@@ -44,6 +43,7 @@ from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.contenders import check_options
 from toolkit.measure.structured import describe, shrink_or_resume
+from toolkit.progress import is_first_process, say, tell
 from toolkit.record import metrics_of, new_record, read_record, write_record
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
@@ -127,12 +127,12 @@ def finish(config: TrainRoot, output: Path) -> None:
     metrics = metrics_of(record["metrics"])
     scores = ", ".join(f"{name} {value:.2f} %" for name, value in metrics.items())
     zeros = record["model"]["sparsity"]["encoder"]
-    print(
+    tell(
         f"{output / 'checkpoint'}: {record['model']['layers']} layers, {100 * zeros:.1f} % of the "
         f"encoder's weights are zero; {scores} on {record['metrics']['num_examples']} examples"
     )
     if "structured" in record:
-        print(describe(record["structured"]))
+        say(describe(record["structured"]))
     if Verb.export in config.then and not (output / "export" / "export.json").is_file():
         from toolkit.export import export
 

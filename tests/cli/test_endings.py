@@ -86,6 +86,7 @@ def test_a_bug_in_one_job_of_a_sweep(tmp_path: Path, run_folder: str) -> None:
         ("PermissionError(13, 'no', 'x')", r"error: \[Errno 13\] no: 'x'"),
         ("MemoryError('too big')", "error: too big"),
         ("toolkit.errors.InputError('so')", "error: so"),
+        ("type('MlflowException', (Exception,), {'__module__': 'mlflow.x'})('no')", "error: no"),
         (
             "ModuleNotFoundError('no', name='toolkit.gone')",
             r"internal error: ModuleNotFoundError no at toolkit/cli.py:\d+: .*",

@@ -1,5 +1,6 @@
 """`train` in this process: results, repeating, resuming, going on, and what is refused."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -455,6 +456,25 @@ def test_training_is_recorded(tmp_path: Path) -> None:
     assert "eval_accuracy" in training["log"][-1]
     events = b"".join(path.read_bytes() for path in tmp_path.rglob("events.out.tfevents*"))
     assert b"train/sparsity" in events
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_log_whose_package_is_missing_is_named(tmp_path: Path, name: str) -> None:
+    if importlib.util.find_spec(name) is not None:
+        pytest.skip(f"{name} is installed here")
+    with pytest.raises(UsageError, match=rf"trainer: .*requires {name} to be installed"):
+        train(configure(tmp_path, f"trainer.report_to={name}"))
+
+
+def test_quiet_training_says_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOOLKIT_VERBOSITY", "quiet")
+    train(configure(tmp_path, "trainer.logging_steps=1"))
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{tmp_path}/checkpoint: 2 layers")
+    assert out.count("\n") == 1
+    assert err == ""
 
 
 def test_pruning_without_training(tmp_path: Path) -> None:

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     TrainerCallback,
     TrainingArguments,
 )
 
 from toolkit.compress.model import input_names
 from toolkit.compress.quantization.callback import QuantizationCallback
-from toolkit.compress.resume import say
 from toolkit.compress.sparsity.calibration import Batches, draw_batches
 from toolkit.compress.sparsity.callback import KEEPS_ZEROS, SparsificationCallback
 from toolkit.compress.sparsity.floor import check_floor, parse_floor
@@ -24,6 +25,7 @@ from toolkit.compress.teacher import DistillationTrainer, needs_states
 from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
 from toolkit.config import Attention, Schedule, TrainRoot
 from toolkit.errors import GateError, UsageError, nearest
+from toolkit.progress import is_quiet, say, shows_bars
 from toolkit.record import plain
 from toolkit.tasks import check_names, encode, evaluate, kind_of, load_examples
 from toolkit.tasks.embedding import TEACHER_VECTOR
@@ -135,9 +137,12 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
             raise UsageError(f"trainer has no key '{key}'; {nearest(key, valid)}")
         if key in ("output_dir", "seed", "remove_unused_columns"):
             raise UsageError(f"trainer.{key} cannot be set: the toolkit decides it")
+    if not shows_bars():
+        transformers.logging.disable_progress_bar()
     has_gpu = torch.accelerator.is_available()
     defaults = {
         "dataloader_pin_memory": torch.cuda.is_available(),  # true without a GPU makes torch warn
+        "disable_tqdm": not shows_bars(),
         "use_cpu": not has_gpu,  # unset, bf16 is refused on any CPU
         "bf16": not has_gpu
         and cpu_multiplies_bf16()
@@ -260,8 +265,12 @@ def make_trainer(
             pooling=config.task.pooling,
             embedding_loss=config.teacher.embedding_loss,
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "to be installed" not in str(error):
+            raise
         raise UsageError(f"trainer: {error}") from None
+    if is_quiet():
+        trainer.remove_callback(PrinterCallback)
     # Ours come first, since what they add to the log is for those that show it.
     trainer.callback_handler.callbacks.sort(key=lambda callback: callback not in callbacks)
     return trainer

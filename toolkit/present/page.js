@@ -115,7 +115,7 @@ function choose(i) { chosen = chosen === i ? null : i; draw(); }
 
 const option = (select, value, text) => make(byId(select), "option", {value}, text);
 panels.forEach((panel, i) => option("panel", i, panel.title));
-for (const name of Object.keys(rows[0]).filter(name => rows.some(row => typeof row[name] === "number")))
+for (const name of Object.keys(rows[0] ?? {}).filter(name => rows.some(row => typeof row[name] === "number")))
   ["x", "y"].forEach(select => option(select, name, name));
 byId("x").value = "items_per_s";
 byId("y").value = "score";

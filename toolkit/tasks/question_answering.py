@@ -19,7 +19,7 @@ from tokenizers import Encoding, Tokenizer
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
 from toolkit.files import read_text
-from toolkit.tasks.features import Example, Feature, feature_of, unset
+from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
 
 AUTO_CLASS = "AutoModelForQuestionAnswering"
 OUTPUTS = ("start_logits", "end_logits")
@@ -119,8 +119,9 @@ def encode(
     try:
         tokenizer.enable_truncation(max_length, stride=doc_stride, strategy="only_second")
         # leading blanks of a question would count as tokens that are never cut off
-        encodings = tokenizer.encode_batch(
-            [(example["question"].lstrip(), example["context"]) for example in examples]
+        encodings = encode_texts(
+            tokenizer,
+            [(example["question"].lstrip(), example["context"]) for example in examples],
         )
     except BaseException as error:  # tokenizers panics with a BaseException of its own
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):

@@ -38,10 +38,6 @@ COMMANDS = ("train", "export", "bench", "grid", "report", "serve")
 FLAGS = ("-q", "-v", "-m", "--multirun", "--help", "--cfg", "--info", "--resolve", "-cn", "-cd")
 
 
-class JobError(Exception):
-    """A job of a sweep ended badly, and has said so; the argument is its exit code."""
-
-
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -95,6 +91,7 @@ def run_verb(verb: str, args: list[str]) -> int:
 
     import toolkit.config
     from toolkit.overrides import explain, rewrite, take_verbosity
+    from toolkit.sweep import Sweep
 
     root = getattr(toolkit.config, f"{verb.capitalize()}Root")
     ConfigStore.instance().store(name=f"{verb}_schema", node=root)
@@ -103,43 +100,53 @@ def run_verb(verb: str, args: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
     logging.raiseExceptions = False  # a log that nobody reads is no reason for tracebacks
 
-    def job(config: Any) -> None:
-        run_job(verb, root, config, wants_traceback)
+    def job(config: Any) -> Any:
+        return run_job(verb, root, config, wants_traceback)
 
     args = take_verbosity(args)
     sys.argv[1:] = rewrite(verb, args)
+    sweep = Sweep(verb)
     try:
-        hydra.main("pkg://toolkit.conf", verb, version_base="1.3")(job)()
-    except JobError as error:
-        return int(error.args[0])
+        with sweep:
+            hydra.main("pkg://toolkit.conf", verb, version_base="1.3")(job)()
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UsageError(explain(verb, root, args, error)) from error
-    return 0
+    return sweep.exit_code
 
 
-def run_job(verb: str, root: type, config: Any, wants_traceback: bool) -> None:
-    """Run one job and say at once what went wrong.
+def run_job(verb: str, root: type, config: Any, wants_traceback: bool) -> Any:
+    """Run one job, or one cell of a sweep, and say at once what went wrong.
+
+    Returns:
+        What a cell is worth to a sweeper: None where it went wrong, since others shall still run.
 
     Raises:
-        JobError: It went wrong, but it is one of a sweep, whose other jobs shall still run.
-        SystemExit: It went wrong.
+        SystemExit: A job that is no cell went wrong.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from toolkit.overrides import convert
-
     hydra = HydraConfig.get()
     OmegaConf.update(config, "output_dir", hydra.runtime.output_dir, force_add=True)
+    if hydra.mode is RunMode.MULTIRUN:
+        from toolkit.sweep import run_cell
+
+        return run_cell(hydra, config, lambda: work(verb, root, config), wants_traceback)
     try:
-        checked = convert(verb, root, config)
-        getattr(importlib.import_module(f"toolkit.{verb}"), verb)(checked)
+        if verb != "train" and config.get("resume"):
+            raise UsageError(f"resume=true continues sweeps (-m) of {verb}, not a single run")
+        work(verb, root, config)
     except Exception as error:
-        if hydra.mode is RunMode.MULTIRUN:
-            job = f"job {hydra.job.num} ({hydra.job.override_dirname}): "
-            raise JobError(fail(error, wants_traceback, job)) from None
         raise SystemExit(fail(error, wants_traceback)) from None
+
+
+def work(verb: str, root: type, config: Any) -> None:
+    """Call the verb with its composed configuration, every value checked."""
+    from toolkit.overrides import convert
+
+    checked = convert(verb, root, config)
+    getattr(importlib.import_module(f"toolkit.{verb}"), verb)(checked)
 
 
 def complete(args: list[str]) -> int:

@@ -12,6 +12,12 @@ from typing import Any, TypeVar, get_type_hints
 
 Root = TypeVar("Root")
 
+# Options of `train` that its weights do not depend on: a run may go on with others.
+NOT_COMPARED = (
+    "bench", "engine", "export", "min_accuracy", "output_dir", "published", "resume",
+    "teacher.cache", "then",
+)  # fmt: skip
+
 
 class Weights(Enum):
     """Where a model's starting weights come from."""
@@ -796,7 +802,9 @@ class TrainRoot:
     Attributes:
         trainer: Keyword arguments of `transformers.TrainingArguments`.
         then: Verbs that continue on the fresh checkpoint in the same run directory.
-        resume: Continue an interrupted run of the same `output_dir`.
+        resume: Continue an interrupted run, or sweep, of the same `output_dir`.
+        num_processes: Processes on this machine that train together, one for each GPU (on CPUs with
+            `trainer.ddp_backend=gloo`), >= 1. A step then takes as many batches.
         min_accuracy: Accuracy floor in percent for the task's main metric; below it the run
             ends with exit code 3. Null sets no floor.
         published: What others published for this recipe, in percent by metric; null where they
@@ -815,10 +823,14 @@ class TrainRoot:
     bench: BenchConfig
     then: list[Verb]
     resume: bool
+    num_processes: int
     min_accuracy: float | None
     published: dict[str, float | None]
     seed: int
     output_dir: str
+
+    def __post_init__(self) -> None:
+        _check_at_least("num_processes", self.num_processes, 1)
 
 
 @dataclass(kw_only=True)
@@ -828,6 +840,7 @@ class ExportRoot:
     Attributes:
         checkpoint: Folder written by `train`; null exports `model`, `depth` and `sparsity` with
             untrained weights pruned at once (the what-if model of `bench`).
+        resume: Continue an interrupted sweep of the same `output_dir`; for sweeps (`-m`) only.
     """
 
     checkpoint: str | None
@@ -838,6 +851,7 @@ class ExportRoot:
     task: TaskConfig
     engine: EngineConfig
     export: ExportConfig
+    resume: bool
     seed: int
     output_dir: str | None
 
@@ -849,6 +863,7 @@ class BenchRoot(BenchConfig):
     Attributes:
         onnx: ONNX file, or export folder; null measures what `model`, `depth` and `sparsity`
             describe, with random weights.
+        resume: Continue an interrupted sweep of the same `output_dir`; for sweeps (`-m`) only.
     """
 
     onnx: str | None
@@ -859,6 +874,7 @@ class BenchRoot(BenchConfig):
     task: TaskConfig
     engine: EngineConfig
     export: ExportConfig
+    resume: bool
     seed: int
     output_dir: str
 

@@ -30,13 +30,13 @@ CODES = {(InputError, OSError, MemoryError): 1, (UsageError,): 2, (GateError,): 
 REPORTERS = ("mlflow", "wandb")  # what trainer.report_to names, whose refusals are not our bugs
 
 
-def fail(error: BaseException, wants_traceback: bool, job: str = "") -> int:
+def fail(error: BaseException, wants_traceback: bool, cell: str = "") -> int:
     """Say on stderr what went wrong.
 
     Args:
         error: What ended the command.
         wants_traceback: Show where, too.
-        job: Which job of a sweep it ended, with a colon; empty outside of a sweep.
+        cell: Which cell of a sweep it ended, with a colon; empty outside of a sweep.
 
     Returns:
         The exit code.
@@ -51,7 +51,7 @@ def fail(error: BaseException, wants_traceback: bool, job: str = "") -> int:
     with suppress(BrokenPipeError):
         if wants_traceback:
             traceback.print_exception(error)
-        print(f"{kind}: {job}{sentence}", file=sys.stderr, flush=True)
+        print(f"{kind}: {cell}{sentence}", file=sys.stderr, flush=True)
     return code
 
 

@@ -28,6 +28,11 @@ VALUE_FLAGS = {
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
     "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
 }  # fmt: skip
+# What the extra `sweep` brings.
+PLUGINS = {
+    "hydra/launcher": ("joblib", "ray", "submitit_local", "submitit_slurm"),
+    "hydra/sweeper": ("optuna",),
+}
 
 
 def rewrite(verb: str, args: Sequence[str]) -> list[str]:
@@ -117,15 +122,19 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
         args: Its command line, to find what the error leaves unnamed.
         error: An error of Hydra's or OmegaConf's.
     """
-    keys = schema_keys(root) + ["recipe"] * (verb == "train")  # the one group that is no field
+    keys = schema_keys(root) + ["recipe", "search"] * (verb == "train")  # groups that are no field
     reason: BaseException | None = error
     while reason and not isinstance(reason, UsageError):  # OmegaConf wraps what a resolver says
         reason = reason.__cause__ or reason.__context__
     if reason:
         return str(reason)
     for part in (error, error.__cause__):
-        if isinstance(part, MissingConfigException) and part.missing_cfg_file and part.options:
+        if isinstance(part, MissingConfigException) and part.missing_cfg_file:
             group, _, option = part.missing_cfg_file.rpartition("/")
+            if option in PLUGINS.get(group, ()):
+                return f"{group}={option} is not installed: pip install 'toolkit[sweep]'"
+            if not part.options:
+                continue
             return f"'{option}' is no option of {group}; {nearest(option, part.options)}"
         if isinstance(part, OverrideParseException):
             quoted = "the value in quotes if it holds blanks, brackets or = (\"key='a b'\")"
@@ -137,10 +146,10 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
             if part.object_type is dict:  # open, because what it configures has keys of its own
                 parent, _, last = key.rpartition(".")
                 return f"{parent} has no key '{last}' here; write +{key}=VALUE to add it"
-            asked = [each.key_or_group for each in _parse(args)]
+            asked = [each.key_or_group for each in parse(args)]
             key = next((whole for whole in asked if whole.startswith(key)), key)
             return f"{verb} has no key '{key}'; {nearest(key, keys)}"
-    for override in _parse(args):
+    for override in parse(args):
         key, given = override.key_or_group, str(override.input_line).partition("=")[2]
         if override.is_sweep_override() and not {"-m", "--multirun"} & set(args):
             return (
@@ -156,13 +165,18 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
     return "; ".join(line.strip().rstrip(".") for line in lines if line.strip())
 
 
-def _parse(args: Sequence[str]) -> list[Override]:
+def parse(args: Sequence[str]) -> list[Override]:
     """Read what among the arguments is an override."""
     parser, found = OverridesParser.create(), []
     for arg in args:
         with suppress(HydraException):
             found.append(parser.parse_override(arg))
     return found
+
+
+def quote(text: str) -> str:
+    """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
+    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
 
 
 def _gather_paths(args: Sequence[str]) -> list[str]:
@@ -178,8 +192,3 @@ def _gather_paths(args: Sequence[str]) -> list[str]:
             others.append(arg)
         is_value = arg in VALUE_FLAGS
     return [*others, f"paths=[{','.join(map(quote, paths))}]"] if paths else others
-
-
-def quote(text: str) -> str:
-    """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
-    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()

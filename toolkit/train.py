@@ -11,6 +11,7 @@ from transformers import set_seed
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
+from toolkit.compress.processes import in_processes, is_started
 from toolkit.compress.quantization.layers import describe_quantization
 from toolkit.compress.resume import (
     clean_up,
@@ -59,6 +60,9 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
         UsageError: The options contradict each other or what the run directory holds.
         GateError: A metric is below its floor; everything has been saved.
     """
+    if config.num_processes > 1 and not is_started():
+        in_processes(config.num_processes, train, config)
+        return
     output = Path(config.output_dir)
     check_training(config)
     if Verb.bench in config.then:

@@ -49,6 +49,8 @@ def evaluate(expression: str, lookup: Callable[[str], float]) -> float:
         return _value(tree.body, lookup)
     except (SyntaxError, MemoryError, RecursionError):  # as ast.parse calls what is nested too deep
         raise ValueError("no arithmetic expression") from None
+    except OverflowError:
+        raise ValueError(f"a number on the way that is above {LARGEST:g}") from None
     except (ArithmeticError, TypeError) as error:
         raise ValueError(f"no result: {error}") from None
 
@@ -77,5 +79,5 @@ def _value(node: ast.expr, lookup: Callable[[str], float]) -> float:
 
 def _checked(number: Any) -> float:
     if not isinstance(number, int | float) or abs(number) > LARGEST or math.isnan(number):
-        raise ValueError(f"a number on the way that is above {LARGEST:g} or none at all")
+        raise ValueError(f"a number on the way that is above {LARGEST:g}, or is none")
     return number

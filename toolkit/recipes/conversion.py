@@ -28,6 +28,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 EMBEDDING_TABLES = re.compile(r".*embeddings\.(word|position|token_type)_embeddings\.weight")
 
 
+@dataclass
 class Overlay:
     """What a recipe says in our words.
 

@@ -11,6 +11,7 @@ MAX_RANGES = 1000  # of the learning rate, or of pruning's updates
 EPS = 1e-6  # epochs that are one and the same, rounding aside
 
 
+@dataclass
 class Range:
     """The learning rate between two epochs."""
 
@@ -22,15 +23,18 @@ class Range:
     shape: str = "linear"
 
 
+@dataclass
 class Pruning:
     """What a gradual pruning modifier asks for."""
 
     modifier: Modifier
     settings: dict[str, Any]  # of `sparsity`
     finals: dict[Weight, float]
+    named: set[int]  # layers named in full, not by an expression that fits others, too
     leaves: bool  # masks hold after the end
 
 
+@dataclass
 class Plan:
     """What the modifiers read so far add up to.
 

@@ -76,6 +76,8 @@ def _ranking(is_global: bool) -> str:
 
 
 def _add_pruning(modifier: Modifier, plan: Plan, settings: dict[str, Any]) -> None:
+    for key in ("start_epoch", "end_epoch"):
+        modifier.take(key)
     start, end = epochs_of(modifier)
     if end < start:
         raise modifier.fault(f"must be at least start_epoch={start:g}; got {end:g}", "end_epoch")
@@ -93,7 +95,8 @@ def _add_pruning(modifier: Modifier, plan: Plan, settings: dict[str, Any]) -> No
         "update_frequency": float(modifier.number("update_frequency", least=1e-9)),
     } | pattern
     leaves = modifier.flag("leave_enabled", True)
-    plan.prunings.append(Pruning(modifier, settings, _finals(modifier, plan), leaves))
+    finals, named = _finals(modifier, plan)
+    plan.prunings.append(Pruning(modifier, settings, finals, named, leaves))
 
 
 def _pattern(modifier: Modifier) -> dict[str, Any]:
@@ -111,8 +114,8 @@ def _pattern(modifier: Modifier) -> dict[str, Any]:
     )
 
 
-def _finals(modifier: Modifier, plan: Plan) -> dict[Weight, float]:
-    """Find the final sparsity of each weight that a modifier names."""
+def _finals(modifier: Modifier, plan: Plan) -> tuple[dict[Weight, float], set[int]]:
+    """Find the final sparsity of each weight that a modifier names, and layers named in full."""
     final = modifier.take("final_sparsity")
     if isinstance(final, dict):  # sparsity: names
         if modifier.texts("params", []):
@@ -123,6 +126,7 @@ def _finals(modifier: Modifier, plan: Plan) -> dict[Weight, float]:
         number = modifier.number("final_sparsity", least=0, most=0.999999)
         named = {"params": (modifier.texts("params"), float(number))}
     finals: dict[Weight, float] = {}
+    layers: set[int] = set()
     for key, (patterns, value) in named.items():
         place = "params" if key == "params" else "final_sparsity"
         found = match(modifier, patterns, plan.clock, place)
@@ -136,7 +140,8 @@ def _finals(modifier: Modifier, plan: Plan) -> dict[Weight, float]:
             plan.note(modifier, "pooler and head, which params names, too, are left dense")
         for weight in found.weights:
             finals.setdefault(weight, value)
-    return finals
+        layers |= found.named
+    return finals, layers
 
 
 def _fraction(modifier: Modifier, text: str) -> float:
@@ -150,6 +155,7 @@ def _fraction(modifier: Modifier, text: str) -> float:
 
 
 def read_constant(modifier: Modifier, plan: Plan) -> None:
+    epochs_of(modifier)  # judged in `add_sparsity`, which knows of the others
     modifier.ignore("update_frequency")
     found = match(modifier, modifier.texts("params"), plan.clock)
     if len(found.weights) < len(LINEARS) * NUM_LAYERS:
@@ -181,6 +187,8 @@ def add_sparsity(plan: Plan, groups: dict[str, dict[str, Any]]) -> str:
                     f"has another {key} ({value}) than that in line {first.modifier.line} "
                     f"({first.settings.get(key)}): all weights have one schedule here"
                 )
+        for layer in sorted(pruning.named & plan.dropped.keys()):
+            raise modifier.fault(f"names layer {layer}, which is dropped", "params")
         twice = finals.keys() & pruning.finals.keys()
         if twice:
             layer, name = min(twice)
@@ -203,6 +211,10 @@ def add_sparsity(plan: Plan, groups: dict[str, dict[str, Any]]) -> str:
     final, parts = parts_of(finals, plan.dropped)
     if final == 0:
         raise first.modifier.fault("prunes nothing", "final_sparsity")
+    initial = first.settings["initial_sparsity"] or 0.0
+    for pruning in plan.prunings:
+        if any(0 < value < initial for value in pruning.finals.values()):
+            raise pruning.modifier.fault(f"is below init_sparsity={initial:g}", "final_sparsity")
     if parts and first.settings["ranking"] == "global":
         raise first.modifier.fault(
             "names a part of the encoder's weights, or several sparsities, which cannot be ranked "

@@ -7,6 +7,12 @@ from toolkit.recipes.plan import Plan, epochs_of
 from toolkit.recipes.reading import Modifier, plain, show
 
 # Modules that stay in float32 here, whether the recipe names them or not.
+FLOAT_MODULES = re.compile(
+    r"(.*\.)?(pooler|classifier|qa_outputs|cls|dropout|Dropout|LayerNorm|Tanh|Softmax|GELU\w*|ReLU"
+    r"|\w*(MatMul|BMM|Add)\w*|BertPooler|Identity)"
+)
+
+# Modules that stay in float32 here, whether the recipe names them or not.
 EMBEDDING_MODULES = re.compile(r"(.*\.)?embeddings|Embedding")
 
 

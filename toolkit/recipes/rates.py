@@ -81,6 +81,8 @@ def add_rates(plan: Plan, groups: dict[str, dict[str, Any]]) -> None:
     """Say the learning rate in the simplest way that says it."""
     trainer = groups.setdefault("trainer", {})
     ranges = _in_order(plan)
+    if not ranges:
+        return
     base = max(max(each.first, each.last) for each in ranges)
     if base == 0:
         raise ranges[0].modifier.fault("trains nothing: the learning rate is 0 throughout")

@@ -19,6 +19,7 @@ from toolkit.recipes.arithmetic import evaluate
 MAX_TEXT = 200_000  # characters of YAML
 MAX_VALUES = 20_000  # looked at, aliases counted each time
 MAX_DEPTH = 16
+MAX_WORD = 2000  # characters of one value
 MAX_CHAIN = 8  # variables that refer to one another
 FENCES = ("---", "+++")  # around front matter
 NULLS = ("", "~", "null")
@@ -273,6 +274,8 @@ def _parse(text: str, file: str) -> Value:
                     done = stack.pop()
                     value, anchor = done.value, done.anchor
                 elif isinstance(event, yaml.ScalarEvent):
+                    if len(event.value) > MAX_WORD:
+                        raise InputError(f"{file}, line {line}: a value of over {MAX_WORD} letters")
                     if stack and isinstance(stack[-1].value.data, dict) and stack[-1].key is None:
                         stack[-1].key = event.value
                         continue
@@ -385,13 +388,13 @@ def _resolve(
 ) -> Value:
     """Put in variables: `eval(…)` of one name is whatever it stands for, else a number."""
     if next(steps, None) is None:
-        raise InputError(f"{file}, line {value.line}: more than {MAX_VALUES} values in aliases")
+        raise InputError(f"{file}, line {value.line}: over {MAX_VALUES} values with all put in")
     data = value.data
     if isinstance(data, list):
         return replace(value, data=[_resolve(each, scope, file, steps, names) for each in data])
     if isinstance(data, dict):
-        made = {key: _resolve(each, scope, file, steps, names) for key, each in data.items()}
-        return replace(value, data=made)
+        fields = {key: _resolve(each, scope, file, steps, names) for key, each in data.items()}
+        return replace(value, data=fields)
     if not (isinstance(data, str) and data.startswith("eval(") and data.endswith(")")):
         return value
     expression = data[len("eval(") : -1].strip()
@@ -411,7 +414,8 @@ def _resolve(
         return found
 
     try:
-        made = look_up(expression) if expression in scope else evaluate(expression, number)
+        made: Any = look_up(expression) if expression in scope else evaluate(expression, number)
+        made = float(f"{made:.12g}") if isinstance(made, float) else made  # 0.3 + 0.6 is 0.9
     except ValueError as error:
         raise InputError(f"{file}, line {value.line}: {show(data)}: {error}") from None
     return replace(value, data=made)

@@ -58,11 +58,13 @@ class Match:
         weights: Those that may be pruned.
         heads: Whether it names weights of pooler or head, too.
         others: Another parameter that it names, such as one of the embeddings; empty if none.
+        named: Layers of which it names a weight in full.
     """
 
     weights: set[Weight] = field(default_factory=set)
     heads: bool = False
     others: str = ""
+    named: set[int] = field(default_factory=set)
 
 
 def match(modifier: Modifier, patterns: Iterable[str], clock: Clock, key: str = "params") -> Match:
@@ -90,6 +92,7 @@ def match(modifier: Modifier, patterns: Iterable[str], clock: Clock, key: str = 
                 key,
             )
         whole.weights |= each.weights
+        whole.named |= each.named
         whole.heads |= each.heads
         whole.others = whole.others or each.others
     if not patterns:
@@ -143,6 +146,7 @@ def _match_one(modifier: Modifier, pattern: str, prefix: str, clock: Clock, key:
             {weights[pattern]} if pattern in weights else set(),
             pattern in heads,
             pattern if pattern in others else "",
+            {weights[pattern][0]} if pattern in weights else set(),
         )
     clock.patterns -= 1
     if len(pattern) > MAX_LENGTH or clock.patterns < 0:
@@ -151,6 +155,8 @@ def _match_one(modifier: Modifier, pattern: str, prefix: str, clock: Clock, key:
             f"{MAX_LENGTH} characters",
             key,
         )
+    if "{" in pattern:  # which may take gigabytes to compile
+        raise modifier.fault(f"{show(pattern)} counts repetitions, which is not read", key)
     start = time.monotonic()
     try:
         compiled = regex.compile(pattern.removeprefix("re:"))

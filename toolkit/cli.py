@@ -26,6 +26,7 @@ verbs:
   toolkit VERB --cfg job   the configuration as it would run, without running it
   toolkit VERB -m …        one run for each combination of a,b values
   toolkit VERB -q | -v     only errors and the line of the result | lines for debugging, too
+  toolkit train recipe_file=FILE.md   a SparseML recipe, or one of ours, from anywhere
   toolkit --version
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 below a gate
@@ -93,6 +94,13 @@ def run_verb(verb: str, args: list[str]) -> int:
     from toolkit.overrides import explain, rewrite, take_verbosity
     from toolkit.sweep import Sweep
 
+    if verb == "train":
+        from toolkit.recipes.command import take_recipes
+
+        taken = take_recipes(args)
+        if taken is None:
+            return 0
+        args = taken
     root = getattr(toolkit.config, f"{verb.capitalize()}Root")
     ConfigStore.instance().store(name=f"{verb}_schema", node=root)
 

@@ -174,22 +174,28 @@ class DepthConfig:
         num_layers: How many layers to keep, evenly spaced with first and last among them; null
             keeps all.
         keep: Explicit 0-based layer numbers, ascending; overrides `num_layers`.
+        drop: The same of those that go, whatever number the model has; overrides `num_layers`.
     """
 
     name: str
     num_layers: int | None
     keep: list[int] | None
+    drop: list[int] | None
 
     def __post_init__(self) -> None:
         if self.num_layers is not None:
             _check_at_least("depth.num_layers", self.num_layers, 1)
-        if self.keep is not None and (
-            not self.keep or sorted(set(self.keep)) != list(self.keep) or self.keep[0] < 0
-        ):
-            raise ValueError(
-                "depth.keep must list distinct layer numbers in ascending order, "
-                f"such as [0,6,11]; got {list(self.keep)}"
-            )
+        for field in ("keep", "drop"):
+            layers = getattr(self, field)
+            if layers is not None and (
+                not layers or sorted(set(layers)) != list(layers) or layers[0] < 0
+            ):
+                raise ValueError(
+                    f"depth.{field} must list distinct layer numbers in ascending order, "
+                    f"such as [0,6,11]; got {list(layers)}"
+                )
+        if self.keep is not None and self.drop is not None:
+            raise ValueError("depth.keep and depth.drop are two ways to say the same: set one")
 
 
 @dataclass(kw_only=True)
@@ -266,6 +272,9 @@ class SparsityConfig:
         final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1); 0 prunes nothing.
         layer_sparsity: The final sparsity of each kept encoder layer, first to last, instead of
             one for all.
+        parts: Final sparsities of linear layers by name or pattern, such as `layers.0.*` or
+            `*.query`, of which the first that fits counts, instead of `final_sparsity`; 0 leaves
+            them dense.
         start_epoch: Epoch at which pruning starts, >= 0.
         end_epoch: Epoch at which the final sparsity is reached, >= `start_epoch`; a run shorter
             than this is refused.
@@ -298,6 +307,7 @@ class SparsityConfig:
     initial_sparsity: float | None
     final_sparsity: float
     layer_sparsity: list[float] | None
+    parts: dict[str, float] | None
     start_epoch: float
     end_epoch: float
     update_frequency: float
@@ -345,6 +355,8 @@ class SparsityConfig:
             values = getattr(self, name)
             if values is not None and (not values or not all(0.0 <= v < 1.0 for v in values)):
                 raise ValueError(f"sparsity.{name} must list numbers in [0, 1); got {values}")
+        if self.parts is not None and not all(0.0 <= v < 1.0 for v in self.parts.values()):
+            raise ValueError(f"sparsity.parts must have numbers in [0, 1); got {dict(self.parts)}")
         if self.n_of_m is None:
             return
         if len(self.n_of_m) != 2 or not 1 <= self.n_of_m[0] <= self.n_of_m[1]:
@@ -393,6 +405,36 @@ class SparsityConfig:
             raise ValueError(
                 "sparsity.layer_sparsity says what each layer keeps, sparsity.ranking=global lets "
                 "the layers compete: choose one"
+            )
+        if self.parts is not None:
+            self._check_parts()
+
+    def _check_parts(self) -> None:
+        assert self.parts is not None
+        least = self.initial_sparsity or 0.0
+        if self.final_sparsity == 0 or any(0 < v < least for v in self.parts.values()):
+            raise ValueError(
+                "sparsity.parts are exceptions from sparsity.final_sparsity, which must be above "
+                f"0, and start with sparsity.initial_sparsity ({least:g}); got "
+                f"{self.final_sparsity:g} and {dict(self.parts)}"
+            )
+        if self.layer_sparsity is not None or self.ranking is Ranking["global"]:
+            raise ValueError(
+                "sparsity.parts says what each part keeps: it goes with neither "
+                "sparsity.layer_sparsity nor sparsity.ranking=global"
+            )
+        if self.method is Method.soft_movement or self.schedule in (
+            Schedule.locked,
+            Schedule.stepwise,
+        ):
+            raise ValueError(
+                "sparsity.parts sets final sparsities, which sparsity.method=soft_movement and "
+                "sparsity.schedule=locked do not have, and stepwise lists one by one"
+            )
+        if self.n_of_m is not None and not {*self.parts.values()} <= {0.0, self.final_sparsity}:
+            raise ValueError(
+                f"sparsity.n_of_m has one sparsity, {self.final_sparsity:g}: sparsity.parts may "
+                "leave layers dense beside it"
             )
 
     def _check_structured(self) -> None:
@@ -628,6 +670,42 @@ class TaskConfig:
                 _check_at_least(f"task.{field}", getattr(self, field), 1)
 
 
+class RateShape(Enum):
+    """How the learning rate gets from one value to another."""
+
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass(kw_only=True)
+class RateRange:
+    """The learning rate between two epochs, as fractions of `trainer.learning_rate`.
+
+    Attributes:
+        start_epoch: Where it begins, >= 0.
+        end_epoch: Where it ends, above `start_epoch`.
+        first: The fraction at its start, >= 0.
+        last: At its end, and until another range begins, >= 0.
+        shape: On the way.
+    """
+
+    start_epoch: float
+    end_epoch: float
+    first: float
+    last: float
+    shape: RateShape
+
+    def __post_init__(self) -> None:
+        _check_at_least("rates.start_epoch", self.start_epoch, 0)
+        if self.end_epoch <= self.start_epoch:
+            raise ValueError(
+                f"rates.end_epoch must be above its start_epoch={self.start_epoch:g}; got "
+                f"{self.end_epoch:g}"
+            )
+        _check_at_least("rates.first", self.first, 0)
+        _check_at_least("rates.last", self.last, 0)
+
+
 ISAS = (
     *("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2"),
     *("neon_fp16", "neon_dot", "neon", "generic"),
@@ -807,6 +885,9 @@ class TrainRoot:
             `trainer.ddp_backend=gloo`), >= 1. A step then takes as many batches.
         min_accuracy: Accuracy floor in percent for the task's main metric; below it the run
             ends with exit code 3. Null sets no floor.
+        rates: The learning rate over time, range by range in ascending order, instead of the
+            Trainer's schedule; before the first it is `trainer.learning_rate`. Null leaves it to
+            `trainer`, `sparsity.rewind` and `quantization`.
         published: What others published for this recipe, in percent by metric; null where they
             say nothing.
     """
@@ -825,6 +906,7 @@ class TrainRoot:
     resume: bool
     num_processes: int
     min_accuracy: float | None
+    rates: list[RateRange] | None
     published: dict[str, float | None]
     seed: int
     output_dir: str

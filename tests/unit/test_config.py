@@ -32,6 +32,7 @@ VALID = {type(part): part for root in ROOTS for part in vars(root).values()}
         (DepthConfig, "num_layers", 0, "depth.num_layers must be at least 1; got 0"),
         (DepthConfig, "keep", [], "depth.keep must list distinct layer numbers"),
         (DepthConfig, "keep", [3, 1], "got [3, 1]"),
+        (DepthConfig, "drop", [3, 1], "depth.drop must list distinct layer numbers"),
         (DepthConfig, "keep", [1, 1], "got [1, 1]"),
         (DepthConfig, "keep", [-1, 1], "got [-1, 1]"),
         (SparsityConfig, "final_sparsity", 1.0, "sparsity.final_sparsity must be in [0, 1)"),

@@ -568,6 +568,21 @@ def test_best_model_has_its_final_sparsity(
             ["sparsity=prune80"],
             r"ends at sparsity\.end_epoch=1\.5, but training ends after 1 epoch",
         ),
+        (
+            [
+                "rates=[{start_epoch:0,end_epoch:1,first:1,last:0,shape:linear}]",
+                *PRUNED,
+                "sparsity.rewind=0.1",
+            ],
+            r"rates and sparsity\.rewind both say the learning rate",
+        ),
+        (
+            [
+                "rates=[{start_epoch:0,end_epoch:1,first:1,last:0,shape:linear},"
+                "{start_epoch:0.5,end_epoch:1,first:1,last:0,shape:linear}]"
+            ],
+            r"ascending order that do not overlap; got \[\(0\.0, 1\.0\), \(0\.5, 1\.0\)\]",
+        ),
         (["depth=layers9"], "keeps 9 layers, but the model has only 2"),
         (["task.max_length=500"], r"task\.max_length must be at most 128"),
         ([*PRUNED, "sparsity.block_shape=[1,5]"], "must divide every pruned weight"),

@@ -1,5 +1,6 @@
 """The Trainer of a run: its arguments, its data, and what it is judged by."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
 
 from toolkit.compress.model import input_names
 from toolkit.compress.quantization.callback import QuantizationCallback
+from toolkit.compress.rates import RatesCallback
 from toolkit.compress.sparsity.calibration import Batches, draw_batches
 from toolkit.compress.sparsity.callback import KEEPS_ZEROS, SparsificationCallback
 from toolkit.compress.sparsity.floor import check_floor, parse_floor
@@ -63,6 +65,26 @@ def check_training(config: TrainRoot) -> None:
         parse_floor(config.sparsity.floor, config.task.metrics)
     if config.quantization.is_on:
         _check_quantization(config)
+    if config.rates is not None:
+        _check_rates(config)
+
+
+def _check_rates(config: TrainRoot) -> None:
+    rates = config.rates or []
+    if not rates or any(
+        one.end_epoch > other.start_epoch + 1e-9  # rounding of cycles
+        for one, other in itertools.pairwise(rates)
+    ):
+        raise UsageError(
+            "rates must list ranges in ascending order that do not overlap; got "
+            f"{[(each.start_epoch, each.end_epoch) for each in rates]}"
+        )
+    for option, value in (
+        ("sparsity.rewind", config.sparsity.rewind if config.sparsity.is_on else None),
+        ("quantization.learning_rate", config.quantization.learning_rate),
+    ):
+        if value is not None:
+            raise UsageError(f"rates and {option} both say the learning rate: set one of them")
 
 
 def _check_quantization(config: TrainRoot) -> None:
@@ -106,6 +128,8 @@ def make_callbacks(
     if config.quantization.is_on:
         is_rewound = config.sparsity.rewind is not None and config.sparsity.is_on
         callbacks.append(QuantizationCallback(config.quantization, is_rewound))
+    if config.rates is not None:
+        callbacks.append(RatesCallback(config.rates))
     return callbacks
 
 

@@ -35,6 +35,7 @@ from toolkit.errors import InputError, UsageError
 from toolkit.files import added_to, size_of
 from toolkit.measure.worker import answer_requests
 from toolkit.present.export_summary import print_summary
+from toolkit.progress import say
 from toolkit.record import new_record, read_record, root_id, write_record
 from toolkit.tasks import check_names
 
@@ -113,7 +114,7 @@ def export(config: ExportRoot) -> Path:
         write_record(partial / "record.json", record)
         known = record
         if (folder / CARD).is_file() and not is_ours(folder / CARD):
-            print(f"{folder / CARD} has been rewritten: it stays as it is")
+            say(f"{folder / CARD} has been rewritten: it stays as it is")
         else:
             run = None
             if trained is not None and trained["run"]["verb"] == "train":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from toolkit.files import write_text
+from toolkit.progress import say
 from toolkit.record import metrics_of, speed_key
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def refresh_card(
     file = folder / NAME
     if not is_ours(file):
         if file.is_file():
-            print(f"{file} has been rewritten: what was measured is not added")
+            say(f"{file} has been rewritten: what was measured is not added")
         return
     write_text(file, _measured(ModelCard.load(file), metrics, entries, environment))
 

@@ -28,7 +28,7 @@ from toolkit.config import ModelConfig, Pooling, TaskConfig, Weights
 from toolkit.errors import InputError, UsageError
 from toolkit.families import FAMILIES, inputs_of, longest_text
 from toolkit.files import new_folder
-from toolkit.progress import say
+from toolkit.progress import say, warn
 from toolkit.tasks import kind_of
 from toolkit.tasks.demo import make_tokenizer
 from toolkit.tasks.features import Feature
@@ -219,8 +219,13 @@ def save_checkpoint(
         tokenizer.save_pretrained(temporary)
         write_grids(model, temporary)
         if pooling is not None:
-            source = None if origin is None else _modules_of(origin)
-            write_modules(source, temporary, model.config.to_dict(), STOCK, pooling)
+            config = model.config.to_dict()
+            try:
+                source = None if origin is None else _modules_of(origin)
+                write_modules(source, temporary, config, STOCK, pooling)
+            except InputError as error:  # no reason to lose what was trained
+                warn(f"{error}; the checkpoint gets {pooling.value} pooling alone")
+                write_modules(None, temporary, config, STOCK, pooling)
 
 
 @contextmanager

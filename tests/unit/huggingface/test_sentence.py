@@ -14,6 +14,7 @@ from support.exports import make_tokenizer
 from support.graphs import Case, make_model
 
 from toolkit import SparseModelForFeatureExtraction
+from toolkit.compress.model import save_checkpoint
 from toolkit.compress.sentence_modules import SPARSE, STOCK, write_modules
 from toolkit.config import Pooling
 from toolkit.errors import InputError
@@ -122,3 +123,18 @@ def test_other_heads_and_damaged_modules(tmp_path: Path) -> None:
         (tmp_path / "modules.json").write_text(content)
         with pytest.raises(InputError, match=message):
             write_modules(tmp_path, tmp_path / "none", {"architectures": ["BertModel"]}, SPARSE)
+
+
+def test_damaged_modules_are_no_reason_to_lose_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    (origin / "modules.json").write_text("[]")
+    model, tokenizer = make_model(Case("bert", "base")), make_tokenizer()
+    save_checkpoint(tmp_path / "checkpoint", model, tokenizer, str(origin), Pooling.cls)
+    assert "the checkpoint gets cls pooling alone" in capsys.readouterr().err
+    vectors = SentenceTransformer(str(tmp_path / "checkpoint"), device="cpu").encode(TEXTS[:1])
+    ids = tokenizer(TEXTS[:1], return_tensors="pt")
+    expected = model(**ids).last_hidden_state[:, 0].detach()
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)

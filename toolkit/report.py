@@ -129,17 +129,17 @@ def write(
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "results.csv", text.getvalue())
-    parts = ["# Results", *notes]
+    written = ["# Results", *notes]
     if panels:
-        parts.insert(1, "![quality against speed](pareto.png)")
+        written.insert(1, "![quality against speed](pareto.png)")
     if rows:
-        parts.append(markdown_table(*printed_cells(rows)))
+        written.append(markdown_table(*printed_cells(rows)))
     if grids:
-        parts.append("![speed of untrained models against published scores](grid.png)")
-    parts += [markdown_table(*grid_cells(grid)) for grid in grids]
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    picture = (folder / "grid.png").read_bytes() if grids else None
-    write_text(folder / "report.html", page(rows, panels, notes, picture, grids))
+        written.append("![speed of untrained models against published scores](grid.png)")
+    written += [markdown_table(*grid_cells(grid)) for grid in grids]
+    write_text(folder / "report.md", "\n\n".join(written) + "\n")
+    drawn = (folder / "grid.png").read_bytes() if grids else None
+    write_text(folder / "report.html", page(rows, panels, notes, drawn, grids))
 
 
 def _rank(row: Row) -> tuple[Any, ...]:

@@ -38,7 +38,8 @@ def compound(name: str) -> str:
     modifiers.append(("GMPruningModifier", schedule | values | mask))
     if int8:
         modifiers += [rate(0.0, 30.0, 5e-5, 0.0), rate(30.0, "eval(epochs)", 0.00005, 0.0)]
-        rounding = ROUNDING | {"start_epoch": 30, "disable_quantization_observer_epoch": 35.0}
+        rounding: dict[str, object] = {**ROUNDING, "start_epoch": 30}
+        rounding["disable_quantization_observer_epoch"] = 35.0
         modifiers.append(("QuantizationModifier", rounding))
     text = recipe(*modifiers, head=head)
     return f"A heading\n\n---\n{text}---\n\n# What it is for\n"

@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from toolkit.compress.layouts import architecture_of, is_odd, plain_config, plain_weights
 from toolkit.compress.quantization.layers import write_grids
@@ -414,7 +415,7 @@ def _read_weights(path: str) -> tuple[dict[str, torch.Tensor], list[str]]:
         InputError: It cannot be read, or `plain_weights` refuses it.
     """
     try:
-        files = {
+        files: dict[str, Any] = {
             name: cached_file(path, name, _raise_exceptions_for_missing_entries=False)
             for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
         }

@@ -55,7 +55,8 @@ def read_rate_class(modifier: Modifier, plan: Plan) -> None:
                 raise inner.fault("must be a list of epochs", "milestones")
             edges = [start, *(mile for mile in sorted(steps) if start < mile < end), end]
         else:
-            size = inner.number("step_size", *([1.0] if kind == "ExponentialLR" else []), least=EPS)
+            default = {"default": 1.0} if kind == "ExponentialLR" else {}
+            size = inner.number("step_size", least=EPS, **default)
             edges = cut(modifier, start, end, size)
         for number, (a, b) in enumerate(itertools.pairwise(edges)):
             now = rate * gamma**number

@@ -119,7 +119,7 @@ def parts_of(
         if layer not in gone
     ]
     final, rest = max(values.values()), layers[-1]  # which speaks for all layers behind it
-    parts = {}
+    parts: dict[str, float] = {}
     for number, row in enumerate(layers):
         if row != rest:
             parts |= _row(f"layers.{number}", row, rest)

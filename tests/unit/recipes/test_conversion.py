@@ -73,7 +73,7 @@ def test_magnitude() -> None:
 def test_kinds_of_pruning(name: str, fields: Fields, changes: dict[str, Any]) -> None:
     usual = overlay(EPOCHS, ("GMPruningModifier", MAGNITUDE))["sparsity"]
     wanted = {key: value for key, value in (usual | changes).items() if value is not ...}
-    assert overlay(EPOCHS, (name, MAGNITUDE | fields))["sparsity"] == wanted
+    assert overlay(EPOCHS, (name, {**MAGNITUDE, **fields}))["sparsity"] == wanted
 
 
 def test_second_order() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -11,8 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 LOG = logging.getLogger("toolkit.serving")
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-# What is logged of an event of another library's: its place, since its words may hold a text.
-OWN = "fields"
+OWN = "fields"  # of a log record: those of an event of ours
 
 
 @dataclass
@@ -41,23 +41,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        on = {"registry": self.registry}
-        self.count = Counter("te_request_count", "requests", ["method"], **on)
-        self.success = Counter("te_request_success", "requests answered", ["method"], **on)
-        self.failure = Counter("te_request_failure", "requests refused or failed", ["err"], **on)
-        self.duration = Histogram("te_request_duration", "seconds", buckets=SECONDS, **on)
-        self.tokenize = Histogram(
-            "te_request_tokenization_duration", "seconds", buckets=SECONDS, **on
-        )
-        self.queue = Histogram("te_request_queue_duration", "seconds", buckets=SECONDS, **on)
-        self.inference = Histogram(
-            "te_request_inference_duration", "seconds", buckets=SECONDS, **on
-        )
-        self.batch_size = Histogram("te_batch_next_size", "texts of a batch", buckets=SIZES, **on)
-        self.batch_tokens = Histogram(
-            "te_batch_next_tokens", "tokens of a batch", buckets=SIZES, **on
-        )
-        self.queue_size = Gauge("te_queue_size", "texts that wait", **on)
+        self.count = self._counter("te_request_count", "requests", "method")
+        self.success = self._counter("te_request_success", "requests answered", "method")
+        self.failure = self._counter("te_request_failure", "requests refused or failed", "err")
+        self.duration = self._histogram("te_request_duration", SECONDS)
+        self.tokenize = self._histogram("te_request_tokenization_duration", SECONDS)
+        self.queue = self._histogram("te_request_queue_duration", SECONDS)
+        self.inference = self._histogram("te_request_inference_duration", SECONDS)
+        self.batch_size = self._histogram("te_batch_next_size", SIZES)
+        self.batch_tokens = self._histogram("te_batch_next_tokens", SIZES)
+        self.queue_size = Gauge("te_queue_size", "texts that wait", registry=self.registry)
 
     def note_batch(self, texts: int, tokens: int) -> None:
         """Count a batch."""
@@ -81,9 +74,19 @@ class Metrics:
         """Return all of them in Prometheus' format."""
         return generate_latest(self.registry)
 
+    def _counter(self, name: str, meaning: str, label: str) -> Counter:
+        return Counter(name, meaning, [label], registry=self.registry)
+
+    def _histogram(self, name: str, buckets: Sequence[float]) -> Histogram:
+        unit = "seconds" if buckets is SECONDS else "of a batch"
+        return Histogram(name, unit, registry=self.registry, buckets=buckets)
+
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `event`, and the event's fields."""
+    """One JSON object a line: `time`, `level`, `event`, and the event's fields.
+
+    Of another library's event only its source is told: its words may hold a text.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

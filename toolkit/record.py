@@ -157,7 +157,7 @@ def root_id(record: dict[str, Any]) -> str:
     return str(run["parent"] or run["id"])
 
 
-def speed_key(entry: dict[str, Any]) -> tuple[Any, ...]:
+def speed_key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """Name what an entry of `speed` measured: a newer one with the same key replaces it."""
     return tuple(entry[name] for name in SPEED_KEY)
 

@@ -75,7 +75,7 @@ def _replace_head(graph: onnx.GraphProto, head: str, weight: NDArray[np.float32]
         graph.initializer.append(onnx.numpy_helper.from_array(weight, "tok"))
         graph.node.append(onnx.helper.make_node("MatMul", [hidden, "tok"], ["logits"], "logits"))
         name, width = "logits", weight.shape[1]
-    shape = ["batch_size", "sequence_length", width]
+    shape: list[str | int | None] = ["batch_size", "sequence_length", width]
     graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
 
 

@@ -6,8 +6,9 @@ B texts, T tokens, C classes, D features, V words.
 import json
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
-    ModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
 from transformers.models.auto import modeling_auto
+from transformers.utils.generic import ModelOutput
 
 from toolkit.engine import Engine
 from toolkit.engine.kernel_choice import path_beside
@@ -105,7 +106,7 @@ class SparseModel:
         folder = find_export(folder)
         config = AutoConfig.from_pretrained(folder)
         engine = Engine.load(folder, num_threads, isa, kernel, precision, keep_timings)
-        known = cls.output_class.__dataclass_fields__
+        known = [field.name for field in fields(cast(Any, cls.output_class))]
         if foreign := [name for name in engine.outputs if name not in known]:
             raise InputError(
                 f"{source} has the output {foreign[0]!r}, which a {cls.output_class.__name__} has "

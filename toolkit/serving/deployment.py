@@ -6,6 +6,7 @@ and restarts them.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
@@ -45,11 +46,12 @@ def application(config: ServeRoot, num_replicas: int = 1) -> Application:
 
         return make_app(config)
 
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         serve.ingress(make)(),
         name="toolkit",
         num_replicas=num_replicas,
         max_ongoing_requests=config.serve.max_queue,
         ray_actor_options={"num_cpus": max(1, config.engine.num_threads)},
     )
-    return deployment.bind()
+    application: Application = deployment.bind()
+    return application

@@ -20,7 +20,7 @@ from toolkit.serving.errors import RequestError
 from toolkit.serving.journal import Trace
 from toolkit.serving.service import Service
 
-DATATYPES = {"INT32": np.dtype("<i4"), "INT64": np.dtype("<i8")}
+DATATYPES: dict[str, np.dtype[Any]] = {"INT32": np.dtype("<i4"), "INT64": np.dtype("<i8")}
 LENGTH_HEADER = "Inference-Header-Content-Length"
 
 

@@ -159,7 +159,8 @@ def text_routes(service: Service) -> APIRouter:
         said, parameters = body.inputs, body.parameters or SimilarityParameters()
         if not said.sentences:
             raise RequestError("Validation", "`inputs.sentences` cannot be empty", 422)
-        vectors = await vectors_of(request, parameters, [said.source_sentence, *said.sentences])
+        texts: list[str | list[int]] = [said.source_sentence, *said.sentences]
+        vectors = await vectors_of(request, parameters, texts)
         unit = normalized(vectors)
         return _json(unit[1:] @ unit[0])
 
@@ -179,7 +180,8 @@ def text_routes(service: Service) -> APIRouter:
     async def predict(body: PredictRequest, request: Request) -> Response:
         service.expect(Kind.classifier, Kind.reranker)
         is_batch = not isinstance(body.inputs, str) and not isinstance(body.inputs[0], str)
-        texts = [_text_or_pair(text) for text in (body.inputs if is_batch else [body.inputs])]
+        inputs: Any = body.inputs if is_batch else [body.inputs]
+        texts = [_text_or_pair(text) for text in inputs]
         side = body.truncation_direction.lower()
         _, answers = await service.run_texts(_trace(request), texts, body.truncate, side)
         wanted = body.parameters or PredictParameters()

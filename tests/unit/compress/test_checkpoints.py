@@ -178,7 +178,8 @@ def original() -> PreTrainedModel:
     model = BertForQuestionAnswering(
         BertConfig(architectures=["BertForQuestionAnswering"], **sizes)
     )
-    return prune_once(model, default_sparsity(final_sparsity=SPARSITY)).eval()
+    pruned: PreTrainedModel = prune_once(model, default_sparsity(final_sparsity=SPARSITY)).eval()
+    return pruned
 
 
 def write(

@@ -36,7 +36,8 @@ def expected_answers(
     encoded = tokenizer(question, context, truncation="only_second", max_length=max_seq_len,
                         stride=doc_stride, return_overflowing_tokens=True,
                         return_offsets_mapping=True)  # fmt: skip
-    answers, null = [], 1.0
+    answers: list[dict[str, Any]] = []
+    null = 1.0
     for i, offsets in enumerate(encoded["offset_mapping"]):
         inputs = {
             name: torch.tensor([encoded[name][i]])
@@ -131,7 +132,7 @@ def test_answers_are_whole_words(drop_in: DropIn) -> None:
     """`soups` is two tokens, `soup` and `##s`: of itself an answer may end between them."""
     ask = QuestionAnsweringPipeline(drop_in("qa")[1], num_threads=1)
     context = "soups soups breads"
-    options = {"question": QUESTION, "context": context, "top_k": 20}
+    options: Any = {"question": QUESTION, "context": context, "top_k": 20}
     words = {answer["answer"] for answer in ask(**options)}
     pieces = {answer["answer"] for answer in ask(**options, align_to_words=False)}
     assert words == {"soups", "soups soups", "soups soups breads", "soups breads", "breads"}
@@ -155,7 +156,7 @@ def test_what_cannot_be_answered_is_refused(drop_in: DropIn) -> None:
         ({"question": QUESTION, "context": LONG, "max_seq_len": 9}, "max_seq_len=9 leaves no room"),
     ):
         with pytest.raises(ValueError, match=message):
-            ask(**arguments)  # type: ignore[arg-type]
+            ask(**arguments)
     with pytest.raises(ValueError, match="give either dicts with question and context, or these"):
         ask([{"question": QUESTION}], question=QUESTION)
     with pytest.raises(InputError, match="holds no model that answers questions: its outputs are"):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.serving import get, post, serving, slowly
@@ -154,11 +155,11 @@ def test_a_bug_is_told_by_kind_and_place(
         model = load_model(config)  # type: ignore[arg-type]
         calls = []
 
-        def run(inputs: object) -> object:
+        def run(inputs: Any) -> Any:
             calls.append(0)
             if len(calls) > 2:  # two probes pass
                 raise KeyError("SECRET")
-            return model.run(inputs)  # type: ignore[arg-type]
+            return model.run(inputs)
 
         return replace(model, run=run)
 

@@ -44,9 +44,9 @@ def test_the_client_gets_what_the_engine_computes(
     client: triton.InferenceServerClient,
     exports: Callable[[str], Path],
     is_binary: bool,
-    kind: type,
+    kind: Any,
 ) -> None:
-    arrays = {name: array.astype(kind) for name, array in tensors().items()}
+    arrays: dict[str, Any] = {name: array.astype(kind) for name, array in tensors().items()}
     output = triton.InferRequestedOutput("last_hidden_state", binary_data=is_binary)
     answer = client.infer("embedding", inputs_of(arrays, is_binary), outputs=[output],
                           request_id="7")  # fmt: skip

@@ -42,7 +42,7 @@ def embedding(folder: Path, text: str) -> NDArray[Any]:
 
 def test_the_hub_client_embeds(served: Served, exports: Exports) -> None:
     client = InferenceClient(served("embedding"))
-    found = client.feature_extraction(TEXTS)  # type: ignore[arg-type]
+    found = client.feature_extraction(TEXTS)
     expected = [embedding(exports("embedding"), text) for text in TEXTS]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     raw = client.feature_extraction(TEXTS[0], normalize=False, truncate=True)

@@ -148,7 +148,8 @@ class Batcher:
 
     async def _answer_all(self) -> None:
         while True:
-            await self._has_some.wait()
+            while not self._queue:
+                await self._has_some.wait()
             patience = self._queue[0].since + self._max_wait_s - time.monotonic()
             if patience > 0:
                 with suppress(TimeoutError):

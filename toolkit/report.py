@@ -3,14 +3,18 @@
 import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from toolkit.config import ReportRoot
 from toolkit.errors import GateError, InputError
 from toolkit.files import write_text
+from toolkit.present.answer import Answer, answer, selected
 from toolkit.present.chart import Panel, make_panels
+from toolkit.present.compare import Change, change_cells, compare, summary
+from toolkit.present.details import details_of
 from toolkit.present.page import page
 from toolkit.present.results import (
     Row,
@@ -25,13 +29,18 @@ from toolkit.present.results import (
     panel_of,
     title_of,
 )
-from toolkit.present.select import answer, parse_select, select
-from toolkit.present.tables import markdown_table, printed_cells, text_table
+from toolkit.present.select import parse_select, select, shortfall
+from toolkit.present.tables import markdown_table, markdown_text, printed_cells, text_table
 from toolkit.record import read_record
+
+Records = list[tuple[Path, dict[str, Any]]]
 
 
 def report(config: ReportRoot) -> list[Row]:
     """Collect records; write report.html, report.md, results.csv, pareto.png; print a table.
+
+    Two paths that hold measurements of the same models are also compared, the second with the
+    first, and the rows of each stay apart; otherwise all records of one model are one run.
 
     Returns:
         The rows, as they stand in `results.csv`.
@@ -41,8 +50,7 @@ def report(config: ReportRoot) -> list[Row]:
         UsageError: `select` is no list of conditions, or names an unknown column.
         GateError: No run meets `select`; the report has been written.
     """
-    rows = [row for run in merge_runs(collect(config.paths)) for row in make_rows(run)]
-    distinguish(rows)
+    rows, details, changes, notes = arrange(collect(config.paths))
     ratios = [
         note for group in groups(rows, lambda row: row["group"]) for note in add_ratios(group)
     ]
@@ -52,43 +60,63 @@ def report(config: ReportRoot) -> list[Row]:
     shown = {row["group"] for row in plotted}
     rows.sort(key=lambda row: (row["group"] not in shown, *_rank(row)))
     measured = groups((row for row in rows if row["engine"]), panel_of)
-    notes = [*(f"{title_of(same[0])}." for same in measured), *ratios, *left_out(rows)]
+    notes += [*(f"{title_of(same[0])}." for same in measured), *ratios, *left_out(rows)]
+    answers = answer(rows, config.within)
     conditions = parse_select(config.select, rows) if config.select else []
     chosen = select(conditions, rows) if conditions else None
     if chosen is not None:
-        notes.insert(0, f"The fastest run with {config.select}: {answer(chosen)}.")
-    folder, panels = Path(config.output_dir), make_panels(rows)
-    write(folder, rows, panels, notes)
+        answers.insert(0, selected(chosen, str(config.select)))
+    folder = Path(config.output_dir)
+    panels = make_panels(rows, config.paths[0] if changes else None)
+    pictured = [panel for panel in panels if panel.metric is not None]
+    draw(folder / "pareto.png", pictured, rows)
+    write_text(folder / "results.csv", table_file(rows))
+    write_text(folder / "report.md", markdown(rows, answers, changes, notes, bool(pictured)))
+    write_text(
+        folder / "report.html",
+        page(rows, [details[id(row)] for row in rows], panels, answers, changes, notes),
+    )
+    print(*answers, sep="\n")
     print(text_table(*printed_cells(rows)))
+    if changes:
+        print(text_table(*change_cells(changes)))
     print(*notes, sep="\n")
     print(f"report: {folder / 'report.html'}")
-    if panels:
+    if pictured:
         print(f"picture: {folder / 'pareto.png'}")
     if conditions and chosen is None:
-        raise GateError(f"none of {len(rows)} measurements meets select={config.select}")
+        raise GateError(
+            f"none of {len(rows)} measurements meets select={config.select}: "
+            f"{shortfall(conditions, rows)}"
+        )
     return rows
 
 
-def collect(paths: Sequence[str]) -> list[tuple[Path, dict[str, Any]]]:
+def collect(paths: Sequence[str]) -> dict[str, Records]:
     """Read every `record.json` below the paths; warn of those that cannot be read.
+
+    Returns:
+        The records by path; one that two paths reach counts for the first alone.
 
     Raises:
         InputError: A path does not exist, or no readable record is found.
     """
-    files: dict[Path, Path] = {}  # resolved → as named, so that none counts twice
-    for path in map(Path, paths):
-        if not path.exists():
+    seen: set[Path] = set()
+    records: dict[str, Records] = {path: [] for path in paths}
+    for path in paths:
+        if not Path(path).exists():
             raise InputError(f"expected records below {path}, but there is no such folder or file")
-        for file in [path] if path.is_file() else sorted(path.rglob("record.json")):
-            files.setdefault(file.resolve(), file)
-    records = []
-    for file in files.values():
-        try:
-            records.append((file, read_record(file)))
-        except InputError as error:
-            print(f"warning: skipped {error}", file=sys.stderr)
-    if not records:
-        found = f"{len(files)} unreadable ones" if files else "none"
+        files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("record.json"))
+        for file in files:
+            if file.resolve() in seen:
+                continue
+            seen.add(file.resolve())
+            try:
+                records[path].append((file, read_record(file)))
+            except InputError as error:
+                print(f"warning: skipped {error}", file=sys.stderr)
+    if not any(records.values()):
+        found = f"{len(seen)} unreadable ones" if seen else "none"
         raise InputError(
             f"expected at least one record.json below {', '.join(paths)}, found {found}: "
             "`toolkit train` and `toolkit bench` write them"
@@ -96,28 +124,81 @@ def collect(paths: Sequence[str]) -> list[tuple[Path, dict[str, Any]]]:
     return records
 
 
-def write(folder: Path, rows: Sequence[Row], panels: Sequence[Panel], notes: Sequence[str]) -> None:
-    """Write the four files; without a panel there is no picture, and an old one is removed."""
-    picture = folder / "pareto.png"
-    if panels:
-        # here: matplotlib takes a second to import
-        from toolkit.present.figures import save_png
-        from toolkit.present.figures.pareto import draw_pareto
+def arrange(
+    records: dict[str, Records],
+) -> tuple[list[Row], dict[int, dict[str, Any]], list[Change], list[str]]:
+    """Turn records into rows, as two sets if there are two paths that can be compared.
 
-        save_png(picture, draw_pareto(panels, rows))
-    else:
+    Returns:
+        Rows; details of each by its `id()`; what changed between two sets; what to say of that.
+    """
+    notes = []
+    if len(records) == 2:
+        sets = [make_all_rows(merge_runs(found)) for found in records.values()]
+        changes = compare(*(rows for rows, _ in sets))
+        notes.append(summary(list(records), changes, [rows for rows, _ in sets]))
+        if changes:
+            for name, (rows, _) in zip(records, sets, strict=True):
+                for row in rows:
+                    row["set"] = name
+            (before, one), (after, other) = sets
+            return [*before, *after], one | other, changes, notes
+    rows, details = make_all_rows(merge_runs(chain.from_iterable(records.values())))
+    return rows, details, [], notes
+
+
+def make_all_rows(
+    runs: Iterable[dict[str, Any]],
+) -> tuple[list[Row], dict[int, dict[str, Any]]]:
+    """Make the rows of runs, with names that differ, and the details of each by its `id()`."""
+    pairs = [
+        pair for run in runs for pair in zip(make_rows(run), details_of(run), strict=True)
+    ]
+    rows = [row for row, _ in pairs]
+    distinguish(rows)
+    return rows, {id(row): details for row, details in pairs}
+
+
+def draw(picture: Path, panels: Sequence[Panel], rows: Sequence[Row]) -> None:
+    """Draw the picture; without a panel there is none, and an old one is removed."""
+    if not panels:
         picture.unlink(missing_ok=True)
+        return
+    # here: matplotlib takes a second to import
+    from toolkit.present.figures import save_png
+    from toolkit.present.figures.pareto import draw_pareto
+
+    save_png(picture, draw_pareto(panels, rows))
+
+
+def table_file(rows: Sequence[Row]) -> str:
+    """Write the rows as CSV, with every column."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / "results.csv", text.getvalue())
-    parts = ["# Results", *notes, markdown_table(*printed_cells(rows))]
-    if panels:
-        parts.insert(1, "![quality against speed](pareto.png)")
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    write_text(folder / "report.html", page(rows, panels, notes))
+    return text.getvalue()
+
+
+def markdown(
+    rows: Sequence[Row],
+    answers: Sequence[Answer],
+    changes: Sequence[Change],
+    notes: Sequence[str],
+    has_picture: bool,
+) -> str:
+    """Write answers, picture, comparison and table as Markdown."""
+    parts = ["# Results"]
+    for found in answers:
+        parts.append(f"**{markdown_text(found.lead)}**: {markdown_text(found.rest)}")
+        if found.row["command"]:
+            parts.append("\n".join(f"    {line}" for line in found.row["command"].splitlines()))
+    parts += ["![quality against speed](pareto.png)"] * has_picture
+    if changes:
+        parts.append(markdown_table(*change_cells(changes)))
+    parts += [*map(markdown_text, notes), markdown_table(*printed_cells(rows))]
+    return "\n\n".join(parts) + "\n"
 
 
 def _rank(row: Row) -> tuple[Any, ...]:

@@ -71,6 +71,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setScrollbarsHidden", hidden=True)  # pictures have none
         self.call("Page.navigate", url=page.as_uri())
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 

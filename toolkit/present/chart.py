@@ -41,7 +41,8 @@ class Curve:
     """The rows of one depth, engine and precision, from dense to sparse, and how they are drawn.
 
     Attributes:
-        name: What the legend says.
+        depth: The layers.
+        style: Engine and precision.
         colour: Of the depth.
         marker: Shape of the points, of the engine.
         fill: Inside of the points, of the precision: `full`, `hollow`, or `half` (the page draws
@@ -52,7 +53,8 @@ class Curve:
         rows: Positions of the rows.
     """
 
-    name: str
+    depth: str
+    style: str
     colour: str
     marker: str
     fill: str
@@ -60,6 +62,11 @@ class Curve:
     is_faint: bool
     y: str
     rows: list[int]
+
+    @property
+    def name(self) -> str:
+        """What a legend of single curves says."""
+        return f"{self.depth}, {self.style}"
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,10 @@ def _panel(
         ).reshape(-1, 2)
 
     named = [(row, "score") for row in labelled([row for row, y in points if y == "score"])]
-    named += [point for point in points if point[1] == "published"]
+    # one label serves a score and the published one of its model, which has the same speed
+    named += [
+        (row, y) for row, y in points if y == "published" and not is_plotted(row)
+    ]
     named = [point for point in named if zeros_label(point[0])]
     texts = [zeros_label(row) for row, _ in named]
     drawn = [[(row, "score") for row in line if is_plotted(row)] for line in lines]
@@ -193,9 +203,10 @@ def _curve(
     layers, integers, engine, origin = _line(line[0])
     known = ENGINES.get(engine_of(engine))
     marker, dash = (known.marker, known.dash) if known else UNKNOWN
-    name = f"{layers or '?'} layers, {f'{integers}, ' if integers else ''}{engine}"
+    style = f"{f'{integers}, ' if integers else ''}{engine}"
     return Curve(
-        name=f"{name} ({origin})" if origin else name,
+        depth=f"{layers or '?'} layers",
+        style=f"{style} ({origin})" if origin else style,
         colour=colours[layers or 0],
         marker=marker,
         fill=FILLS.get(integers or precision_of(engine), "hollow"),
@@ -211,7 +222,8 @@ def _published_curve(
 ) -> Curve:
     layers, integers = line[0]["layers"], line[0].get("quantization")
     return Curve(
-        name=f"{layers} layers, {f'{integers}, ' if integers else ''}published F1",
+        depth=f"{layers} layers",
+        style=f"{f'{integers}, ' if integers else ''}published F1",
         colour=colours[layers or 0],
         marker="pentagon",
         fill="hollow",
@@ -242,7 +254,7 @@ def place_labels(
     offsets = [(0.0, 0.0, False)] * len(texts)
     crowd = [np.sum(np.hypot(*(centres - centre).T) < 30) for centre in centres]
     for i in np.argsort([-int(count) for count in crowd]):  # the crowded ones choose first
-        half = np.array([len(texts[i]) * LABEL_POINTS * 0.3, LABEL_POINTS * 0.625])
+        half = np.array([len(texts[i]) * LABEL_POINTS * 0.34, LABEL_POINTS * 0.7])
         costs = []
         for radius, angle in itertools.product(RADII, np.arange(0, 2 * np.pi, np.pi / 8)):
             towards = np.array([np.cos(angle), np.sin(angle)])

@@ -95,12 +95,13 @@ def change_cells(changes: Sequence[Change]) -> tuple[list[str], list[list[str]]]
         if len({change.after[name] for change in changes}) > 1
     }  # fmt: skip
     has_scores = any(change.gain for change in changes)
-    header = ["run", "engine", *settings.values(), "texts/s", "times as fast", "speed"]
+    header = ["run", *settings.values(), "texts/s", "times as fast", "speed"]
     header += ["score %", "change", "score"] if has_scores else []
     body = []
     for change in changes:
         row = change.after
-        line = [row["run"], row["engine"] or "", *(str(row[name]) for name in settings)]
+        through = f" through {row['engine']}" if row["engine"] else ""
+        line = [f"{row['run']}{through}", *(str(row[name]) for name in settings)]
         line += [_both(change, "items_per_s", "{:.1f}"), _ratio(change.ratio), change.speed]
         if has_scores:
             line += [_both(change, "score", "{:.2f}"), _gain(change.gain), change.score]

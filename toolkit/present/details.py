@@ -41,7 +41,10 @@ def layer_table(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     # the records of all families list them in the engine's order
     parts = LINEARS if len(names) == len(LINEARS) else names
     return {
-        "parts": [part.replace("_", " ") for part in parts],
+        # a soft hyphen, for the one word that is wider than a phone's column
+        "parts": [
+            part.replace("_", " ").replace("intermediate", "inter\u00admediate") for part in parts
+        ],
         "zeros": [
             {"layer": number, "values": [layer.get(name) for name in names]}
             for number, layer in sorted(layers.items())

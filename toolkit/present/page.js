@@ -101,7 +101,7 @@ function drawTable(found) {
     const line = make(body, "tr", {class: (rows[i].pareto ? "front " : "") + (i === chosen ? "on" : "")});
     cells[i].forEach((text, column) => {
       if (column) make(line, "td", {}, text);
-      else make(make(line, "td"), "button", {type: "button"}, text);
+      else make(make(line, "td"), "button", {type: "button", title: text}, text);
     });
     line.addEventListener("click", () => choose(i));
   }
@@ -122,7 +122,7 @@ function fit() {
     byId("fit").textContent = rules;
     for (const column of order.slice(0, -3)) {
       if (table.offsetWidth <= place.clientWidth) break;
-      rules += `#${place.parentElement.id || "results"} .fit :is(th, td):nth-child(${column + 1}) { display: none }\n`;
+      rules += `#${place.parentElement.id} .fit :is(th, td):nth-child(${column + 1}) { display: none }\n`;
       byId("fit").textContent = rules;
     }
   }
@@ -132,7 +132,7 @@ function drawChanges() {
   byId("changes").hidden = false;
   byId("summary").textContent = data.summary;
   const table = document.querySelector("#changes table"), heading = make(make(table, "thead"), "tr");
-  const first = ["run", "times as fast", "speed", "change", "score", "engine", "texts/s", "score %"];
+  const first = ["run", "times as fast", "speed", "change", "score", "texts/s", "score %"];
   header.forEach((text, i) => make(heading, "th", {"data-priority": first.includes(text) ? first.indexOf(text) : 9 + i}, text));
   const body = make(table, "tbody");
   for (const line of cells) {
@@ -159,6 +159,40 @@ const themed = () => ({
 });
 const axisOf = () => ({gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true});
 const title = name => ({text: plain(name)});
+// Colours are depths and shapes are engines, so two short lists say what each curve is.
+const SHAPES = {
+  "circle": "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0", "square": "M-4.5,-4.5h9v9h-9z", "diamond": "M0,-6 6,0 0,6 -6,0z",
+  "triangle-up": "M0,-5.5 5.5,4.5 -5.5,4.5z", "triangle-down": "M0,5.5 5.5,-4.5 -5.5,-4.5z", "x": "M-4,-4 4,4M4,-4 -4,4",
+  "pentagon": "M0,-5.5 5.2,-1.7 3.2,4.5 -3.2,4.5 -5.2,-1.7z", "star": "M0,-7 1.8,-2.2 6.7,-2.2 2.8,.8 4.1,5.7 0,2.9 -4.1,5.7 -2.8,.8 -6.7,-2.2 -1.8,-2.2z",
+};
+function symbol(parent, width, marks) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  for (const [name, value] of Object.entries({width, height: 16, viewBox: `${-width / 2} -8 ${width} 16`, "aria-hidden": true})) svg.setAttribute(name, value);
+  for (const attributes of marks) {
+    const path = document.createElementNS(svg.namespaceURI, "path");
+    for (const [name, value] of Object.entries(attributes)) path.setAttribute(name, value);
+    svg.append(path);
+  }
+  parent.append(svg);
+}
+function drawLegend(curves, hasFront, hasBaseline) {
+  const legend = byId("legend");
+  legend.replaceChildren();
+  const entry = (text, width, ...marks) => {
+    const span = make(legend, "span");
+    symbol(span, width, marks);
+    span.append(text);
+  };
+  for (const [depth, colour] of new Map(curves.map(({depth, colour}) => [depth, colour])))
+    entry(depth, 14, {d: "M-6,-5h12v10h-12z", fill: colour});
+  for (const [style, {marker, fill, dash, is_faint}] of new Map(curves.map(curve => [curve.style, curve]))) {
+    const ink = css("--ink"), shape = {d: SHAPES[marker], stroke: ink, "stroke-width": 1.8};
+    entry(style, 38, {d: "M-18,0h36", stroke: ink, "stroke-width": 2, "stroke-dasharray": dash.join(" "), opacity: is_faint ? 0.4 : 1},
+      {...shape, fill: fill === "full" ? ink : css("--paper"), opacity: is_faint ? 0.4 : 1}, ...(fill === "half" ? [{d: "M-1.5,0a1.5,1.5 0 1,0 3,0a1.5,1.5 0 1,0 -3,0", fill: ink}] : []));
+  }
+  if (hasFront) entry("Pareto front", 30, {d: "M-14,0h28", stroke: css("--front"), "stroke-width": 9});
+  if (hasBaseline) entry("baseline", 20, {d: SHAPES.star, fill: "gold", stroke: css("--ink")});
+}
 function drawChart(found) {
   const panel = panels[byId("panel").value], x = byId("x").value, y = byId("y").value;
   const shown = new Set(found), isUsual = x === "items_per_s" && y === "score";
@@ -174,22 +208,23 @@ function drawChart(found) {
   const traces = panel.curves.filter(curve => curve.y === "score" || y === "score").map(curve => {
     const drawn = points(curve.rows, curve.y === "score" ? y : curve.y);
     return {
-      ...drawn, name: plain(curve.name), mode: "lines+markers", opacity: curve.is_faint ? 0.4 : 1,
+      ...drawn, name: plain(`${curve.depth}, ${curve.style}`), mode: "lines+markers", opacity: curve.is_faint ? 0.4 : 1,
       line: {color: curve.colour, width: 2, dash: curve.dash.map(length => `${2 * length}px`).join(" ") || "solid"},
-      marker: marker(curve, drawn.customdata), showlegend: drawn.x.length > 0,
+      marker: marker(curve, drawn.customdata), curve,
     };
-  });
-  if (isUsual) traces.unshift({
-    ...points(panel.front), name: "Pareto front", mode: "lines", hoverinfo: "skip", showlegend: panel.front.length > 0,
+  }).filter(trace => trace.x.length);
+  const legend = traces.map(trace => trace.curve);
+  const front = points(panel.front), star = panel.baseline === null ? [] : [panel.baseline];
+  const baseline = points(star, y === "score" && star.every(i => rows[i].score === null) ? "published" : y);
+  if (isUsual && front.x.length) traces.unshift({
+    ...front, name: "Pareto front", mode: "lines", hoverinfo: "skip",
     line: {color: css("--front"), width: 9, shape: "vh"},
   });
-  if (panel.baseline !== null) {
-    const drawn = points([panel.baseline]);
-    traces.push({
-      ...drawn, name: "baseline", mode: "markers", showlegend: drawn.x.length > 0,
-      marker: {color: "gold", symbol: "star", size: 19, line: outline(drawn.customdata, 1)},
-    });
-  }
+  if (baseline.x.length) traces.push({
+    ...baseline, name: "baseline", mode: "markers",
+    marker: {color: "gold", symbol: "star", size: 19, line: outline(baseline.customdata, 1)},
+  });
+  drawLegend(legend, isUsual && front.x.length > 0, baseline.x.length > 0);
   const isLog = byId("log").checked && traces.every(trace => trace.x.every(value => value > 0));
   const heights = {score: panel.metric ? `${panel.metric}, %` : "score, %"};
   const kind = name => SHARES.includes(name) ? {tickformat: ".0%"} : {};
@@ -205,7 +240,7 @@ function drawChart(found) {
       standoff: 5, borderpad: 0, font: {size: 12},
     })),
     dragmode: isWide() && "zoom",
-    showlegend: true, legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom", itemclick: false, itemdoubleclick: false},
+    showlegend: false,
     uirevision: [panel.title, x, y, isLog].join(),   // what was zoomed stays so
   }, {responsive: true, displayModeBar: false});
 }
@@ -228,7 +263,7 @@ function drawRun() {
   make(item, "dt", {}, "folder");
   make(item, "dd", {}, row.folder);
   byId("command").replaceChildren();
-  drawCommand(byId("command"), chosen);
+  if (!answers.some(({row, panel}) => row === chosen && (panel === null || panel === Number(byId("panel").value)))) drawCommand(byId("command"), chosen);
   byId("layers").hidden = !layers;
   if (layers) drawLayers(layers);
   byId("operations").hidden = !profile;
@@ -245,7 +280,7 @@ function drawLayers({parts, zeros}) {
     const line = make(body, "tr");
     make(line, "td", {}, layer);
     for (const value of values) {
-      const cell = make(line, "td", {}, value === null ? "" : `${(100 * value).toFixed(value > 0.995 && value < 1 ? 1 : 0)} %`);
+      const cell = make(line, "td", {}, value === null ? "" : (100 * value).toFixed(value > 0.995 && value < 1 ? 1 : 0));
       if (value !== null) cell.style.background = `color-mix(in srgb, var(--accent) ${Math.round(60 * value)}%, var(--tint))`;
     }
   }
@@ -316,8 +351,7 @@ for (const [name, text] of Object.entries(data.axes)) ["x", "y"].forEach(select 
 function setAxes() {
   const panel = panels[byId("panel").value];
   byId("x").value = "items_per_s";
-  byId("y").value = panel.metric ? "score" : "encoder_sparsity";
-  if (!byId("y").value) byId("y").selectedIndex = 0;
+  byId("y").value = panel.metric ? "score" : "encoder_sparsity" in data.axes ? "encoder_sparsity" : "latency_p50_ms";
   byId("log").checked = panel.is_log;
 }
 byId("panel").addEventListener("change", () => { setAxes(); takeAnswer(); draw(); });

@@ -136,12 +136,13 @@ def page(
 def _axes(rows: Sequence[Row]) -> dict[str, str]:
     """Name what has numbers, and can be an axis."""
     metrics = {name: f"{name}, %" for row in rows for name in _metric_names(row)}
-    known = AXES | metrics
-    return {
+    known = {
         name: text
-        for name, text in known.items()
+        for name, text in (AXES | metrics).items()
         if any(isinstance(row.get(name), (int, float)) for row in rows)
     }
+    # published figures are drawn against the axis of scores
+    return {"score": AXES["score"]} | known if "published" in known else known
 
 
 def _metric_names(row: Row) -> list[str]:

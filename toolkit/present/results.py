@@ -156,15 +156,17 @@ def title_of(row: Row) -> str:
 
 
 def left_out(rows: Sequence[Row]) -> list[str]:
-    """Say which runs are listed but not plotted, and why."""
+    """Say of which runs speed or accuracy is missing, which keeps them from the front."""
     notes = []
-    for column, reason in (
-        ("items_per_s", "speed was not measured (`toolkit bench onnx=DIR` does)"),
-        ("score", "accuracy was not measured"),
+    for column, what in (
+        ("items_per_s", "Speed was not measured (`toolkit bench onnx=DIR` does)"),
+        ("score", "Accuracy was not measured"),
     ):
-        runs = dict.fromkeys(row["run"] for row in rows if row[column] is None)
-        if runs:
-            notes.append(f"Listed but not plotted, because {reason}: {', '.join(runs)}.")
+        missing = dict.fromkeys(row["run"] for row in rows if row[column] is None)
+        if missing and any(row[column] is not None for row in rows):
+            notes.append(f"{what}: {', '.join(missing)}.")
+        elif missing:
+            notes.append(f"{what} of any run.")
     return notes
 
 

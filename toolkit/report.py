@@ -151,9 +151,7 @@ def make_all_rows(
     runs: Iterable[dict[str, Any]],
 ) -> tuple[list[Row], dict[int, dict[str, Any]]]:
     """Make the rows of runs, with names that differ, and the details of each by its `id()`."""
-    pairs = [
-        pair for run in runs for pair in zip(make_rows(run), details_of(run), strict=True)
-    ]
+    pairs = [pair for run in runs for pair in zip(make_rows(run), details_of(run), strict=True)]
     rows = [row for row, _ in pairs]
     distinguish(rows)
     return rows, {id(row): details for row, details in pairs}

@@ -65,7 +65,7 @@ def sweep() -> list[dict[str, Any]]:
 
 
 def with_details(one: dict[str, Any]) -> dict[str, Any]:
-    """Add what a profiled run of BERT-base's shape leaves behind: zeros by layer, profile, roofline."""
+    """Add what a profiled run of BERT-base's shape leaves: zeros by layer, profile, roofline."""
     layers, zeros = one["model"]["layers"], one["model"]["sparsity"]["encoder"]
     shapes = {
         "attention.self.query": [768, 768], "attention.self.key": [768, 768],

@@ -157,9 +157,7 @@ def _panel(
 
     named = [(row, "score") for row in labelled([row for row, y in points if y == "score"])]
     # one label serves a score and the published one of its model, which has the same speed
-    named += [
-        (row, y) for row, y in points if y == "published" and not is_plotted(row)
-    ]
+    named += [(row, y) for row, y in points if y == "published" and not is_plotted(row)]
     named = [point for point in named if zeros_label(point[0])]
     texts = [zeros_label(row) for row, _ in named]
     drawn = [[(row, "score") for row in line if is_plotted(row)] for line in lines]
@@ -217,9 +215,7 @@ def _curve(
     )
 
 
-def _published_curve(
-    line: Sequence[Row], index: dict[int, int], colours: dict[int, str]
-) -> Curve:
+def _published_curve(line: Sequence[Row], index: dict[int, int], colours: dict[int, str]) -> Curve:
     layers, integers = line[0]["layers"], line[0].get("quantization")
     return Curve(
         depth=f"{layers} layers",

@@ -167,7 +167,11 @@ def _facets(rows: Sequence[Row]) -> list[dict[str, Any]]:
         "layers": sorted(asked["layers"], key=lambda text: -int(text) if text != "?" else 1),
     }
     return [
-        {"name": name, "values": values, "options": list(dict.fromkeys(sequences.get(name, values)))}
+        {
+            "name": name,
+            "values": values,
+            "options": list(dict.fromkeys(sequences.get(name, values))),
+        }
         for name, values in asked.items()
         if len(set(values)) > 1
     ]

@@ -43,9 +43,7 @@ VARYING = ("batch_size", "seq_len", "precision")  # shown where they differ
 def cells(rows: Iterable[Row], columns: Iterable[str]) -> list[list[str]]:
     """Format some columns of the rows; what is unknown is empty."""
     return [
-        [
-            "" if row.get(name) is None else COLUMNS[name][1].format(row[name]) for name in columns
-        ]
+        ["" if row.get(name) is None else COLUMNS[name][1].format(row[name]) for name in columns]
         for row in rows
     ]
 
@@ -54,9 +52,7 @@ def printed_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Return headings and cells of what tells something; a star marks the Pareto front."""
     values = {name: {row.get(name) for row in rows} - {None} for name in COLUMNS}
     names = [
-        name
-        for name in COLUMNS
-        if name not in PAGE_ONLY and len(values[name]) > (name in VARYING)
+        name for name in COLUMNS if name not in PAGE_ONLY and len(values[name]) > (name in VARYING)
     ]
     body = cells(rows, names)
     for line, row in zip(body, rows, strict=True):

@@ -100,9 +100,13 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self._mouse(kind, selector, index, button="left", clickCount=1)
 
-    def screenshot(self) -> bytes:
-        """Return the whole page as PNG."""
-        picture = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    def screenshot(self, height: int | None = None) -> bytes:
+        """Return the page as PNG: its first `height` pixels, or the whole."""
+        width, whole = self.evaluate(
+            "(e => [e.scrollWidth, e.scrollHeight])(document.documentElement)"
+        )
+        clip = {"x": 0, "y": 0, "width": width, "height": height or whole, "scale": 1}
+        picture = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(picture["data"])
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:

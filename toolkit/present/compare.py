@@ -18,7 +18,7 @@ INTERVAL = 1.96  # standard errors on either side of a value that hold 95 % of a
 ROUNDS = 20  # calls of one round share the machine's mood: no more count as independent
 DRIFT = 0.02  # a machine drifts by this much between two runs, whatever the calls of each say
 
-BETTER, WORSE, NOISE = "better", "worse", "within noise"
+BETTER, WORSE, NOISE, UNMEASURED = "better", "worse", "within noise", "not measured"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Change:
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
-    """Compare what both sets hold, in the order of the second.
+    """Compare what was measured in both sets, in the order of the second.
 
     Where a set holds several runs of one description (seeds, recipes), those in folders of one name
     belong together, and the rest is left alone.
@@ -59,7 +59,7 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
             folders = {Path(row["folder"]).name: row for row in found}
             names = ((Path(row["folder"]).name, row) for row in same)
             changes += [_change(folders[name], row) for name, row in names if name in folders]
-    return changes
+    return [change for change in changes if change.gain or change.speed != UNMEASURED]
 
 
 def summary(names: Sequence[str], changes: Sequence[Change], sets: Sequence[Sequence[Row]]) -> str:
@@ -123,7 +123,7 @@ def _change(before: Row, after: Row) -> Change:
 def _compare_speed(before: Row, after: Row) -> tuple[tuple[float, float, float] | None, str]:
     """Compare by the spread of the calls that each was measured by."""
     if before["items_per_s"] is None:
-        return None, "not measured"
+        return None, UNMEASURED
     if before["cpu"] != after["cpu"]:
         return None, "another CPU"
     ratio = after["items_per_s"] / before["items_per_s"]
@@ -143,7 +143,7 @@ def _compare_scores(before: Row, after: Row) -> tuple[tuple[float, float | None]
     examples, which makes differences less random than this says: it errs towards noise.
     """
     if before["score"] is None or after["score"] is None or before["metric"] != after["metric"]:
-        return None, "not measured"
+        return None, UNMEASURED
     gain = after["score"] - before["score"]
     counts = [row["num_examples"] for row in (before, after)]
     if not all(counts):

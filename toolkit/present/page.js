@@ -145,7 +145,7 @@ function drawChanges() {
 const LOG = {type: "log", dtick: "D2", tickformat: "~g"};   // ticks at 1, 2, 5, 10, …, written out
 const LABEL = 12 / 8.5;   // pixels of a label's font per typographic point of that in pareto.png
 const SHARES = ["encoder_sparsity", "model_sparsity", "recovery"];
-const wrap = text => text.match(/.{1,70}(?=\s|$)|\S{1,70}/g) ?? [];
+const wrap = text => (text.match(/.{1,70}(?=\s|$)|\S{1,70}/g) ?? []).map(line => line.trim());
 const told = i => [
   ...data.known.flatMap((name, j) => data.told[i][j] && name !== "folder" ? [`${data.facts.find(fact => fact[1] === name)?.[0] ?? name}: ${data.told[i][j]}`] : []),
   ...wrap(rows[i].command ?? ""),
@@ -308,11 +308,11 @@ function drawRoofline({lines, points, x_range, y_range}) {
     hovertext: points.map(({op, kernel, share, time_ms}) => [`${op}: ${(100 * share).toFixed(0)} % of the peak`, kernel, `${time_ms.toPrecision(3)} ms`].map(plain).join("<br>")),
     marker: {size: 9, color: points.map(point => point.colour), symbol: points.map(point => point.symbol)},
   });
-  const log = range => ({...axisOf(), type: "log", range: range.map(Math.log10), dtick: "D2", tickformat: "~g", nticks: 8});
+  const log = range => ({...axisOf(), type: "log", range: range.map(Math.log10), tickformat: "~g"});
   Plotly.react("roofline", traces, {
     ...themed(),
     xaxis: {...log(x_range), dtick: isWide() ? "D2" : 1, title: title("operations per byte")},
-    yaxis: {...log(y_range), dtick: 1, title: title("useful GFLOP/s, all threads")},
+    yaxis: {...log(y_range), dtick: y_range[1] < 100 * y_range[0] ? "D2" : 1, title: title("useful GFLOP/s, all threads")},
     annotations: isWide() ? points.map(({op, label_x, label_y, is_left}) => ({
       x: Math.log10(label_x), y: Math.log10(label_y), text: plain(op), showarrow: false, font: {size: 11},
       xanchor: is_left ? "right" : "left", yanchor: "middle", captureevents: false,

@@ -80,11 +80,13 @@ def test_a_panel_without_scores_has_no_metric() -> None:
     (panel,) = make_panels(rows)
     assert panel.metric is None  # so that there is no picture
     assert [curve.rows for curve in panel.curves] == [[0]]
-    assert panel.front == panel.labels == []
+    assert not panel.front
+    assert not panel.labels
 
 
 def test_published_figures_stand_beside_ours_at_our_speed() -> None:
-    ours = record("bert_base", 6, 0.9, 83.0, (speed("sparse", 113.0), speed("onnxruntime", 12.0)))
+    speeds = (speed("sparse", 113.0), speed("onnxruntime", 12.0))
+    ours = record("bert_base", 6, 0.9, 83.0, speeds, id="ours")
     ours["metrics"] = {"f1": 83.0, "task": "squad", "num_examples": 9}
     rows = rows_of([ours, *published_grid()])
     squad, what_if = make_panels(rows)
@@ -94,7 +96,7 @@ def test_published_figures_stand_beside_ours_at_our_speed() -> None:
         "6 layers, sparse": [113.0],
         "6 layers, published F1": [113.0],  # once, at the better speed
     }
-    assert [label.text for label in squad.labels] == ["90 %", "90 %"][: len(squad.labels)]
+    assert [(label.text, label.y) for label in squad.labels] == [("90 %", "score")] * 2
     published = {
         curve.depth: [rows[i]["published"] for i in curve.rows]
         for curve in what_if.curves

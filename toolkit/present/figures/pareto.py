@@ -91,9 +91,9 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
             top.xaxis.set_minor_locator(NullLocator())
     leader = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.6, "shrinkA": 0}
     for label in panel.labels:
-        (x,), (y,) = at([label.row], label.y)
+        point = (rows[label.row]["items_per_s"], rows[label.row][label.y])
         axes.annotate(
-            label.text, (x, y), (label.dx, label.dy), textcoords="offset points", ha="center",
+            label.text, point, (label.dx, label.dy), textcoords="offset points", ha="center",
             va="center", fontsize=LABEL_POINTS, zorder=5,
             arrowprops=leader if label.has_leader else None,
         ).set_in_layout(False)  # fmt: skip

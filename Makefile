@@ -68,13 +68,18 @@ sanitize: setup $(SANITIZED)/built ## kernel and engine tests under the address 
 	$(WITH_SANITIZERS) $(BIN)/pytest tests/kernels $(PYTEST) \
 	  $(patsubst %,tests/unit/engine/test_%.py,engine integers kernel_choice profile threads)
 
+docs: setup ## the documentation as a site in build/docs; a link that leads nowhere is an error
+	$(BIN)/sphinx-build -q -E -W --keep-going docs build/docs
+
 SECONDS := 60
 fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for SECONDS each, under the sanitizers
 	for quantization in none int8; do $(BIN)/toolkit export output_dir=$(SANITIZED)/$$quantization model.config.hidden_size=32 \
-	  model.config.num_hidden_layers=1 model.config.intermediate_size=64 quantization=$$quantization || exit 1; done
+	  model.config.num_hidden_layers=1 model.config.intermediate_size=64 quantization=$$quantization \
+	  sparsity=prune80 format=sparse || exit 1; done
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/kernels/fuzz_packing.py $(SECONDS)
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/none/model.onnx $(SECONDS)
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/int8/model.onnx $(SECONDS)
+	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/none/model.sparse $(SECONDS)
 
 DEMO := outputs/demo
 demo: setup ## train a teacher and a grid of small students, measure them, report; needs no download
@@ -97,4 +102,4 @@ clean: ## remove what was built and measured, .venv included
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check quick lint types format sanitize fuzz demo screenshot clean
+.PHONY: help setup check quick lint types format sanitize docs fuzz demo screenshot clean

@@ -116,6 +116,21 @@ class Lengths(Enum):
     task = "task"
 
 
+class Format(Enum):
+    """What an export folder holds: `model.onnx`; for `sparse` also `model.sparse`, the same model
+    without its zeros, which only our engine reads."""
+
+    onnx = "onnx"
+    sparse = "sparse"
+
+
+class Values(Enum):
+    """What float32 weights are stored as in `model.sparse`: exactly, or in half precision."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
 class Verb(Enum):
     """The verbs that `train then=[…]` may go on with."""
 
@@ -655,10 +670,14 @@ class ExportConfig:
     Attributes:
         atol: Largest absolute difference of any output to torch's that passes as equal.
         num_parity_examples: Real inputs compared.
+        format: What is written; see `Format`.
+        values: Of `format=sparse`; see `Values`.
     """
 
     atol: float
     num_parity_examples: int
+    format: Format
+    values: Values
 
     def __post_init__(self) -> None:
         if self.atol <= 0:

@@ -34,12 +34,15 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
 
     - `report`: positional paths become `paths=[…]`, and `select=` takes its `>=` literally.
     - `train`: any argument of TrainingArguments may be given, so `trainer.KEY=` also adds keys.
+    - `export`: `format=` and `values=` are those of its own group.
     """
     if verb == "report":
         is_condition = re.compile("select=[^'\"]*[<>=]").match
         return [
             f"select={_quote(arg[7:])}" if is_condition(arg) else arg for arg in _gather_paths(args)
         ]
+    if verb == "export":
+        return [re.sub("^(format|values)=", r"export.\1=", arg) for arg in args]
     return [f"++{arg}" if verb == "train" and arg.startswith("trainer.") else arg for arg in args]
 
 

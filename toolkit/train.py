@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from toolkit.bench import check_options
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
@@ -42,6 +41,7 @@ from toolkit.compress.trainer import (
 from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import UsageError
 from toolkit.files import size_of
+from toolkit.measure.contenders import check_options
 from toolkit.measure.structured import describe, shrink_or_resume
 from toolkit.record import metrics_of, new_record, read_record, write_record
 

@@ -16,10 +16,11 @@ from toolkit import export as exporting
 from toolkit.artifact import onnx_writer, parity
 from toolkit.compress.model import load_checkpoint
 from toolkit.compress.sparsity.masks import prune_once
-from toolkit.config import ExportRoot, default_sparsity
+from toolkit.config import ExportRoot, Format, Values, default_sparsity
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
+from toolkit.record import read_record
 from toolkit.tasks import demo
 
 pytestmark = pytest.mark.slow
@@ -203,3 +204,28 @@ def test_an_impossible_isa_is_a_usage_error(export_case: Any, tmp_path: Path) ->
         parity.check_parity(config, make_model(Case("bert", "qa")), path, [])
     with pytest.raises(UsageError, match="export needs checkpoint=DIR"):
         exporting.export(root_of(None))
+
+
+@pytest.mark.parametrize("values", ["fp32", "fp16"])
+def test_a_sparse_file_beside_the_onnx_file(values: str, tmp_path: Path, capsys: Any) -> None:
+    checkpoint = save(Case("bert", "seq"), tmp_path / "checkpoint", sparsity=0.9)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "model.sparse.kernels.json").write_text("of an earlier export")
+    root = root_of(checkpoint)
+    root = replace(root, export=replace(root.export, format=Format.sparse, values=Values(values)))
+    folder = exporting.export(root)
+    facts = json.loads((folder / "export.json").read_text())["sparse"]
+    assert facts["values"] == values
+    assert facts["bytes"] == (folder / "model.sparse").stat().st_size
+    assert facts["bytes"] < (folder / "model.onnx").stat().st_size
+    assert facts["bytes"] == read_record(folder)["size_bytes"]["sparse"]
+    assert not (folder / "model.sparse.kernels.json").exists()
+    told = capsys.readouterr().out
+    if values == "fp32":
+        assert facts["max_difference"] == 0.0
+        assert "it computes the same bits" in told
+    else:
+        assert 0.0 < facts["max_difference"] < 1e-2
+        assert "rounded, which changes outputs by up to" in told
+    exporting.export(root_of(checkpoint))  # without one: the old one does not stay
+    assert not (folder / "model.sparse").exists()

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.engine.reader.onnx_file import Graph, read_onnx
+from toolkit.engine.reader.graph import find_file, read_file, read_graph
+from toolkit.engine.reader.onnx_file import Graph
 from toolkit.errors import InputError, UsageError
 from toolkit.families import LINEARS, MODEL_INPUTS, longest_text
 from toolkit.record import describe_model, read_record
@@ -47,13 +48,13 @@ def read_exported(place: Path) -> Exported:
         InputError: There is no ONNX file, it is damaged, or it is not a BERT; or a file beside it
             is damaged.
     """
-    file = place / "model.onnx" if place.is_dir() else place
+    file = find_file(place)
     if not file.is_file():
         raise InputError(
             f"expected an ONNX file, or an export folder that holds model.onnx, at {place}, but "
             "there is none: `toolkit export checkpoint=DIR` makes one"
         )
-    graph = read_onnx(file)
+    graph = read_file(file)
     facts = _read_json(file.with_name("config.json"))
     pad_id = facts.get("pad_token_id") or 0
     positions = facts.get("max_position_embeddings", sys.maxsize)
@@ -99,8 +100,6 @@ def describe_onnx(onnx: Path) -> dict[str, Any]:
     Returns:
         Only the name if the sparse engine cannot read the graph; other engines may run it.
     """
-    from toolkit.engine.reader.graph import read_graph
-
     try:
         plan = read_graph(onnx)
     except (InputError, ValueError):
@@ -111,7 +110,7 @@ def describe_onnx(onnx: Path) -> dict[str, Any]:
         for name in LINEARS
     }
     counted = {name: (weight.shape, _zeros(weight)) for name, weight in weights.items()}
-    constants = read_onnx(onnx).constants.values()
+    constants = read_file(onnx).constants.values()
     floats = [array for array in constants if array.dtype.kind == "f"]
     integers = [array for array in constants if array.dtype.itemsize == 1 and array.ndim == 2]
     # Integers that stand for zero need not be 0: of a quantized model only the layers' are counted.

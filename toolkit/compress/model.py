@@ -1,7 +1,7 @@
 """Models and tokenizers: loaded from the hub or a folder, or made anew. Writes plain HF folders."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from toolkit.families import FAMILIES, inputs_of, longest_text
 from toolkit.files import new_folder
 from toolkit.tasks import kind_of
 from toolkit.tasks.demo import make_tokenizer
+from toolkit.tasks.features import Feature
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
@@ -181,6 +182,16 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 def longest_text_of(config: PreTrainedConfig) -> int:
     """Return the tokens of the longest text that a model has positions for."""
     return longest_text(config.model_type, config.max_position_embeddings, config.pad_token_id)
+
+
+def check_vocabulary(features: Sequence[Feature], model: PreTrainedModel, checkpoint: Path) -> None:
+    """Make sure that a model has an embedding for every token of some encoded texts.
+
+    Raises:
+        InputError: The tokenizer in `checkpoint` is another model's.
+    """
+    if max(max(feature["input_ids"]) for feature in features) >= model.config.vocab_size:
+        raise InputError(f"the tokenizer in {checkpoint} has more tokens than its model")
 
 
 def check_folder(path: str) -> None:

@@ -2,8 +2,9 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from toolkit.artifact.exported import Exported, read_exported
+from toolkit.artifact.exported import Exported, describe_onnx, read_exported
 from toolkit.config import BenchRoot, ExportRoot, Weights, narrow
 from toolkit.errors import UsageError
 from toolkit.measure.worker import Worker
@@ -45,3 +46,11 @@ def make_model(config: BenchRoot, folder: Path) -> Path:
     with Worker("toolkit export", log, threads, module="toolkit.export") as worker:
         worker.ask("export", config=plain(asdict(root)))
     return folder / "export"
+
+
+def model_facts(config: BenchRoot, model: Exported) -> dict[str, Any]:
+    """Return the `model` of the record: from the one beside the ONNX file, or from its graph."""
+    if config.onnx is None:
+        known = (model.record or {}).get("model", {})
+        return {**known, "name": config.model.name, "random_weights": True}
+    return describe_onnx(model.onnx) if model.record is None else dict(model.record["model"])

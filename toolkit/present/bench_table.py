@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import BenchRoot, Lengths, Scenario
-from toolkit.measure.engines import ENGINES, engine_of
+from toolkit.engine.reader.sparse_file import SUFFIX
+from toolkit.measure.contenders import engine_of
+from toolkit.measure.engines import ENGINES
 from toolkit.present.tables import text_table
 from toolkit.record import metrics_of
 
@@ -51,9 +53,9 @@ def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> d
     }
     ratio = entry["ratio_to"]
     first = ratio["engine"]
-    size = sizes.get(
-        "checkpoint" if ENGINES[engine_of(entry["engine"])].reads_checkpoint else "onnx", 0
-    )
+    file = "sparse" if (config.onnx or "").endswith(SUFFIX) else "onnx"
+    reads_checkpoint = ENGINES[engine_of(entry["engine"])].reads_checkpoint
+    size = sizes.get("checkpoint" if reads_checkpoint else file, 0)
     metrics = {
         f"{name} %": f"{value:.2f}" for name, value in metrics_of(entry.get("metrics", {})).items()
     }

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.measure.engines import ENGINES, engine_of, precision_of
+from toolkit.measure.contenders import engine_of, precision_of
+from toolkit.measure.engines import ENGINES
 from toolkit.present.results import (
     Row,
     groups,

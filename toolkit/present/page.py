@@ -13,7 +13,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from toolkit.measure.engines import engine_of
+from toolkit.measure.contenders import engine_of
 from toolkit.present.answer import Answer
 from toolkit.present.chart import Panel
 from toolkit.present.compare import Change, change_cells
@@ -48,6 +48,7 @@ AXES = {
     "parameters": "parameters",
     "checkpoint_mb": "checkpoint, MB",
     "onnx_mb": "ONNX file, MB",
+    "sparse_mb": "sparse file, MB",
     "packed_mb": "packed weights, MB",
     "peak_rss_mb": "peak memory, MB",
     "load_s": "load, s",

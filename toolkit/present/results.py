@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.measure.engines import ENGINES, engine_of, precision_of
+from toolkit.measure.contenders import engine_of, precision_of
+from toolkit.measure.engines import ENGINES
 from toolkit.present.published import published_f1
 from toolkit.record import root_id, speed_key
 
@@ -16,7 +17,7 @@ Row = dict[str, Any]
 
 DENSE = 0.01  # below this fraction of zeros a model counts as dense: training leaves some by chance
 SETTING = ("batch_size", "seq_len", "lengths", "num_threads", "cpu")
-SIZES = ("checkpoint", "onnx", "packed")
+SIZES = ("checkpoint", "onnx", "sparse", "packed")
 
 
 def merge_runs(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:

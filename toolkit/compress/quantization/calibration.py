@@ -16,18 +16,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.compress.flow import TextBatch, seen
-from toolkit.compress.model import input_names, longest_text_of
+from toolkit.compress.model import check_vocabulary, input_names, longest_text_of
 from toolkit.compress.quantization.layers import (
     QuantizedLinear,
     chosen_layers,
     encoder_linears,
     quantize,
     quantized_linears,
+    read_grids,
+    round_weights,
     unquantize,
 )
 from toolkit.compress.quantization.ranges import BINS, choose_range
 from toolkit.config import ExportRoot, QuantizationConfig, TaskConfig
-from toolkit.errors import InputError, UsageError
+from toolkit.errors import UsageError
 from toolkit.tasks import encode, evaluate, kind_of, load_examples
 from toolkit.tasks.features import Feature, collate, load_tokenizer
 
@@ -36,6 +38,24 @@ RANDOM_TEXTS = 16  # of random ids, for a model whose outputs mean nothing
 RANDOM_LENGTH = 64  # tokens of the longest of them
 
 Modules = Mapping[str, QuantizedLinear]
+
+
+def quantize_for_export(
+    config: ExportRoot, model: PreTrainedModel, checkpoint: Path
+) -> dict[str, Any]:
+    """Quantize as the checkpoint was trained to be, or by calibration if that is asked for.
+
+    Returns:
+        `method`, and what calibration tells; empty for a model that stays in float32.
+    """
+    facts: dict[str, Any] = {}
+    if read_grids(model, checkpoint):
+        facts = {"method": "qat"}
+    elif config.quantization.is_on:
+        facts = {"method": config.quantization.calibration.value}
+        facts |= calibrate(config, model, checkpoint)
+    round_weights(model)
+    return facts
 
 
 def calibrate(config: ExportRoot, model: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
@@ -263,8 +283,7 @@ def _training_texts(
     examples, count = load_examples(task, "train", seed), options.num_calibration_examples
     drawn = random.Random(seed).sample(examples, min(count, len(examples)))
     features = encode(drawn, load_tokenizer(checkpoint), task, training=True)[:count]
-    if max(max(feature["input_ids"]) for feature in features) >= model.config.vocab_size:
-        raise InputError(f"the tokenizer in {checkpoint} has more tokens than its model")
+    check_vocabulary(features, model, checkpoint)
     return features
 
 

@@ -1,39 +1,30 @@
 """`toolkit report`: from the records of runs to tables, a picture and an answer."""
 
-import csv
-import io
 import sys
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.config import ReportRoot
 from toolkit.errors import GateError, InputError
 from toolkit.files import write_text
-from toolkit.present.answer import Answer, answer, selected
+from toolkit.present.answer import answer, selected
 from toolkit.present.chart import Panel, make_panels
-from toolkit.present.compare import Change, change_cells, compare, summary
-from toolkit.present.details import details_of
+from toolkit.present.compare import Records, arrange, change_cells
 from toolkit.present.page import page
 from toolkit.present.results import (
     Row,
     add_ratios,
-    distinguish,
     groups,
     is_plotted,
     left_out,
-    make_rows,
     mark_pareto_front,
-    merge_runs,
     panel_of,
     title_of,
 )
 from toolkit.present.select import parse_select, select, shortfall
-from toolkit.present.tables import markdown_table, markdown_text, printed_cells, text_table
+from toolkit.present.tables import csv_table, markdown, printed_cells, text_table
 from toolkit.record import read_record
-
-Records = list[tuple[Path, dict[str, Any]]]
 
 
 def report(config: ReportRoot) -> list[Row]:
@@ -70,7 +61,7 @@ def report(config: ReportRoot) -> list[Row]:
     panels = make_panels(rows, config.paths[0] if changes else None)
     pictured = [panel for panel in panels if panel.metric is not None]
     draw(folder / "pareto.png", pictured, rows)
-    write_text(folder / "results.csv", table_file(rows))
+    write_text(folder / "results.csv", csv_table(rows))
     write_text(folder / "report.md", markdown(rows, answers, changes, notes, bool(pictured)))
     write_text(
         folder / "report.html",
@@ -124,39 +115,6 @@ def collect(paths: Sequence[str]) -> dict[str, Records]:
     return records
 
 
-def arrange(
-    records: dict[str, Records],
-) -> tuple[list[Row], dict[int, dict[str, Any]], list[Change], list[str]]:
-    """Turn records into rows, as two sets if there are two paths that can be compared.
-
-    Returns:
-        Rows; details of each by its `id()`; what changed between two sets; what to say of that.
-    """
-    notes = []
-    if len(records) == 2:
-        sets = [make_all_rows(merge_runs(found)) for found in records.values()]
-        changes = compare(*(rows for rows, _ in sets))
-        notes.append(summary(list(records), changes, [rows for rows, _ in sets]))
-        if changes:
-            for name, (rows, _) in zip(records, sets, strict=True):
-                for row in rows:
-                    row["set"] = name
-            (before, one), (after, other) = sets
-            return [*before, *after], one | other, changes, notes
-    rows, details = make_all_rows(merge_runs(chain.from_iterable(records.values())))
-    return rows, details, [], notes
-
-
-def make_all_rows(
-    runs: Iterable[dict[str, Any]],
-) -> tuple[list[Row], dict[int, dict[str, Any]]]:
-    """Make the rows of runs, with names that differ, and the details of each by its `id()`."""
-    pairs = [pair for run in runs for pair in zip(make_rows(run), details_of(run), strict=True)]
-    rows = [row for row, _ in pairs]
-    distinguish(rows)
-    return rows, {id(row): details for row, details in pairs}
-
-
 def draw(picture: Path, panels: Sequence[Panel], rows: Sequence[Row]) -> None:
     """Draw the picture; without a panel there is none, and an old one is removed."""
     if not panels:
@@ -167,36 +125,6 @@ def draw(picture: Path, panels: Sequence[Panel], rows: Sequence[Row]) -> None:
     from toolkit.present.figures.pareto import draw_pareto
 
     save_png(picture, draw_pareto(panels, rows))
-
-
-def table_file(rows: Sequence[Row]) -> str:
-    """Write the rows as CSV, with every column."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def markdown(
-    rows: Sequence[Row],
-    answers: Sequence[Answer],
-    changes: Sequence[Change],
-    notes: Sequence[str],
-    has_picture: bool,
-) -> str:
-    """Write answers, picture, comparison and table as Markdown."""
-    parts = ["# Results"]
-    for found in answers:
-        parts.append(f"**{markdown_text(found.lead)}**: {markdown_text(found.rest)}")
-        if found.row["command"]:
-            parts.append("\n".join(f"    {line}" for line in found.row["command"].splitlines()))
-    parts += ["![quality against speed](pareto.png)"] * has_picture
-    if changes:
-        parts.append(markdown_table(*change_cells(changes)))
-    parts += [*map(markdown_text, notes), markdown_table(*printed_cells(rows))]
-    return "\n\n".join(parts) + "\n"
 
 
 def _rank(row: Row) -> tuple[Any, ...]:

@@ -1,12 +1,17 @@
 """Two sets of runs side by side: what became better, what worse, and what is only noise."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from toolkit.present.results import Row, groups
+from toolkit.present.details import details_of
+from toolkit.present.results import Row, distinguish, groups, make_rows, merge_runs
+
+Records = list[tuple[Path, dict[str, Any]]]  # with the files that hold them
+Details = dict[int, dict[str, Any]]  # what `details_of` says, by the `id()` of the row
 
 # What must agree for two measurements to be of the same thing. Zeros are rounded to percents:
 # models pruned to one target differ by less.
@@ -41,6 +46,29 @@ class Change:
     speed: str
     gain: tuple[float, float | None] | None
     score: str
+
+
+def arrange(
+    records: Mapping[str, Records],
+) -> tuple[list[Row], Details, list[Change], list[str]]:
+    """Turn records into rows, as two sets if there are two paths that can be compared.
+
+    Returns:
+        Rows; their details; what changed between two sets; what to say of that.
+    """
+    notes = []
+    if len(records) == 2:
+        sets = [_make_rows(merge_runs(found)) for found in records.values()]
+        changes = compare(*(rows for rows, _ in sets))
+        notes.append(summary(list(records), changes, [rows for rows, _ in sets]))
+        if changes:
+            for name, (rows, _) in zip(records, sets, strict=True):
+                for row in rows:
+                    row["set"] = name
+            (before, one), (after, other) = sets
+            return [*before, *after], one | other, changes, notes
+    rows, details = _make_rows(merge_runs(chain.from_iterable(records.values())))
+    return rows, details, [], notes
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
@@ -107,6 +135,16 @@ def change_cells(changes: Sequence[Change]) -> tuple[list[str], list[list[str]]]
             line += [_both(change, "score", "{:.2f}"), _gain(change.gain), change.score]
         body.append(line)
     return header, body
+
+
+def _make_rows(
+    runs: Iterable[dict[str, Any]],
+) -> tuple[list[Row], Details]:
+    """Make the rows of runs, with names that differ, and their details."""
+    pairs = [pair for run in runs for pair in zip(make_rows(run), details_of(run), strict=True)]
+    rows = [row for row, _ in pairs]
+    distinguish(rows)
+    return rows, {id(row): details for row, details in pairs}
 
 
 def _key(row: Row) -> tuple[Any, ...]:

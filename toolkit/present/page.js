@@ -373,6 +373,7 @@ byId("same").textContent = data.same.length ? `The same in all: ${data.same.join
 byId("plot").hidden = byId("panels").hidden = !panels.length;
 if (data.changes) drawChanges();
 data.notes.forEach(note => make(byId("notes"), "p", {}, note));
+if (answers[0].panel !== null) byId("panel").value = answers[0].panel;   // where what was asked for stands
 if (panels.length) setAxes();
 takeAnswer();
 draw();

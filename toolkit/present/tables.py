@@ -1,7 +1,11 @@
-"""Rows as text: for the terminal, as Markdown, and in the page's table."""
+"""Rows as text: for the terminal, as Markdown and CSV, and in the page's table."""
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 
+from toolkit.present.answer import Answer
+from toolkit.present.compare import Change, change_cells
 from toolkit.present.results import Row
 
 # column → (heading, format) where a report shows it; results.csv has every column
@@ -85,3 +89,33 @@ def markdown_text(cell: str) -> str:
     """Escape what Markdown would take for marks or elements; names come from files."""
     escaped = cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
     return " ".join(escaped.split())
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """Write the rows as CSV, with every column."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def markdown(
+    rows: Sequence[Row],
+    answers: Sequence[Answer],
+    changes: Sequence[Change],
+    notes: Sequence[str],
+    has_picture: bool,
+) -> str:
+    """Write answers, picture, comparison and table as Markdown."""
+    parts = ["# Results"]
+    for found in answers:
+        parts.append(f"**{markdown_text(found.lead)}**: {markdown_text(found.rest)}")
+        if found.row["command"]:
+            parts.append("\n".join(f"    {line}" for line in found.row["command"].splitlines()))
+    parts += ["![quality against speed](pareto.png)"] * has_picture
+    if changes:
+        parts.append(markdown_table(*change_cells(changes)))
+    parts += [*map(markdown_text, notes), markdown_table(*printed_cells(rows))]
+    return "\n\n".join(parts) + "\n"

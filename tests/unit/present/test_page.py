@@ -314,10 +314,10 @@ def test_a_hostile_name_is_told_as_it_is(opened: Browser) -> None:
     assert f"run: {HOSTILE} 3 layers 50 %" in told
     assert "engine: <b>new</b>" in told
     assert "toolkit train" in told
-    assert HOSTILE.split(" ")[0][:70] in told  # the command's words, in lines of 70 letters
+    assert any(line.startswith("<b>bold</b></script>") for line in told)  # lines of 70 letters
     assert f"{HOSTILE} 3 layers 50 %" in texts(opened, "td:first-child")
-    opened.click(f".scatterlayer .trace:nth-child({number}) .point")
-    opened.wait("byId('named').textContent.includes('<img src=x')")
+    opened.click("#table tbody tr:nth-child(7) td")
+    assert texts(opened, "#named") == [f"{HOSTILE} 3 layers 50 % through <b>new</b>"]
     assert texts(opened, "#command code") == [f"toolkit train {HOSTILE}"]
     assert f"A note on {HOSTILE}." in texts(opened, "#notes p")
 

@@ -25,7 +25,7 @@ $(VENV)/pip:
 	touch $@
 
 $(VENV)/built: $(VENV)/pip pyproject.toml setup.py $(SOURCES)
-	$(BIN)/pip install --quiet --editable '.[bench,dev]'
+	$(BIN)/pip install --quiet --editable '.[bench,serve,sweep,dev]'
 	touch $@
 
 check: setup ## what must be green before a commit: lint, types, all tests

@@ -38,7 +38,8 @@ CONFIGURATION = Path(__file__).parent / "configuration.md"  # made anew with eve
 HEAD = """# Configuration
 
 Every key of every verb, with its default and meaning, from `toolkit/config.py` and `conf/`.
-`toolkit VERB --help` lists the options of each group, `toolkit VERB --cfg job` shows what would run.
+`toolkit VERB --help` lists the options of each group, `toolkit VERB --cfg job` shows what
+would run.
 """
 
 

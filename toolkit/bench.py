@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifact.exported import Exported, find_checkpoint, size_bytes
+from toolkit.artifact.model_card import refresh_card
 from toolkit.config import BenchRoot
 from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.environment import decide_num_threads
@@ -20,6 +21,7 @@ from toolkit.measure.timing import speed_entry, time_rounds, warn_if_busy
 from toolkit.measure.what_if import find_model, model_facts
 from toolkit.measure.worker import save_batches
 from toolkit.present.bench_table import print_results
+from toolkit.progress import bar
 from toolkit.record import new_record, read_record, root_id, speed_key, write_record
 
 
@@ -53,7 +55,7 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         judged = read_task(config.task, model, config.seed) if config.accuracy else None
         models = {c.label: read_other(config, model, c) for c in contenders}
         workers, loaded = {}, {}
-        for c in contenders:
+        for c in bar(contenders, "packing"):
             workers[c.label] = stack.enter_context(start_worker(config, c, folder))
             loaded[c.label] = load(config, models[c.label], c, workers[c.label], folder)
         differences: dict[str, float] = {}
@@ -76,8 +78,11 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         profiled = next((e for e in entries if engine_of(e["engine"]) == "sparse"), entries[0])
         if config.profile or config.roofline:
             add_profile(config, workers[profiled["engine"]], profiled)
+        environment = record["environment"]
         record = fill_record(config, record, model, facts, entries)
     write_record(Path(config.output_dir) / "record.json", record)
+    if record["environment"] is not environment:  # the export's own run was measured
+        refresh_card(model.onnx.parent, record["metrics"], entries, environment)
     if config.roofline:
         from toolkit.present.figures import save_png
         from toolkit.present.figures.roofline import draw_roofline

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from toolkit.artifact.exported import size_bytes
+from toolkit.artifact.model_card import NAME as CARD
+from toolkit.artifact.model_card import is_ours, write_card
 from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
 from toolkit.artifact.parity import check_parity, check_sparse, check_zeros, parity_batches
 from toolkit.artifact.qdq import write_qdq
 from toolkit.artifact.sparse_writer import write_sparse
-from toolkit.compress.model import load_checkpoint
+from toolkit.compress.model import folder_of, load_checkpoint, tokenizer_of
 from toolkit.compress.quantization.calibration import quantize_for_export
 from toolkit.compress.quantization.layers import (
     as_float,
@@ -23,11 +26,12 @@ from toolkit.compress.quantization.layers import (
     quantized_linears,
     round_words,
 )
+from toolkit.compress.sentence_modules import SPARSE, write_modules
 from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.what_if import make_checkpoint
 from toolkit.config import ExportRoot, Format, from_plain
 from toolkit.engine.reader.sparse_file import SUFFIX
-from toolkit.errors import UsageError
+from toolkit.errors import InputError, UsageError
 from toolkit.files import added_to, size_of
 from toolkit.measure.worker import answer_requests
 from toolkit.present.export_summary import print_summary
@@ -35,7 +39,7 @@ from toolkit.record import new_record, read_record, root_id, write_record
 from toolkit.tasks import check_names
 
 COPIED_FILES = (
-    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
 )
 
@@ -44,8 +48,8 @@ def export(config: ExportRoot) -> Path:
     """Export a checkpoint, or a what-if model with untrained weights if none is given.
 
     Args:
-        config: `checkpoint` names a Hugging Face folder. Null makes one inside the export folder
-            from `model`, `depth` and `sparsity`.
+        config: `checkpoint` names a Hugging Face folder or hub id. Null makes one inside the export
+            folder from `model`, `depth` and `sparsity`.
 
     Returns:
         The export folder: `output_dir`, else `export` beside the checkpoint.
@@ -63,23 +67,27 @@ def export(config: ExportRoot) -> Path:
     folder = Path(config.output_dir or Path(str(config.checkpoint)).resolve().parent / "export")
     record = new_record("export", config)
     with added_to(folder, last="model.onnx", also=f"model{SUFFIX}") as partial, quiet():
-        if config.checkpoint is None:
-            checkpoint = make_checkpoint(config, partial / "checkpoint")
-            relative = checkpoint.name
-        else:
-            checkpoint = Path(config.checkpoint)
-            relative = os.path.relpath(checkpoint.resolve(), folder.resolve())
+        name = config.checkpoint or str(make_checkpoint(config, partial / "checkpoint"))
         # the plainest graph; without a tuned kernel of torch's in between
-        model = load_checkpoint(checkpoint, attn_implementation="eager")
+        model = load_checkpoint(name, attn_implementation="eager")
+        checkpoint = folder_of(name)
+        relative = os.path.relpath(checkpoint.resolve(), folder.resolve())
+        if config.checkpoint is None:
+            relative = checkpoint.name
+        tokenized = checkpoint
+        if config.checkpoint is not None and not (checkpoint / "tokenizer.json").is_file():
+            with suppress(InputError):  # there is none: said in the summary
+                tokenizer_of(name).save_pretrained(partial)
+                tokenized = partial
         onnx = partial / "model.onnx"
-        quantization = quantize_for_export(config, model, checkpoint)
+        quantization = quantize_for_export(config, model, checkpoint, tokenized)
         is_quantized = bool(quantized_linears(model))
         words = round_words(model) if is_quantized and config.quantization.embeddings else None
         with as_float(model):
             inputs = write_onnx(model, onnx)
         if is_quantized:
             write_qdq(onnx, integers_of(model), words)
-        batches, texts = parity_batches(config, model, checkpoint, inputs)
+        batches, texts = parity_batches(config, model, tokenized, inputs)
         facts = {
             "checkpoint": relative,
             "opset": OPSET,
@@ -97,15 +105,40 @@ def export(config: ExportRoot) -> Path:
         for name in COPIED_FILES:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, partial / name)
-        record = _fill_record(record, config, model, onnx, quantization.get("method", ""))
+        model.config.save_pretrained(partial)
+        write_modules(checkpoint, partial, model.config.to_dict(), SPARSE, config.task.pooling)
+        trained = None if config.checkpoint is None else _find_training(checkpoint)
+        method = quantization.get("method", "")
+        record = _fill_record(record, config, model, checkpoint, onnx, method, trained)
         write_record(partial / "record.json", record)
+        known = record
+        if (folder / CARD).is_file() and not is_ours(folder / CARD):
+            print(f"{folder / CARD} has been rewritten: it stays as it is")
+        else:
+            run = None
+            if trained is not None and trained["run"]["verb"] == "train":
+                run = checkpoint.resolve().parent
+                known = record | {"config": trained["config"]}
+            write_card(partial, known, run, checkpoint)
         (partial / "export.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print_summary(folder, facts)
     return folder
 
 
+def _find_training(checkpoint: Path) -> dict[str, Any] | None:
+    """Return the record of the run that made a checkpoint, if it lies beside it."""
+    file = checkpoint.resolve().parent / "record.json"
+    return read_record(file) if file.is_file() else None
+
+
 def _fill_record(
-    record: dict[str, Any], config: ExportRoot, model: PreTrainedModel, onnx: Path, method: str
+    record: dict[str, Any],
+    config: ExportRoot,
+    model: PreTrainedModel,
+    checkpoint: Path,
+    onnx: Path,
+    method: str,
+    trained: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Carry the training's record along, and add what the export knows.
 
@@ -113,15 +146,12 @@ def _fill_record(
     """
     name = config.model.name
     if config.checkpoint is not None:
-        checkpoint = Path(config.checkpoint)
-        trained = checkpoint.resolve().parent / "record.json"
-        name = checkpoint.resolve().name
-        if trained.is_file():
-            earlier = read_record(trained)
+        name = Path(config.checkpoint).resolve().name
+        if trained is not None:
             if method in ("", "qat"):
-                record["run"]["parent"] = root_id(earlier)
-                record["metrics"] = earlier["metrics"]
-            name = earlier["model"].get("name", name)
+                record["run"]["parent"] = root_id(trained)
+                record["metrics"] = trained["metrics"]
+            name = trained["model"].get("name", name)
         record["size_bytes"]["checkpoint"] = size_of(checkpoint)
     record["model"] = (
         describe_checkpoint(name, model)

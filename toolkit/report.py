@@ -1,6 +1,5 @@
 """`toolkit report`: from the records of runs to tables, a picture and an answer."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from toolkit.files import write_text
 from toolkit.present.answer import answer, selected
 from toolkit.present.chart import Panel, make_panels
 from toolkit.present.compare import Records, arrange, change_cells
+from toolkit.present.grid import answers as grid_answers
+from toolkit.present.grid import grid_cells, merge_grids, title_of_grid
 from toolkit.present.page import page
 from toolkit.present.results import (
     Row,
@@ -24,11 +25,13 @@ from toolkit.present.results import (
 )
 from toolkit.present.select import parse_select, select, shortfall
 from toolkit.present.tables import csv_table, markdown, printed_cells, text_table
+from toolkit.progress import say, tell, warn
 from toolkit.record import read_record
 
 
 def report(config: ReportRoot) -> list[Row]:
-    """Collect records; write report.html, report.md, results.csv, pareto.png; print a table.
+    """Collect records; write report.html, report.md, results.csv, pareto.png, and grid.png where
+    `toolkit grid` measured; print a table.
 
     Two paths that hold measurements of the same models are also compared, the second with the
     first, and the rows of each stay apart; otherwise all records of one model are one run.
@@ -41,7 +44,15 @@ def report(config: ReportRoot) -> list[Row]:
         UsageError: `select` is no list of conditions, or names an unknown column.
         GateError: No run meets `select`; the report has been written.
     """
-    rows, details, changes, notes = arrange(collect(config.paths))
+    collected = collect(config.paths)
+    found = [record for records in collected.values() for _, record in records]
+    grids = merge_grids([record for record in found if "grid" in record])
+    rows, details, changes, notes = arrange(
+        {
+            path: [(f, r) for f, r in records if "grid" not in r]
+            for path, records in collected.items()
+        }
+    )
     ratios = [
         note for group in groups(rows, lambda row: row["group"]) for note in add_ratios(group)
     ]
@@ -52,6 +63,7 @@ def report(config: ReportRoot) -> list[Row]:
     rows.sort(key=lambda row: (row["group"] not in shown, *_rank(row)))
     measured = groups((row for row in rows if row["engine"]), panel_of)
     notes += [*(f"{title_of(same[0])}." for same in measured), *ratios, *left_out(rows)]
+    notes += [sentence for grid in grids for sentence in (title_of_grid(grid), *grid_answers(grid))]
     answers = answer(rows, config.within)
     conditions = parse_select(config.select, rows) if config.select else []
     chosen = select(conditions, rows) if conditions else None
@@ -60,21 +72,22 @@ def report(config: ReportRoot) -> list[Row]:
     folder = Path(config.output_dir)
     panels = make_panels(rows, config.paths[0] if changes else None)
     pictured = [panel for panel in panels if panel.metric is not None]
-    draw(folder / "pareto.png", pictured, rows)
+    picture = draw(folder, pictured, rows, grids)
     write_text(folder / "results.csv", csv_table(rows))
-    write_text(folder / "report.md", markdown(rows, answers, changes, notes, bool(pictured)))
-    write_text(
-        folder / "report.html",
-        page(rows, [details[id(row)] for row in rows], panels, answers, changes, notes),
-    )
-    print(*answers, sep="\n")
-    print(text_table(*printed_cells(rows)))
-    if changes:
-        print(text_table(*change_cells(changes)))
-    print(*notes, sep="\n")
-    print(f"report: {folder / 'report.html'}")
-    if pictured:
-        print(f"picture: {folder / 'pareto.png'}")
+    grid_tables = [grid_cells(grid) for grid in grids]
+    text = markdown(rows, answers, changes, notes, bool(pictured), grid_tables)
+    write_text(folder / "report.md", text)
+    told = [details[id(row)] for row in rows]
+    text = page(rows, told, panels, answers, changes, notes, picture, grids)
+    write_text(folder / "report.html", text)
+    say("\n".join(map(str, answers)))
+    tables = [printed_cells(rows)] * bool(rows) + [change_cells(changes)] * bool(changes)
+    for table in [*tables, *grid_tables]:
+        say(text_table(*table))
+    say("\n".join(notes))
+    tell(f"report: {folder / 'report.html'}")
+    for name in ["pareto.png"] * bool(pictured) + ["grid.png"] * bool(grids):
+        say(f"picture: {folder / name}")
     if conditions and chosen is None:
         raise GateError(
             f"none of {len(rows)} measurements meets select={config.select}: "
@@ -105,26 +118,36 @@ def collect(paths: Sequence[str]) -> dict[str, Records]:
             try:
                 records[path].append((file, read_record(file)))
             except InputError as error:
-                print(f"warning: skipped {error}", file=sys.stderr)
+                warn(f"skipped {error}")
     if not any(records.values()):
         found = f"{len(seen)} unreadable ones" if seen else "none"
         raise InputError(
             f"expected at least one record.json below {', '.join(paths)}, found {found}: "
-            "`toolkit train` and `toolkit bench` write them"
+            "`toolkit train`, `bench` and `grid` write them"
         )
     return records
 
 
-def draw(picture: Path, panels: Sequence[Panel], rows: Sequence[Row]) -> None:
-    """Draw the picture; without a panel there is none, and an old one is removed."""
-    if not panels:
-        picture.unlink(missing_ok=True)
-        return
-    # here: matplotlib takes a second to import
-    from toolkit.present.figures import save_png
-    from toolkit.present.figures.pareto import draw_pareto
+def draw(
+    folder: Path, panels: Sequence[Panel], rows: Sequence[Row], grids: Sequence[dict[str, Any]]
+) -> bytes | None:
+    """Draw the pictures; one of which there is nothing to draw is not left from before.
 
-    save_png(picture, draw_pareto(panels, rows))
+    Returns:
+        The picture of the grids, if there are any.
+    """
+    pictures = {folder / "pareto.png": panels, folder / "grid.png": grids}
+    for picture, parts in pictures.items():
+        if parts:
+            # here: matplotlib takes a second to import
+            from toolkit.present.figures import save_png
+            from toolkit.present.figures.grid import draw_grids
+            from toolkit.present.figures.pareto import draw_pareto
+
+            save_png(picture, draw_pareto(panels, rows) if parts is panels else draw_grids(grids))
+        else:
+            picture.unlink(missing_ok=True)
+    return (folder / "grid.png").read_bytes() if grids else None
 
 
 def _rank(row: Row) -> tuple[Any, ...]:

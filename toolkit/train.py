@@ -11,12 +11,12 @@ from transformers import set_seed
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
+from toolkit.compress.processes import in_processes, is_started
 from toolkit.compress.quantization.layers import describe_quantization
 from toolkit.compress.resume import (
     clean_up,
     explain_full_disk,
     is_finished,
-    is_first_process,
     note,
     prepare,
 )
@@ -43,6 +43,7 @@ from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.contenders import check_options
 from toolkit.measure.structured import describe, shrink_or_resume
+from toolkit.progress import is_first_process, say, tell
 from toolkit.record import metrics_of, new_record, read_record, write_record
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
@@ -59,6 +60,9 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
         UsageError: The options contradict each other or what the run directory holds.
         GateError: A metric is below its floor; everything has been saved.
     """
+    if config.num_processes > 1 and not is_started():
+        in_processes(config.num_processes, train, config)
+        return
     output = Path(config.output_dir)
     check_training(config)
     if Verb.bench in config.then:
@@ -104,7 +108,8 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
                 trainer.train(resume_from_checkpoint=checkpoint)
         metrics = predict(config, trainer, data)
         if trainer.is_world_process_zero():
-            save_checkpoint(output / "checkpoint", model, tokenizer)
+            origin, pooling = config.model.path, config.task.pooling
+            save_checkpoint(output / "checkpoint", model, tokenizer, origin, pooling)
 
     if trainer.is_world_process_zero():
         record["model"] = describe_checkpoint(config.model.name, model)
@@ -123,12 +128,12 @@ def finish(config: TrainRoot, output: Path) -> None:
     metrics = metrics_of(record["metrics"])
     scores = ", ".join(f"{name} {value:.2f} %" for name, value in metrics.items())
     zeros = record["model"]["sparsity"]["encoder"]
-    print(
+    tell(
         f"{output / 'checkpoint'}: {record['model']['layers']} layers, {100 * zeros:.1f} % of the "
         f"encoder's weights are zero; {scores} on {record['metrics']['num_examples']} examples"
     )
     if "structured" in record:
-        print(describe(record["structured"]))
+        say(describe(record["structured"]))
     if Verb.export in config.then and not (output / "export" / "export.json").is_file():
         from toolkit.export import export
 

@@ -57,7 +57,7 @@ def test_the_jobs_of_a_sweep_are_numbered_below_it(
     assert run.returncode == 0, run.stderr
     assert set(tmp_path.iterdir()) - before == {tmp_path / NAME}
     names = {path.name for path in (tmp_path / NAME).iterdir()}
-    assert names == {"0", "1", "multirun.yaml"}
+    assert names == {"0", "1", "multirun.yaml", "sweep.csv", ".sweep"}
     for number in ("0", "1"):
         assert_complete(tmp_path / NAME / number)
 

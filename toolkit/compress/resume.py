@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +13,12 @@ from safetensors import SafetensorError
 
 from toolkit.compress.quantization.callback import RANGES_FILE
 from toolkit.compress.sparsity.callback import MASKS_FILE
-from toolkit.config import TrainRoot
+from toolkit.config import NOT_COMPARED, TrainRoot
 from toolkit.errors import InputError, UsageError
 from toolkit.files import write_text
+from toolkit.progress import is_first_process, say
 from toolkit.record import plain
 
-# Options that `resume=true` may change, since the weights do not depend on them.
-NOT_COMPARED = (
-    "bench", "engine", "export", "min_accuracy", "output_dir", "published", "resume",
-    "teacher.cache", "then",
-)  # fmt: skip
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How safetensors (Rust) and torch.save (C++) word these errors.
 FULL_DISK_TEXTS = ("No space left", "quota exceeded", "File too large", "failed writing file")
@@ -123,17 +118,6 @@ def clean_up(output: Path) -> None:
 def compared(config: TrainRoot) -> dict[str, str]:
     """Flatten the options that the weights depend on: dotted names and values as text."""
     return dict(_flat(plain(asdict(config)), ""))
-
-
-def is_first_process() -> bool:
-    """Tell whether this process writes: the only one, or the first that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(sentence: str) -> None:
-    """Print once, however many processes train."""
-    if is_first_process():
-        print(sentence, flush=True)
 
 
 def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

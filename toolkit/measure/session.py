@@ -17,6 +17,7 @@ from toolkit.measure.batches import collate_batches, feed, random_batch
 from toolkit.measure.contenders import Contender
 from toolkit.measure.engines import ENGINES, interpreter_of, is_installed
 from toolkit.measure.worker import Worker, load_batches, save_batches
+from toolkit.progress import say
 from toolkit.tasks import evaluate, kind_of
 from toolkit.tasks.features import Example, Feature
 
@@ -89,7 +90,7 @@ def check_outputs(
             expected = run(model, worker, checked, folder)
     else:
         reason = "reads no sparse file" if is_sparse else "is not installed"
-        print(f"onnxruntime {reason}: outputs are checked against float64 arithmetic")
+        say(f"onnxruntime {reason}: outputs are checked against float64 arithmetic")
         reference, checked = "float64 arithmetic", [padded]
         expected = [_run_in_float64(model, padded)]
     largest = max(float(np.abs(value).max()) for batch in expected for value in batch.values())

@@ -8,6 +8,7 @@ from toolkit.artifact.exported import Exported, describe_onnx, read_exported
 from toolkit.config import BenchRoot, ExportRoot, Weights, narrow
 from toolkit.errors import UsageError
 from toolkit.measure.worker import Worker
+from toolkit.progress import say
 from toolkit.record import plain
 
 
@@ -34,7 +35,7 @@ def find_model(config: BenchRoot, folder: Path) -> Exported:
 def make_model(config: BenchRoot, folder: Path) -> Path:
     """Export the described model with random, pruned weights, in a process of its own: this one
     stays free of torch. Returns the export folder."""
-    print(f"making {config.model.name} with random weights …", flush=True)
+    say(f"making {config.model.name} with random weights …")
     root = narrow(
         config,
         ExportRoot,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifact.exported import size_bytes
+from toolkit.progress import say, tell
 
 HALF = 0.5  # a layer of this sparsity should not run dense, and is worth a warning if it does
 
@@ -13,26 +14,26 @@ def print_summary(folder: Path, facts: dict[str, Any]) -> None:
     """Print what an export folder holds, from the facts of its `export.json`."""
     parity, zeros = facts["parity"], facts["zeros"]
     size = size_bytes(folder / "model.onnx")
-    print(f"exported {folder / 'model.onnx'}: {size / 1e6:.1f} MB, opset {facts['opset']}")
+    tell(f"exported {folder / 'model.onnx'}: {size / 1e6:.1f} MB, opset {facts['opset']}")
     for engine, difference in parity["max_difference"].items():
         told = "not installed, not compared" if difference is None else f"{difference:.2g}"
-        print(f"largest difference to torch, {engine}: {told}")
-    print(f"compared on {parity['texts']}")
+        say(f"largest difference to torch, {engine}: {told}")
+    say(f"compared on {parity['texts']}")
     kept = (
         "those of rounding among them" if facts["quantization"] else "as many as in the checkpoint"
     )
-    print(f"zeros in the encoder's weights: {zeros['encoder']:.2%}, {kept}")
+    say(f"zeros in the encoder's weights: {zeros['encoder']:.2%}, {kept}")
     for name, layer in parity["kernels"].items():
         if layer["kernel"] == "dense" and layer["sparsity"] >= HALF:
-            print(f"warning: {name} runs dense in spite of {layer['sparsity']:.0%} zeros")
+            say(f"warning: {name} runs dense in spite of {layer['sparsity']:.0%} zeros")
     counts = Counter(layer["kernel"] for layer in parity["kernels"].values())
-    print("kernels:", ", ".join(f"{count} layers {name}" for name, count in counts.items()))
+    say("kernels: " + ", ".join(f"{count} layers {name}" for name, count in counts.items()))
     if "sparse" in facts:
         told, sparse = "it computes the same bits", facts["sparse"]
         if sparse["max_difference"] > 0:
             told = f"rounded, which changes outputs by up to {sparse['max_difference']:.2g}"
         megabytes = f"{sparse['bytes'] / 1e6:.1f} MB in {sparse['values']}"
-        print(f"{folder / 'model.sparse'}: {megabytes}, {told}")
+        say(f"{folder / 'model.sparse'}: {megabytes}, {told}")
     if facts["quantization"]:
         _print_quantization(facts["quantization"])
 
@@ -40,15 +41,15 @@ def print_summary(folder: Path, facts: dict[str, Any]) -> None:
 def _print_quantization(facts: dict[str, Any]) -> None:
     """Say how the ranges were found, and how sensitive each layer is, the most sensitive first."""
     if facts["method"] == "qat":
-        print("INT8 as it was trained")
+        say("INT8 as it was trained")
         return
     layers = facts["layers"]
     count = sum(layer["is_quantized"] for layer in layers)
-    print(f"INT8: {count} layers, calibrated by {facts['method']} on {facts['texts']}")
+    say(f"INT8: {count} layers, calibrated by {facts['method']} on {facts['texts']}")
     for layer in sorted(layers, key=lambda layer: -(layer["change"] or 0.0)):
         if layer["change"] is not None:
             told = "" if layer["is_quantized"] else ", kept in float32"
-            print(f"  {layer['name']:26} changes the outputs by {layer['change']:.2%}{told}")
+            say(f"  {layer['name']:26} changes the outputs by {layer['change']:.2%}{told}")
     if "metric" in facts:
         before, after = facts["metric"].values()
-        print(f"metric in float32 {before:.2f} %, in INT8 {after:.2f} %")
+        say(f"metric in float32 {before:.2f} %, in INT8 {after:.2f} %")

@@ -370,10 +370,11 @@ addEventListener("resize", () => {
 });
 byId("about").textContent = data.about;
 byId("same").textContent = data.same.length ? `The same in all: ${data.same.join(", ")}. ★ Pareto front; a heading sorts, a row or a point shows more.` : "★ Pareto front; a heading sorts, a row or a point shows more.";
+byId("results").hidden = byId("filters").hidden = !rows.length;   // nothing but grids
 byId("plot").hidden = byId("panels").hidden = !panels.length;
 if (data.changes) drawChanges();
 data.notes.forEach(note => make(byId("notes"), "p", {}, note));
-if (answers[0].panel !== null) byId("panel").value = answers[0].panel;   // where what was asked for stands
+if (typeof answers[0]?.panel === "number") byId("panel").value = answers[0].panel;   // where what was asked for stands
 if (panels.length) setAxes();
 takeAnswer();
 draw();

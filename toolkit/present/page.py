@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 import zlib
@@ -17,6 +18,7 @@ from toolkit.measure.contenders import engine_of
 from toolkit.present.answer import Answer
 from toolkit.present.chart import Panel
 from toolkit.present.compare import Change, change_cells
+from toolkit.present.grid import grid_table, title_of_grid
 from toolkit.present.results import Row, title_of, zeros_label
 from toolkit.present.tables import COLUMNS, cells
 
@@ -62,6 +64,8 @@ def page(
     answers: Sequence[Answer],
     changes: Sequence[Change],
     notes: Sequence[str],
+    picture: bytes | None = None,
+    grids: Sequence[dict[str, Any]] = (),
 ) -> str:
     """Put the results into the page.
 
@@ -77,6 +81,8 @@ def page(
         answers: What comes first.
         changes: Between two sets; the first note then is their summary.
         notes: Sentences at the end.
+        picture: PNG of the grids.
+        grids: As `toolkit.present.grid.merge_grids` returns them: their tables.
     """
     packed, script = _library(), SCRIPT.read_text(encoding="utf-8")
     policy = (
@@ -129,6 +135,7 @@ def page(
         # "</script>" in a name would end the element, "<!--" change how it is read
         "@DATA@": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "@SCRIPT@": script,
+        "@GRIDS@": _grids(picture, grids),
     }
     text = TEMPLATE.read_text(encoding="utf-8")
     return re.sub("|".join(values), lambda match: values[match[0]], text)
@@ -197,6 +204,19 @@ def _changes(changes: Sequence[Change]) -> dict[str, Any]:
 def _library() -> str:
     """Return plotly, compressed and in base64."""
     return base64.b64encode(zlib.compress(get_plotlyjs().encode(), 9)).decode()
+
+
+def _grids(picture: bytes | None, grids: Sequence[dict[str, Any]]) -> str:
+    """Return the picture and the tables as elements; nothing without a picture."""
+    if picture is None:
+        return ""
+    address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    tables = (
+        f"<h2>{html.escape(title_of_grid(grid))}</h2><pre>{html.escape(grid_table(grid))}</pre>"
+        for grid in grids
+    )
+    alt = "measured speed of untrained models against published scores"
+    return f'<img id="grid" alt="{alt}" src="{address}">{"".join(tables)}'
 
 
 def _hash(source: str) -> str:

@@ -107,8 +107,9 @@ def markdown(
     changes: Sequence[Change],
     notes: Sequence[str],
     has_picture: bool,
+    grids: Sequence[tuple[list[str], list[list[str]]]],
 ) -> str:
-    """Write answers, picture, comparison and table as Markdown."""
+    """Write answers, pictures, comparison, notes and tables as Markdown."""
     parts = ["# Results"]
     for found in answers:
         parts.append(f"**{markdown_text(found.lead)}**: {markdown_text(found.rest)}")
@@ -117,5 +118,10 @@ def markdown(
     parts += ["![quality against speed](pareto.png)"] * has_picture
     if changes:
         parts.append(markdown_table(*change_cells(changes)))
-    parts += [*map(markdown_text, notes), markdown_table(*printed_cells(rows))]
+    parts += map(markdown_text, notes)
+    if rows:
+        parts.append(markdown_table(*printed_cells(rows)))
+    if grids:
+        parts.append("![speed of untrained models against published scores](grid.png)")
+    parts += [markdown_table(*grid) for grid in grids]
     return "\n\n".join(parts) + "\n"

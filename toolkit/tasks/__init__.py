@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
+from toolkit.progress import bar, shows_bars
 from toolkit.tasks import embedding, question_answering, text_classification
 from toolkit.tasks.demo import generate_examples
 from toolkit.tasks.features import Example, Feature
@@ -94,7 +95,10 @@ def load_examples(task: TaskConfig, split: str, seed: int) -> list[Example]:
     elif task.data_dir is not None:
         examples = kind.read_file(Path(task.data_dir) / task.files[split], task)
     elif task.path is not None:
-        examples = [kind.from_hub(row, task) for row in _read_hub(task.path, task, split, limit)]
+        examples = [
+            kind.from_hub(row, task)
+            for row in bar(_read_hub(task.path, task, split, limit), f"reading {split}")
+        ]
     elif task.name == "demo":
         examples = generate_examples(split, seed, limit)
     else:
@@ -173,6 +177,8 @@ def _read_own(task: TaskConfig, split: str, seed: int) -> list[Example]:
 def _read_hub(path: Sequence[str], task: TaskConfig, split: str, limit: int | None) -> Any:
     import datasets
 
+    if not shows_bars():
+        datasets.disable_progress_bars()
     part = task.splits[split] + (f"[:{limit}]" if limit is not None else "")
     try:
         return datasets.load_dataset(*path, split=part)

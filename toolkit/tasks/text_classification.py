@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError
 from toolkit.files import read_text
-from toolkit.tasks.features import Example, Feature, feature_of, unset
+from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 OUTPUTS = ("logits",)
@@ -78,7 +78,7 @@ def encode(
     return [
         feature_of(encoding, index, labels=example["label"])
         for index, (example, encoding) in enumerate(
-            zip(examples, tokenizer.encode_batch(texts), strict=True)
+            zip(examples, encode_texts(tokenizer, texts), strict=True)
         )
     ]
 

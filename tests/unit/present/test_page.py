@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
-from support.browser import Browser, find_browser
+from support.browser import Browser
 from support.records import (
     published_grid,
     record,
@@ -85,15 +85,6 @@ def test_the_page_allows_its_own_scripts_only() -> None:
     assert set(re.findall('https?://[^"]*', text.replace(packed, ""))) == {
         "http://www.w3.org/2000/svg"
     }
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("needs chromium or google-chrome")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from toolkit.compress.quantization.layers import (
 from toolkit.compress.quantization.ranges import BINS, choose_range
 from toolkit.config import ExportRoot, QuantizationConfig, TaskConfig
 from toolkit.errors import UsageError
+from toolkit.progress import bar
 from toolkit.tasks import encode, evaluate, kind_of, load_examples
 from toolkit.tasks.features import Feature, collate, load_tokenizer
 
@@ -41,9 +42,13 @@ Modules = Mapping[str, QuantizedLinear]
 
 
 def quantize_for_export(
-    config: ExportRoot, model: PreTrainedModel, checkpoint: Path
+    config: ExportRoot, model: PreTrainedModel, checkpoint: Path, tokenized: Path
 ) -> dict[str, Any]:
     """Quantize as the checkpoint was trained to be, or by calibration if that is asked for.
+
+    Args:
+        checkpoint: Its folder.
+        tokenized: The folder of its tokenizer.
 
     Returns:
         `method`, and what calibration tells; empty for a model that stays in float32.
@@ -53,7 +58,7 @@ def quantize_for_export(
         facts = {"method": "qat"}
     elif config.quantization.is_on:
         facts = {"method": config.quantization.calibration.value}
-        facts |= calibrate(config, model, checkpoint)
+        facts |= calibrate(config, model, tokenized)
     round_weights(model)
     return facts
 
@@ -187,7 +192,7 @@ def sensitivities(
     with rounding_only(modules, ()):
         expected = _outputs(model, batches)
     changes = {}
-    for name in modules:
+    for name in bar(modules, "sensitivity of layers"):
         with rounding_only(modules, [name]):
             error = _outputs(model, batches) - expected
         changes[name] = float(error.square().mean().sqrt() / expected.square().mean().sqrt())
@@ -249,7 +254,7 @@ def _inputs(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield what each watched layer takes of every batch, (tokens, K), padding left out."""
     with torch.inference_mode(), rounding_only(modules, ()), seen(watched) as values:
-        for batch in batches:
+        for batch in bar(batches, "calibrating"):
             model(**batch)
             is_token = batch["attention_mask"].bool()
             yield from ((i, value[is_token]) for i, value in enumerate(values))

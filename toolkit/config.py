@@ -1014,11 +1014,18 @@ class ReportRoot:
         paths: Folders or files below which every `record.json` is collected.
         select: Conditions such as `f1>=87,latency_p99_ms<=10`; the fastest run that meets all
             is named.
+        within: Share of the teacher's score, or the dense model's, that the run may lose which the
+            report names first, in [0, 1).
     """
 
     paths: list[str]
     select: str | None
+    within: float
     output_dir: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.within < 1.0:
+            raise ValueError(f"within must be in [0, 1), such as 0.01 for 1 %; got {self.within}")
 
 
 @dataclass(kw_only=True)

@@ -159,7 +159,7 @@ def test_shell_completion_installs_for_this_command(toolkit: Run) -> None:
 @pytest.fixture
 def finished_run(tmp_path: Path) -> Path:
     """A run directory with a record that holds no results."""
-    config = ReportRoot(paths=[], select=None, output_dir="")
+    config = ReportRoot(paths=[], select=None, within=0.01, output_dir="")
     write_record(tmp_path / "good" / "record.json", new_record("bench", config))
     return tmp_path / "good"
 

@@ -75,6 +75,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[colours])
         size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setScrollbarsHidden", hidden=True)  # pictures have none
         self.call("Page.navigate", url=url)
         scheme = json.dumps(url.partition("//")[0])
         self.wait(f"document.readyState === 'complete' && location.protocol === {scheme}")
@@ -104,9 +105,13 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self._mouse(kind, selector, index, button="left", clickCount=1)
 
-    def screenshot(self) -> bytes:
-        """Return the whole page as PNG."""
-        picture = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    def screenshot(self, height: int | None = None) -> bytes:
+        """Return the page as PNG: its first `height` pixels, or the whole."""
+        width, whole = self.evaluate(
+            "(e => [e.scrollWidth, e.scrollHeight])(document.documentElement)"
+        )
+        clip = {"x": 0, "y": 0, "width": width, "height": height or whole, "scale": 1}
+        picture = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(picture["data"])
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:

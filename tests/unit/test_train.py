@@ -340,7 +340,11 @@ def test_structured_in_steps(
     assert [record["model"]["sparsity"]["encoder"] > 0.4 for record in (first, last)] == [0, 1]
     assert [record["config"]["sparsity"]["target_steps"] for record in (first, last)] == [1, 2]
     assert {path.name for path in whole.iterdir()} == {"checkpoint", "record.json", "steps"}
-    rows = report(ReportRoot(paths=[str(whole)], select=None, output_dir=str(tmp_path / "report")))
+    rows = report(
+        ReportRoot(
+            paths=[str(whole)], select=None, within=0.01, output_dir=str(tmp_path / "report")
+        )
+    )
     assert {row["folder"] for row in rows} == {str(whole), str(whole / "steps" / "1")}
 
     def end_in(function: str, *more: str) -> None:

@@ -115,7 +115,9 @@ def test_the_picture_has_a_point_per_recipe_and_marks_the_rest() -> None:
 def test_a_report_of_grids_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_record(tmp_path / "grid" / "record.json", record_of(CELLS))
     out = tmp_path / "report"
-    config = ReportRoot(paths=[str(tmp_path / "grid")], select=None, output_dir=str(out))
+    config = ReportRoot(
+        paths=[str(tmp_path / "grid")], select=None, within=0.01, output_dir=str(out)
+    )
     assert report(config) == []
     assert (out / "grid.png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "pareto.png").exists()

@@ -6,7 +6,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -76,9 +76,9 @@ def _as_raised(rank: int, failure: ProcessFailure) -> Exception:
         return InputError(f"process {rank} of num_processes ended: {message}")
     name, _, sentence = message["message"].partition(": ")
     ours = {kind.__name__: kind for kinds in CODES for kind in kinds}
-    kind = ours.get(name) or vars(builtins).get(name)
+    kind: Any = ours.get(name) or vars(builtins).get(name)
     if isinstance(kind, type) and issubclass(kind, tuple(ours.values())):
-        return kind(sentence)
+        return cast(Exception, kind(sentence))
     error = RuntimeError(f"{message['message']} (in process {rank} of num_processes)")
     error.add_note(message["extraInfo"]["py_callstack"])
     return error

@@ -34,6 +34,7 @@ from toolkit.files import read_text, write_text
 from toolkit.overrides import parse, quote
 from toolkit.present.results import mark_pareto_front
 from toolkit.present.tables import text_table
+from toolkit.progress import say, tell
 from toolkit.record import metrics_of, read_record
 
 STATE_FOLDER = ".sweep"
@@ -208,7 +209,7 @@ def run_cell(
         speed = "" if cell.items_per_s is None else f", {cell.items_per_s:,.1f} items/s"
         states = Counter(each.state for each in read_cells(sweep))
         left = ", ".join(f"{count} {state}" for state, count in states.items())
-        print(f"{cell}: done in {cell.seconds:.0f} s{score}{speed} ({left})", flush=True)
+        say(f"{cell}: done in {cell.seconds:.0f} s{score}{speed} ({left})")
     except Exception as error:
         fail(error, wants_traceback, f"{cell}: ")
     return cell.objectives
@@ -313,9 +314,9 @@ class Sweep:
         """Say what became of the cells; tell whether that says enough about an error."""
         cells = [cell for cell in read_cells(self.folder) if cell.number in self.numbers]
         states = Counter(cell.state for cell in cells)
-        print(summary(cells))
+        say(summary(cells))
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
-        print(f"{self.folder / TABLE}: {counts} of {len(cells)} cells", flush=True)
+        tell(f"{self.folder / TABLE}: {counts} of {len(cells)} cells")
         failed = [cell for cell in cells if cell.state == "failed"]
         for cell in failed:
             print(f"{cell} failed, exit code {cell.exit_code}: {cell.reason}", file=sys.stderr)
@@ -358,7 +359,7 @@ class Sweep:
             cell.state, cell.exit_code, cell.reason = "waiting", None, ""
         write_cells(self.folder, waiting)
         if skipped := len(asked) - len(todo):
-            print(f"{skipped} of {len(asked)} cells are finished; they are not run again")
+            say(f"{skipped} of {len(asked)} cells are finished; they are not run again")
         self._run(list(todo.values()))
         found = {cell.number: cell for cell in read_cells(self.folder)}
         return [

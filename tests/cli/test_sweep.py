@@ -158,6 +158,7 @@ def test_ray_on_two_nodes_with_two_processes_in_each_cell(
     node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
     args = [*CELLS, "depth=full,layers1,layers9", "num_processes=2", "trainer.ddp_backend=gloo"]
+    args += ["trainer.logging_steps=1"]
     args += ["hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address={cluster.address}"]
     try:
         cluster.add_node(**{name: node[name] for name in ("num_cpus", "object_store_memory")})

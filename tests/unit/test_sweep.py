@@ -175,17 +175,12 @@ def test_a_folder_that_holds_something_else_is_left_alone(ran: list[Any]) -> Non
 def test_a_machine_that_does_not_see_the_sweep(
     ran: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: Any = read_cells
-    monkeypatch.setattr("toolkit.sweep.read_cells", lambda sweep: seen(sweep))
     once = cli.run_job
 
     def elsewhere(*args: Any) -> Any:
-        nonlocal seen
-        seen = lambda sweep: []  # noqa: E731
-        try:
+        with monkeypatch.context() as patch:
+            patch.setattr("toolkit.sweep.read_cells", lambda sweep: [])
             return once(*args)
-        finally:
-            seen = read_cells
 
     monkeypatch.setattr(cli, "run_job", elsewhere)
     assert train("seed=1") == 1
@@ -237,16 +232,14 @@ def test_search(ran: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_pareto_set_and_the_table() -> None:
+    results = [("done", 90.0, 10.0), ("done", 80.0, 20.0), ("done", 79.0, 15.0)]
     made = [
-        Cell(
-            number=n, folder=str(n), identity="", overrides=["a=1"], swept=f"a={n}", state=state,
-            metric="f1", score=score, items_per_s=items_per_s,
-        )
-        for n, (state, score, items_per_s) in enumerate(
-            [("done", 90.0, 10.0), ("done", 80.0, 20.0), ("done", 79.0, 15.0),
-             ("failed", 99.0, 99.0)]
-        )
-    ]  # fmt: skip
+        Cell(number=n, folder=str(n), identity="", overrides=["a=1"], swept=f"a={n}")
+        for n in range(4)
+    ]
+    for cell, found in zip(made, [*results, ("failed", 99.0, 99.0)], strict=True):
+        cell.metric = "f1"
+        cell.state, cell.score, cell.items_per_s = found
     assert summary(made).endswith("Pareto set of f1 and items/s: cell 0, cell 1")
     assert made[0].objectives == [90.0, 10.0]
     assert made[3].objectives is None

@@ -78,8 +78,7 @@ def _as_raised(rank: int, failure: ProcessFailure) -> Exception:
     ours = {kind.__name__: kind for kinds in CODES for kind in kinds}
     kind: Any = ours.get(name) or vars(builtins).get(name)
     if isinstance(kind, type) and issubclass(kind, tuple(ours.values())):
-        make: Any = kind
-        return cast(Exception, make(sentence))
+        return cast(Exception, kind(sentence))
     error = RuntimeError(f"{message['message']} (in process {rank} of num_processes)")
     error.add_note(message["extraInfo"]["py_callstack"])
     return error

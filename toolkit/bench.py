@@ -13,7 +13,7 @@ from toolkit.artifact.exported import (
     read_exported,
     size_bytes,
 )
-from toolkit.config import BenchRoot
+from toolkit.config import BenchRoot, Lengths
 from toolkit.environment import decide_num_threads
 from toolkit.errors import UsageError
 from toolkit.files import size_of
@@ -35,6 +35,7 @@ from toolkit.present.bench_table import print_results
 from toolkit.record import new_record, read_record, root_id, speed_key, write_record
 from toolkit.tasks import check_names
 from toolkit.tasks.embedding import check_scored
+from toolkit.tasks.labels import learnt
 
 
 def bench(config: BenchRoot) -> dict[str, Any]:
@@ -62,6 +63,8 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         facts = model_facts(config, model)
         if baseline is not None:
             check_comparable(config, baseline, record["environment"]["cpu"], facts)
+        if config.accuracy or config.lengths is Lengths.task:
+            config = replace(config, task=learnt(config.task, model.id2label))
         batches = make_batches(config, model)
         save_batches(folder / "batches.npz", batches)
         judged = read_task(config.task, model, config.seed) if config.accuracy else None

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from toolkit.files import added_to, size_of
 from toolkit.measure.worker import answer_requests
 from toolkit.record import new_record, read_record, root_id, write_record
 from toolkit.tasks import check_names
+from toolkit.tasks.labels import learnt
 
 HALF = 0.5  # a layer of this sparsity should not run dense, and is worth a warning if it does
 COPIED_FILES = (
@@ -72,6 +74,7 @@ def export(config: ExportRoot) -> Path:
             relative = os.path.relpath(checkpoint.resolve(), folder.resolve())
         # the plainest graph; without a tuned kernel of torch's in between
         model = load_checkpoint(checkpoint, attn_implementation="eager")
+        config = replace(config, task=learnt(config.task, model.config.id2label))
         onnx = partial / "model.onnx"
         quantization = _quantize(config, model, checkpoint)
         is_quantized = bool(quantized_linears(model))

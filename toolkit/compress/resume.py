@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from safetensors import SafetensorError
 from toolkit.compress.quantization.callback import RANGES_FILE
 from toolkit.compress.sparsity.callback import MASKS_FILE
 from toolkit.config import TrainRoot
+from toolkit.environment import is_first_process as is_first_process
+from toolkit.environment import say as say
 from toolkit.errors import InputError, UsageError
 from toolkit.files import write_text
 from toolkit.record import plain
@@ -123,17 +124,6 @@ def clean_up(output: Path) -> None:
 def compared(config: TrainRoot) -> dict[str, str]:
     """Flatten the options that the weights depend on: dotted names and values as text."""
     return dict(_flat(plain(asdict(config)), ""))
-
-
-def is_first_process() -> bool:
-    """Tell whether this process writes: the only one, or the first that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(sentence: str) -> None:
-    """Print once, however many processes train."""
-    if is_first_process():
-        print(sentence, flush=True)
 
 
 def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

@@ -41,15 +41,7 @@ def read_rows(path: Path, task: TaskConfig, wanted: Sequence[str] = ()) -> Rows:
             f"{path}: expected a file that ends in {', '.join(READERS)}, by which it is read; "
             f"found {path.suffix or 'no suffix'!r}: convert it, or rename it if it is one of these"
         )
-    for place, row in reader(path, task):
-        for column in wanted:
-            if column not in row:
-                raise InputError(
-                    f"{place}: expected the column {column!r} of task={task.name}; found "
-                    f"{list(row)}; {nearest(column, list(row))} (own files: task.text_columns and "
-                    "task.label_column name the columns)"
-                )
-        yield place, row
+    return reader(path, task, wanted)
 
 
 def text_of(place: str, row: Mapping[str, Any], column: str, task: TaskConfig) -> str:
@@ -114,6 +106,23 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def check_columns(
+    place: str, columns: Sequence[str], wanted: Sequence[str], task: TaskConfig
+) -> None:
+    """Refuse a file, or a row, that lacks a column.
+
+    Raises:
+        InputError: One of `wanted` is not among `columns`; the nearest are named.
+    """
+    for column in wanted:
+        if column not in columns:
+            raise InputError(
+                f"{place}: expected the column {column!r} of task={task.name}; found "
+                f"{[*columns]}; {nearest(column, columns)} (task.text_columns and "
+                "task.label_column name those of own files)"
+            )
+
+
 def check_is_file(path: Path, task: TaskConfig) -> None:
     """Refuse a file that is none.
 
@@ -128,7 +137,7 @@ def check_is_file(path: Path, task: TaskConfig) -> None:
         raise InputError(f"{path} is empty: task={task.name} expects at least one row there")
 
 
-def _read_csv(path: Path, task: TaskConfig) -> Rows:
+def _read_csv(path: Path, task: TaskConfig, wanted: Sequence[str]) -> Rows:
     csv.field_size_limit(LONGEST)
     last = 0
 
@@ -154,27 +163,34 @@ def _read_csv(path: Path, task: TaskConfig) -> Rows:
             if fields:
                 yield start, fields
 
-    return _with_header(path, task, rows(), "comma")
+    return _with_header(path, task, wanted, rows(), "comma")
 
 
-def _read_tsv(path: Path, task: TaskConfig) -> Rows:
+def _read_tsv(path: Path, task: TaskConfig, wanted: Sequence[str]) -> Rows:
     rows = (
         (number, line.rstrip("\r\n").split("\t")) for number, line in lines_of(path) if line.strip()
     )
-    return _with_header(path, task, rows, "tab")
+    return _with_header(path, task, wanted, rows, "tab")
 
 
 def _with_header(
-    path: Path, task: TaskConfig, rows: Iterator[tuple[int, list[str]]], separator: str
+    path: Path,
+    task: TaskConfig,
+    wanted: Sequence[str],
+    rows: Iterator[tuple[int, list[str]]],
+    separator: str,
 ) -> Rows:
     """Name the fields of rows of text."""
     header, broken, first_broken = task.header, 0, 0
+    if header is not None:
+        check_columns("task.header", header, wanted, task)
     for number, fields in rows:
         if header is None:
             header = [name.strip() for name in fields]
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
                 raise InputError(f"{path}, line {number}: the column {twice!r} is there twice")
+            check_columns(f"{path}, line {number}", header, wanted, task)
         elif len(fields) == len(header):
             yield f"{path}, line {number}", dict(zip(header, fields, strict=True))
         elif task.skip_broken_rows:
@@ -192,7 +208,7 @@ def _with_header(
         )
 
 
-def _read_json_lines(path: Path, _: TaskConfig) -> Rows:
+def _read_json_lines(path: Path, task: TaskConfig, wanted: Sequence[str]) -> Rows:
     for number, line in lines_of(path):
         if not line.strip():
             continue
@@ -208,10 +224,11 @@ def _read_json_lines(path: Path, _: TaskConfig) -> Rows:
             raise InputError(f"{place}: JSON nested too deeply to be a row") from None
         if not isinstance(row, dict):
             raise InputError(f"{place}: expected a JSON object; {found(row)}")
+        check_columns(place, list(row), wanted, task)
         yield place, row
 
 
-def _read_parquet(path: Path, _: TaskConfig) -> Rows:
+def _read_parquet(path: Path, task: TaskConfig, wanted: Sequence[str]) -> Rows:
     import pyarrow
     from pyarrow import parquet
 
@@ -219,6 +236,7 @@ def _read_parquet(path: Path, _: TaskConfig) -> Rows:
         # without a buffer as large as a group of rows, which may be all of them
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             number = 0
+            check_columns(str(path), file.schema_arrow.names, wanted, task)
             for batch in file.iter_batches(BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
@@ -228,7 +246,7 @@ def _read_parquet(path: Path, _: TaskConfig) -> Rows:
         raise InputError(f"cannot read {path} as Parquet ({reason}): write it again") from None
 
 
-READERS: dict[str, Callable[[Path, TaskConfig], Rows]] = {
+READERS: dict[str, Callable[[Path, TaskConfig, Sequence[str]], Rows]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_json_lines,

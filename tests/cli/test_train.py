@@ -232,7 +232,7 @@ BENCHED = ["train", "then=[bench]", "model=local", "model.path=./none"]
         (BENCHED, "then=[bench] measures an export: write then=[export,bench]"),
         (
             [*BENCHED, "task.metrics=[acc]"],
-            "must be among accuracy, f1, f1_macro, f1_micro, mcc; got 'acc'",
+            "among accuracy, f1, f1_macro, f1_micro, mcc; got 'acc'",
         ),
         (["train", *BENCHED[2:], "task.kind=tagging"], "task.kind must be one of"),
         (["export", "checkpoint=none", "task.metrics=[acc]"], "got 'acc'"),

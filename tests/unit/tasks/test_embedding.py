@@ -57,7 +57,7 @@ def test_scored_pairs(tmp_path: Path, name: str, content: str) -> None:
             "a.txt",
             "x\n",
             ("eval_file=PATH",),
-            "must hold scored pairs, in a file that ends in .csv",
+            "scored pairs, in a file that ends in .csv",
         ),
         ("a.tsv", "text\nx\n", ("train_file=PATH",), "line 2: expected 1 or two of task.text_col"),
         ("a.tsv", "sentence1\tscore\nx\t1\n", ("eval_file=PATH",), "line 2: expected 2 or two of"),

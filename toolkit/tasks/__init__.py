@@ -62,7 +62,7 @@ KINDS: dict[str, ModuleType] = {
 HELD_OUT = (
     1000  # examples of `train_file` that judge where there is no `eval_file`; at most a tenth
 )
-ENCODED = 2048  # examples encoded at a time
+ENCODED = 1024  # examples encoded at a time, in memory together
 
 
 def kind_of(task: TaskConfig) -> Any:

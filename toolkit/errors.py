@@ -25,6 +25,7 @@ class GateError(Exception):
     """A result below its gate (parity, accuracy floor, speed regression): exit code 3."""
 
 
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # packages that pip knows by another name
 CODES = {(InputError, OSError, MemoryError): 1, (UsageError,): 2, (GateError,): 3}
 
 
@@ -91,7 +92,7 @@ def nearest(word: str, valid: Collection[str]) -> str:
 
 def _remedy(package: str) -> str:
     """Say how to install a package; one attempt suffices where a slim deployment lacks several."""
-    missing = {}
+    missing, package = {}, DISTRIBUTIONS.get(package, package)
     for line in requires("toolkit") or []:
         name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
         try:

@@ -48,9 +48,9 @@ from toolkit.tasks import (
 )
 from toolkit.tasks.demo import generate_examples
 from toolkit.tasks.features import Example, Feature
-from toolkit.tasks.labels import MOST, order
+from toolkit.tasks.labels import MOST, check_order, order
 from toolkit.tasks.on_disk import OnDisk
-from toolkit.tasks.rows import columns_of
+from toolkit.tasks.rows import check_columns, columns_of
 
 KINDS: dict[str, ModuleType] = {
     "embedding": embedding,
@@ -119,14 +119,16 @@ def find_labels(task: TaskConfig, known: Sequence[str] | None) -> TaskConfig:
     """State the labels of a task that leaves them to its training data.
 
     Args:
-        task: Left as it is if it states its labels.
+        task: Left as it is where it states its labels.
         known: Those of the model that is trained further, which keep their order.
 
     Raises:
         InputError: The data cannot be read, or have one label only, or too many to be labels.
-        UsageError: The labels do not fit the metrics or class weights.
+        UsageError: The labels do not fit the metrics or class weights, or are the model's in
+            another order.
     """
     if task.num_labels is not None:
+        check_order(task, known)
         return task
     kind, names, found = kind_of(task), None, dict[str, None]()
     if task.train_file is not None:
@@ -309,10 +311,15 @@ def _read_hub(path: Sequence[str], task: TaskConfig, split: str, limit: int | No
 
     part = task.splits[split] + (f"[:{limit}]" if limit is not None else "")
     try:
-        return datasets.load_dataset(*path, split=part)
+        rows = datasets.load_dataset(*path, split=part)
     except Exception as error:  # a dozen kinds: offline, no such set, no such split, a broken cache
         raise InputError(
             f"cannot load the data set {'/'.join(path)} from the Hugging Face hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): check "
             "the network, or name a folder of local files with task.data_dir=DIR"
         ) from error
+    wanted = [name for name in columns_of(task, task.columns).values() if name is not None]
+    if task.kind in ("regression", "text_classification", "token_classification"):
+        found = getattr(rows, "column_names", wanted)
+        check_columns(f"the data set {'/'.join(path)}", found, wanted, task)
+    return rows

@@ -90,9 +90,10 @@ def learnt(task: TaskConfig, id2label: Mapping[Any, str]) -> TaskConfig:
         id2label: Of config.json; empty where there is none.
 
     Raises:
-        UsageError: The task does not state them, and neither does the model.
+        UsageError: The task does not state them, and neither does the model; or in another order.
     """
     if task.num_labels is not None:
+        check_order(task, names_in(id2label))
         return task
     if not id2label:
         raise UsageError(
@@ -100,6 +101,21 @@ def learnt(task: TaskConfig, id2label: Mapping[Any, str]) -> TaskConfig:
             " it: state them with task.label_names=[…], in the order of their numbers"
         )
     return replace(task, label_names=names_in(id2label), num_labels=len(id2label))
+
+
+def check_order(task: TaskConfig, known: Sequence[str] | None) -> None:
+    """Refuse labels that are a model's, but numbered in another way: it would seem to know nothing.
+
+    Raises:
+        UsageError: They are.
+    """
+    names = list(task.label_names or ())
+    if known is not None and set(known) == set(names) and list(known) != names:
+        raise UsageError(
+            f"the model has the labels {', '.join(known)} in this order, task={task.name} has "
+            f"{', '.join(names)}: state the model's with task.label_names=[{','.join(known)}] "
+            "if the data spell their labels; numbers would be wrong ones"
+        )
 
 
 def names_in(id2label: Mapping[Any, str]) -> list[str] | None:

@@ -17,7 +17,7 @@ from toolkit.errors import InputError
 from toolkit.tasks.features import Example, Feature
 from toolkit.tasks.metrics import OF_NUMBERS
 from toolkit.tasks.rows import columns_of, found
-from toolkit.tasks.text_classification import encode_texts, hub_text, text_part, text_rows
+from toolkit.tasks.text_classification import encode_texts, text_part, text_rows
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 OUTPUTS = ("logits",)
@@ -43,8 +43,9 @@ def read_file(path: Path, task: TaskConfig) -> Iterator[Example]:
 
 def from_hub(row: Mapping[str, Any], task: TaskConfig) -> Example:
     """Turn a row of a hub data set into an example."""
-    columns = columns_of(task, task.columns)
-    return hub_text(row, columns) | {"label": float(row[str(columns["label"])])}
+    columns, place = columns_of(task, task.columns), f"task={task.name}"
+    label = number(place, str(columns["label"]), row[str(columns["label"])])
+    return text_part(place, row, columns, task) | {"label": label}
 
 
 def encode(

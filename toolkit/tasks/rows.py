@@ -48,10 +48,10 @@ def text_of(place: str, row: Mapping[str, Any], column: str, task: TaskConfig) -
     """Return a text without the blanks around it.
 
     Raises:
-        InputError: There is none. The files of `data_dir` may have empty ones, as QQP's do.
+        InputError: There is none. Named data sets may have empty ones, as QQP has.
     """
-    value = row[column]
-    if isinstance(value, str) and (value.strip() or task.data_dir is not None):
+    value, is_own = row[column], task.train_file is not None or task.eval_file is not None
+    if isinstance(value, str) and (value.strip() or not is_own):
         return value.strip()
     raise InputError(f"{place}: expected a text in column {column!r}; {found(value)}")
 
@@ -119,7 +119,7 @@ def check_columns(
             raise InputError(
                 f"{place}: expected the column {column!r} of task={task.name}; found "
                 f"{[*columns]}; {nearest(column, columns)} (task.text_columns and "
-                "task.label_column name those of own files)"
+                "task.label_column name them)"
             )
 
 

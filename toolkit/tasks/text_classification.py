@@ -63,7 +63,7 @@ def read_file(path: Path, task: TaskConfig) -> Iterator[Example]:
 def from_hub(row: Mapping[str, Any], task: TaskConfig) -> Example:
     """Turn a row of a hub data set into an example."""
     columns, place = columns_of(task, task.columns), f"task={task.name}"
-    return hub_text(row, columns) | {"label": _label(place, row, columns, task)}
+    return text_part(place, row, columns, task) | {"label": _label(place, row, columns, task)}
 
 
 def labels_in(example: Example) -> list[Any]:
@@ -117,7 +117,7 @@ def text_rows(
 def text_part(
     place: str, row: Mapping[str, Any], columns: Mapping[str, str | None], task: TaskConfig
 ) -> Example:
-    """Return `text` and `text_pair` of a file's row.
+    """Return `text` and `text_pair` of a row.
 
     Raises:
         InputError: One is missing.
@@ -126,15 +126,6 @@ def text_part(
     return {
         "text": text_of(place, row, str(columns["text"]), task),
         "text_pair": None if pair is None else text_of(place, row, pair, task),
-    }
-
-
-def hub_text(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Example:
-    """Return `text` and `text_pair` of a row of a hub data set."""
-    pair = columns["text_pair"]
-    return {
-        "text": row[str(columns["text"])].strip(),
-        "text_pair": None if pair is None else row[pair].strip(),
     }
 
 

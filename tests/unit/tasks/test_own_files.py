@@ -97,6 +97,10 @@ def test_labels_of_a_model_that_has_learnt(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"state them with task\.label_names"):
         learnt(task, {})
     assert learnt(own("demo"), {"0": "x"}).label_names is None
+    stated = own("text_classification", "label_names=[a,b]")
+    assert learnt(stated, {"0": "a", "1": "b"}) is stated
+    with pytest.raises(UsageError, match=r"has the labels b, a in this order, .* has a, b: state"):
+        learnt(stated, {"0": "b", "1": "a"})
 
 
 TSV = "sentence\tlabel\n"

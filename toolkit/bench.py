@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.artifact.exported import Exported, find_checkpoint, size_bytes
 from toolkit.artifact.model_card import refresh_card
-from toolkit.config import BenchRoot
+from toolkit.config import BenchRoot, Lengths
 from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.environment import decide_num_threads
 from toolkit.files import size_of
@@ -23,6 +23,7 @@ from toolkit.measure.worker import save_batches
 from toolkit.present.bench_table import print_results
 from toolkit.progress import bar
 from toolkit.record import new_record, read_record, root_id, speed_key, write_record
+from toolkit.tasks.labels import learnt
 
 
 def bench(config: BenchRoot) -> dict[str, Any]:
@@ -50,6 +51,8 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         facts = model_facts(config, model)
         if baseline is not None:
             check_comparable(config, baseline, record["environment"]["cpu"], facts)
+        if config.accuracy or config.lengths is Lengths.task:
+            config = replace(config, task=learnt(config.task, model.id2label))
         batches = make_batches(config, model)
         save_batches(folder / "batches.npz", batches)
         judged = read_task(config.task, model, config.seed) if config.accuracy else None

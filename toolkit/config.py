@@ -614,20 +614,34 @@ class TaskConfig:
         kind: What is predicted: a module of `toolkit.tasks`.
         path: Hub data set id (`[id, configuration]` for a collection); null for generated data.
         data_dir: Folder of local files that replaces the hub data set.
-        train_file: A file of one's own to learn from (embedding).
+        train_file: A file of one's own to learn from: CSV, TSV, JSON lines or Parquet by its
+            suffix; each kind says what else it reads.
         eval_file: One to be judged by; null holds some of `train_file` back.
-        text_columns: Columns of the texts in one's own files.
+        text_columns: Columns of the text, or of the pair of texts, in one's own files; null takes
+            `file_columns`.
         label_column: Column of the label there; a pair's score for embedding.
+        header: Names of a file's columns where its first line does not tell them.
+        skip_broken_rows: Whether rows with another number of fields than the header are left out,
+            and counted aloud, instead of refused.
         splits: The hub data set's names of `train` and `eval`.
         files: Names of their files below `data_dir`.
         columns: The hub data set's columns of what the kind reads (`text`, `text_pair`, `label`).
         file_columns: The same of the files.
-        label_names: Spellings of the labels in the files, in the order of their numbers; null
-            where they are numbers.
+        label_names: The labels in the order of their numbers; files may have these or the numbers.
+            Null, and `num_labels` null: those that the training data have, in alphabetical order,
+            numbers in theirs.
+        multi_label: Whether a text has any number of labels (text_classification).
+        label_separator: What stands between them where they are one text, such as `a|b`.
+        threshold: Probability from which on such a label counts as predicted, in (0, 1).
+        class_weights: How much the loss of each label weighs: a list in the order of the labels,
+            or `balanced`, the more the rarer; null weighs all alike.
+        has_unanswerable: Whether questions may have no answer, as in SQuAD v2.
+        no_answer_threshold: By how much the logits of no answer must exceed those of the best
+            answer for none to be given.
         pooling: How an embedding is made of a text's hidden states; null for other kinds.
         metrics: By which the model is judged, the main one first; each kind of task has its own.
-        num_labels: Classes of a text classification task; 2 for the span start and end of
-            question answering.
+        num_labels: Labels of a classification task; 2 for the span start and end of question
+            answering, 1 for regression. Null counts `label_names`, or the data's.
         max_length: Tokens of one input, special tokens included.
         doc_stride: Tokens shared by two windows of a long context (question answering).
         max_train_samples: Use only the first N training examples; null uses all.
@@ -642,14 +656,22 @@ class TaskConfig:
     eval_file: str | None
     text_columns: list[str] | None
     label_column: str | None
+    header: list[str] | None
+    skip_broken_rows: bool
     splits: dict[str, str]
     files: dict[str, str]
     columns: dict[str, str | None]
     file_columns: dict[str, str | None]
     label_names: list[str] | None
+    multi_label: bool
+    label_separator: str
+    threshold: float
+    class_weights: Any
+    has_unanswerable: bool
+    no_answer_threshold: float
     pooling: Pooling | None
     metrics: list[str]
-    num_labels: int
+    num_labels: int | None
     max_length: int
     doc_stride: int
     max_train_samples: int | None
@@ -660,14 +682,53 @@ class TaskConfig:
         _check_at_least("task.doc_stride", self.doc_stride, 0)
         if not self.metrics:
             raise ValueError("task.metrics must name at least one metric; got none")
+        if self.label_names is not None and self.num_labels is None:
+            self.num_labels = len(self.label_names)
         if self.label_names is not None and len(self.label_names) != self.num_labels:
             raise ValueError(
                 f"task.label_names must name task.num_labels={self.num_labels} labels; "
                 f"got {len(self.label_names)}"
             )
+        if not 0.0 < self.threshold < 1.0:
+            raise ValueError(f"task.threshold must be in (0, 1); got {self.threshold}")
+        if not self.label_separator:
+            raise ValueError("task.label_separator must be at least one character; got none")
+        self._check_columns()
+        weights = self.class_weights
+        if isinstance(weights, list):
+            is_right = all(isinstance(w, (int, float)) and w >= 0 for w in weights) and any(weights)
+        else:
+            is_right = weights in (None, "balanced")
+        if not is_right:
+            raise ValueError(
+                "task.class_weights must be balanced, null, or a list of numbers >= 0, one per "
+                f"label, such as [1,2.5]; got {weights}"
+            )
         for field in ("max_train_samples", "max_eval_samples"):
             if getattr(self, field) is not None:
                 _check_at_least(f"task.{field}", getattr(self, field), 1)
+
+    def _check_columns(self) -> None:
+        for field in ("text_columns", "label_names", "metrics", "header"):
+            values = getattr(self, field) or []
+            if len(set(values)) < len(values):
+                raise ValueError(f"task.{field} must not name anything twice; got {list(values)}")
+        texts = self.text_columns
+        if texts is not None and not 1 <= len(texts) <= 2:
+            raise ValueError(
+                "task.text_columns must name one column, or two for pairs, such as [sentence]; "
+                f"got {list(texts)}"
+            )
+        if texts is not None and self.label_column in texts:
+            raise ValueError(
+                f"task.label_column={self.label_column} is among task.text_columns={list(texts)}: "
+                "the label would be read off the text"
+            )
+        if self.data_dir is not None and (self.train_file or self.eval_file):
+            raise ValueError(
+                "task.data_dir names a folder with files of known names, task.train_file and "
+                "task.eval_file name files of your own: give one of the two"
+            )
 
 
 class RateShape(Enum):

@@ -25,6 +25,7 @@ class GateError(Exception):
     """A result below its gate (parity, accuracy floor, speed regression): exit code 3."""
 
 
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # packages that pip knows by another name
 CODES = {(InputError, OSError, MemoryError): 1, (UsageError,): 2, (GateError,): 3}
 
 REPORTERS = ("mlflow", "wandb")  # what trainer.report_to names, whose refusals are not our bugs
@@ -98,6 +99,7 @@ def _remedy(package: str) -> str:
 
     That is all which is missing of the plain install, or of the extra that names the package.
     """
+    package = DISTRIBUTIONS.get(package, package)
     missing: dict[str, dict[str, str]] = {}
     for line in requires("toolkit") or []:
         requirement, _, marker = line.partition(";")

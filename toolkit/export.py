@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from toolkit.present.export_summary import print_summary
 from toolkit.progress import say
 from toolkit.record import new_record, read_record, root_id, write_record
 from toolkit.tasks import check_names
+from toolkit.tasks.labels import learnt
 
 COPIED_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -71,6 +73,7 @@ def export(config: ExportRoot) -> Path:
         name = config.checkpoint or str(make_checkpoint(config, partial / "checkpoint"))
         # the plainest graph; without a tuned kernel of torch's in between
         model = load_checkpoint(name, attn_implementation="eager")
+        config = replace(config, task=learnt(config.task, model.config.id2label or {}))
         checkpoint = folder_of(name)
         relative = os.path.relpath(checkpoint.resolve(), folder.resolve())
         if config.checkpoint is None:

@@ -4,13 +4,14 @@ A run directory holds `checkpoint/` (a plain Hugging Face folder), `record.json`
 runs that lead to it, if any, and while it is unfinished `trainer/`, where `resume=true` goes on.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import set_seed
 
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
-from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
+from toolkit.compress.model import known_labels, load_model, load_tokenizer, save_checkpoint
 from toolkit.compress.processes import in_processes, is_started
 from toolkit.compress.quantization.layers import describe_quantization
 from toolkit.compress.resume import (
@@ -45,6 +46,7 @@ from toolkit.measure.contenders import check_options
 from toolkit.measure.structured import describe, shrink_or_resume
 from toolkit.progress import is_first_process, say, tell
 from toolkit.record import metrics_of, new_record, read_record, write_record
+from toolkit.tasks import find_labels
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
 
@@ -80,6 +82,7 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
         train(step, steps_left=len(earlier) + 1 - number)
         note(whole, output)
     arguments = training_arguments(config, output)
+    config = replace(config, task=find_labels(config.task, known_labels(config.model)))
     set_seed(config.seed)  # for new weights
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, config.task, tokenizer, is_fine_tuned=not is_training(config))

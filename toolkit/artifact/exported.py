@@ -2,7 +2,8 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Exported:
         max_tokens: Longest text that the position embeddings allow, where it is known.
         record: The record beside the ONNX file, if there is one.
         is_quantized: Whether the graph computes with integers of 8 bits.
+        id2label: Its labels by their numbers, of config.json; empty where that is missing.
     """
 
     onnx: Path
@@ -39,6 +41,7 @@ class Exported:
     max_tokens: int
     record: dict[str, Any] | None
     is_quantized: bool = False
+    id2label: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_exported(place: Path) -> Exported:
@@ -64,6 +67,7 @@ def read_exported(place: Path) -> Exported:
         max_tokens=max_tokens,
         record=read_record(file.parent) if file.with_name("record.json").exists() else None,
         is_quantized=any("Quantize" in node.operator for node in graph.nodes),
+        id2label=read_json(file.with_name("config.json")).get("id2label") or {},
     )
 
 

@@ -30,9 +30,10 @@ from toolkit.errors import InputError, UsageError
 from toolkit.families import FAMILIES, inputs_of, longest_text
 from toolkit.files import new_folder
 from toolkit.progress import say, warn
-from toolkit.tasks import kind_of
+from toolkit.tasks import kind_of, problem_type
 from toolkit.tasks.demo import make_tokenizer
 from toolkit.tasks.features import Feature
+from toolkit.tasks.labels import either, names_in
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
@@ -188,6 +189,32 @@ def check_task(model: PreTrainedModel, path: str, task: TaskConfig) -> None:
             f"{path} was made for {model.config.num_labels} labels, but task={task.name} has "
             f"{task.num_labels}: name a checkpoint that was fine-tuned on this task"
         )
+    theirs, names = names_in(model.config.id2label or {}), task.label_names
+    if theirs is not None and names is not None and theirs != list(names):
+        said = "in another order" if sorted(theirs) == sorted(names) else "which are others"
+        raise InputError(
+            f"{path} was made for the labels {either(theirs)}, but task={task.name} has "
+            f"{either(names)}, {said}: name a checkpoint that was fine-tuned on this task, or state"
+            " the order with task.label_names=[…]"
+        )
+    theirs_problem, problem = model.config.problem_type, problem_type(task)
+    if None not in (theirs_problem, problem) and theirs_problem != problem:
+        raise InputError(
+            f"{path} was made for {theirs_problem}, but task={task.name} is {problem}: name a "
+            "checkpoint that was fine-tuned on this task"
+        )
+
+
+def known_labels(model: ModelConfig) -> list[str] | None:
+    """Return the labels of a model whose weights are trained further; None where it names none.
+
+    Raises:
+        InputError: Its configuration cannot be read, or is of another architecture.
+    """
+    if model.weights is Weights.random or model.path is None:
+        return None
+    check_folder(model.path)
+    return names_in(_read_config(model.path).id2label or {})
 
 
 def save_checkpoint(
@@ -309,7 +336,7 @@ def _load_config(
         values = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         values |= model.config
         try:
-            config = AutoConfig.for_model(num_labels=task.num_labels, **values)
+            config = AutoConfig.for_model(**values, **_head(task))
         except (ValueError, TypeError) as error:
             raise UsageError(f"model.config is not a transformers configuration: {error}") from None
         _check_architecture(config, f"model={model.name}")
@@ -320,7 +347,16 @@ def _load_config(
             "id or a folder"
         )
     check_folder(model.path)
-    return _read_config(model.path, num_labels=task.num_labels)
+    return _read_config(model.path, **_head(task))
+
+
+def _head(task: TaskConfig) -> dict[str, Any]:
+    """Return what the configuration of a model says about the task: its labels and their loss."""
+    about: dict[str, Any] = {"problem_type": problem_type(task)}
+    if task.label_names is None:
+        return about | {"num_labels": task.num_labels or 2}  # untrained, where nothing tells
+    names = dict(enumerate(task.label_names))
+    return about | {"id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
 def _read_config(path: str, **changes: Any) -> PreTrainedConfig:

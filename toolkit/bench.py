@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.artifact.exported import Exported, find_checkpoint, size_bytes
 from toolkit.artifact.model_card import refresh_card
-from toolkit.config import BenchRoot, Lengths
+from toolkit.config import BenchRoot, Lengths, TrainRoot, narrow
 from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.environment import decide_num_threads
 from toolkit.files import size_of
@@ -133,3 +133,9 @@ def fill_record(
     new = {speed_key(entry) for entry in entries}
     record["speed"] = [entry for entry in record["speed"] if speed_key(entry) not in new] + entries
     return record
+
+
+def bench_of(config: TrainRoot, output: Path) -> BenchRoot:
+    """Make the configuration of `then=[…,bench]`: the fresh export, into the same record."""
+    onnx, folder = str(output / "export"), str(output)
+    return narrow(config, BenchRoot, **vars(config.bench), onnx=onnx, output_dir=folder)

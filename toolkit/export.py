@@ -9,11 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from toolkit.artifact.exported import size_bytes
-from toolkit.artifact.model_card import NAME as CARD
-from toolkit.artifact.model_card import is_ours, write_card
+from toolkit.artifact.export_record import fill_record, find_training
+from toolkit.artifact.model_card import add_card
 from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
 from toolkit.artifact.parity import check_parity, check_sparse, check_zeros, parity_batches
 from toolkit.artifact.qdq import write_qdq
@@ -22,22 +19,19 @@ from toolkit.compress.model import folder_of, load_checkpoint, tokenizer_of
 from toolkit.compress.quantization.calibration import quantize_for_export
 from toolkit.compress.quantization.layers import (
     as_float,
-    describe_quantization,
     integers_of,
     quantized_linears,
     round_words,
 )
 from toolkit.compress.sentence_modules import SPARSE, write_modules
-from toolkit.compress.sparsity.weights import describe_checkpoint
 from toolkit.compress.what_if import make_checkpoint
 from toolkit.config import ExportRoot, Format, from_plain
 from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.errors import InputError, UsageError
-from toolkit.files import added_to, size_of
+from toolkit.files import added_to
 from toolkit.measure.worker import answer_requests
 from toolkit.present.export_summary import print_summary
-from toolkit.progress import say
-from toolkit.record import new_record, read_record, root_id, write_record
+from toolkit.record import new_record, write_record
 from toolkit.tasks import check_names
 from toolkit.tasks.labels import learnt
 
@@ -111,61 +105,14 @@ def export(config: ExportRoot) -> Path:
                 shutil.copyfile(checkpoint / name, partial / name)
         model.config.save_pretrained(partial)
         write_modules(checkpoint, partial, model.config.to_dict(), SPARSE, config.task.pooling)
-        trained = None if config.checkpoint is None else _find_training(checkpoint)
+        trained = None if config.checkpoint is None else find_training(checkpoint)
         method = quantization.get("method", "")
-        record = _fill_record(record, config, model, checkpoint, onnx, method, trained)
+        record = fill_record(record, config, model, checkpoint, onnx, method, trained)
         write_record(partial / "record.json", record)
-        known = record
-        if (folder / CARD).is_file() and not is_ours(folder / CARD):
-            say(f"{folder / CARD} has been rewritten: it stays as it is")
-        else:
-            run = None
-            if trained is not None and trained["run"]["verb"] == "train":
-                run = checkpoint.resolve().parent
-                known = record | {"config": trained["config"]}
-            write_card(partial, known, run, checkpoint)
+        add_card(folder, partial, record, trained, checkpoint)
         (partial / "export.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print_summary(folder, facts)
     return folder
-
-
-def _find_training(checkpoint: Path) -> dict[str, Any] | None:
-    """Return the record of the run that made a checkpoint, if it lies beside it."""
-    file = checkpoint.resolve().parent / "record.json"
-    return read_record(file) if file.is_file() else None
-
-
-def _fill_record(
-    record: dict[str, Any],
-    config: ExportRoot,
-    model: PreTrainedModel,
-    checkpoint: Path,
-    onnx: Path,
-    method: str,
-    trained: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """Carry the training's record along, and add what the export knows.
-
-    A calibrated model is another one than was trained: a run of its own, yet without metrics.
-    """
-    name = config.model.name
-    if config.checkpoint is not None:
-        name = Path(config.checkpoint).resolve().name
-        if trained is not None:
-            if method in ("", "qat"):
-                record["run"]["parent"] = root_id(trained)
-                record["metrics"] = trained["metrics"]
-            name = trained["model"].get("name", name)
-        record["size_bytes"]["checkpoint"] = size_of(checkpoint)
-    record["model"] = (
-        describe_checkpoint(name, model)
-        | {"random_weights": config.checkpoint is None}
-        | describe_quantization(model, method)
-    )
-    record["size_bytes"]["onnx"] = size_bytes(onnx)
-    if config.export.format is Format.sparse:
-        record["size_bytes"]["sparse"] = size_bytes(onnx.with_suffix(SUFFIX))
-    return record
 
 
 def _export_as_asked(_: dict[str, Any], *, config: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import ReportRoot
-from toolkit.errors import GateError, InputError
+from toolkit.errors import GateError
 from toolkit.files import write_text
 from toolkit.present.answer import answer, selected
 from toolkit.present.chart import Panel, make_panels
-from toolkit.present.compare import Records, arrange, change_cells
+from toolkit.present.collect import collect
+from toolkit.present.compare import arrange, change_cells
 from toolkit.present.grid import answers as grid_answers
 from toolkit.present.grid import grid_cells, merge_grids, title_of_grid
 from toolkit.present.page import page
@@ -25,8 +26,7 @@ from toolkit.present.results import (
 )
 from toolkit.present.select import parse_select, select, shortfall
 from toolkit.present.tables import csv_table, markdown, printed_cells, text_table
-from toolkit.progress import say, tell, warn
-from toolkit.record import read_record
+from toolkit.progress import say, tell
 
 
 def report(config: ReportRoot) -> list[Row]:
@@ -94,38 +94,6 @@ def report(config: ReportRoot) -> list[Row]:
             f"{shortfall(conditions, rows)}"
         )
     return rows
-
-
-def collect(paths: Sequence[str]) -> dict[str, Records]:
-    """Read every `record.json` below the paths; warn of those that cannot be read.
-
-    Returns:
-        The records by path; one that two paths reach counts for the first alone.
-
-    Raises:
-        InputError: A path does not exist, or no readable record is found.
-    """
-    seen: set[Path] = set()
-    records: dict[str, Records] = {path: [] for path in paths}
-    for path in paths:
-        if not Path(path).exists():
-            raise InputError(f"expected records below {path}, but there is no such folder or file")
-        files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("record.json"))
-        for file in files:
-            if file.resolve() in seen:
-                continue
-            seen.add(file.resolve())
-            try:
-                records[path].append((file, read_record(file)))
-            except InputError as error:
-                warn(f"skipped {error}")
-    if not any(records.values()):
-        found = f"{len(seen)} unreadable ones" if seen else "none"
-        raise InputError(
-            f"expected at least one record.json below {', '.join(paths)}, found {found}: "
-            "`toolkit train`, `bench` and `grid` write them"
-        )
-    return records
 
 
 def draw(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from toolkit.bench import bench, bench_of
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import known_labels, load_model, load_tokenizer, save_checkpoint
@@ -39,7 +40,7 @@ from toolkit.compress.trainer import (
     prunes_once,
     training_arguments,
 )
-from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
+from toolkit.config import ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.contenders import check_options
@@ -143,13 +144,5 @@ def finish(config: TrainRoot, output: Path) -> None:
         checkpoint, folder = str(output / "checkpoint"), str(output / "export")
         export(narrow(config, ExportRoot, checkpoint=checkpoint, output_dir=folder))
     if Verb.bench in config.then and not read_record(output)["speed"]:
-        from toolkit.bench import bench
-
         bench(bench_of(config, output))
     check_gates(config, metrics, output)
-
-
-def bench_of(config: TrainRoot, output: Path) -> BenchRoot:
-    """Make the configuration of `then=[…,bench]`: the fresh export, into the same record."""
-    onnx, folder = str(output / "export"), str(output)
-    return narrow(config, BenchRoot, **vars(config.bench), onnx=onnx, output_dir=folder)

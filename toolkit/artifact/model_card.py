@@ -44,6 +44,31 @@ HEADS = {
 METRIC_TYPES = {"mcc": "matthews_correlation", "spearman": "spearmanr"}  # the hub's names
 
 
+def add_card(
+    folder: Path,
+    partial: Path,
+    record: dict[str, Any],
+    trained: dict[str, Any] | None,
+    checkpoint: Path,
+) -> None:
+    """Write the card of an export, unless somebody has rewritten the one that is there.
+
+    Args:
+        folder: The export folder.
+        partial: Where its new files are being written.
+        record: Of the export.
+        trained: The record beside the checkpoint, if there is one.
+        checkpoint: Its folder.
+    """
+    if (folder / NAME).is_file() and not is_ours(folder / NAME):
+        say(f"{folder / NAME} has been rewritten: it stays as it is")
+        return
+    run = None
+    if trained is not None and trained["run"]["verb"] == "train":
+        run, record = checkpoint.resolve().parent, record | {"config": trained["config"]}
+    write_card(partial, record, run, checkpoint)
+
+
 def write_card(folder: Path, record: Mapping[str, Any], trained: Path | None, origin: Path) -> None:
     """Write the card of a new export.
 

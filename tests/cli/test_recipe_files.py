@@ -145,6 +145,7 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     config = imported(path, "trainer=smoke")
     assert config.trainer["num_train_epochs"] == 2
     # except a teacher's, which only says whose
+    path = tmp_path / "recipe.yaml"
     path.write_text(recipe(EPOCHS, ("DistillationModifier", {"hardness": 0.4})))
     config = imported(path, "teacher=self")
     assert (config.teacher.name, config.teacher.hardness) == ("self", 0.4)
@@ -199,7 +200,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_on_the_command_line(toolkit: Run, tmp_path: Path) -> None:
     (tmp_path / "deep.md").write_text(compound("bert6_prune90_int8"))
-    shown = toolkit("train", "recipe_file=deep.md", "--cfg", "job", "seed=3")
+    shown = toolkit("train", "recipe_file=deep.md", "seed=3", "--cfg", "job")
     assert shown.returncode == 0, shown.stderr
     assert yaml.safe_load(shown.stdout)["depth"]["drop"] == DROPPED[6]
     assert "note: deep.md, line 34: QuantizationModifier: INT8 are" in shown.stderr
@@ -208,7 +209,7 @@ def test_on_the_command_line(toolkit: Run, tmp_path: Path) -> None:
     assert saved.returncode == 0, saved.stderr
     again = toolkit(
         *("train", f"hydra.searchpath=[file://{tmp_path}]", "recipe=mine"),
-        *("--cfg", "job", "seed=3"),
+        *("seed=3", "--cfg", "job"),
     )
     without_name = [line for line in again.stdout.splitlines() if "output_dir" not in line]
     assert without_name == [line for line in shown.stdout.splitlines() if "output_dir" not in line]

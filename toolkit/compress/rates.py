@@ -62,3 +62,4 @@ class RatesCallback(TrainerCallback):
         scheduler.lr_lambdas = [factor] * len(scheduler.lr_lambdas)
         for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = base * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]  # logged

@@ -24,7 +24,7 @@ def between(
     )
 
 
-RATES = [between(0.5, 1, 0, 1), between(1, 2, 1, 0.2)]
+RATES = [between(0, 1, 0.1, 1), between(1, 2, 1, 0.2)]
 
 
 def test_rates_over_time() -> None:
@@ -42,6 +42,12 @@ def test_the_trainer_follows_and_so_does_a_resumed_run(tmp_path: Path, is_roundi
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = state.global_step == 11
 
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            used.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+    used: list[float] = []
+
     def logged(folder: Path, *others: Any, resume: str | None = None) -> list[float]:
         callbacks = [*([QuantizationCallback(q)] if is_rounding else []), RatesCallback(RATES)]
         trainer = trainer_for(
@@ -58,7 +64,8 @@ def test_the_trainer_follows_and_so_does_a_resumed_run(tmp_path: Path, is_roundi
         return [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
 
     wanted = [1e-2 * rate_at(step / 8, RATES) for step in range(24)]
-    assert logged(tmp_path / "whole") == pytest.approx(wanted)
+    assert logged(tmp_path / "whole", Watch()) == pytest.approx(wanted)
+    assert used == pytest.approx(wanted)
     logged(tmp_path / "parts", Stop())
     resumed = logged(tmp_path / "parts", resume=str(tmp_path / "parts" / "checkpoint-10"))
     assert resumed == pytest.approx(wanted)

@@ -93,7 +93,7 @@ def write_card(folder: Path, record: Mapping[str, Any], trained: Path | None, or
 def refresh_card(
     folder: Path,
     metrics: Mapping[str, Any],
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[dict[str, Any]],
     environment: Mapping[str, Any],
 ) -> None:
     """Add to the card of an export what `bench` measured; a card that is none of ours stays.
@@ -125,13 +125,13 @@ def is_ours(file: Path) -> bool:
 def _measured(
     card: "ModelCard",
     metrics: Mapping[str, Any],
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[dict[str, Any]],
     environment: Mapping[str, Any],
 ) -> str:
     """Return a card with metrics and speed in its head and in its text."""
     from huggingface_hub import EvalResult
 
-    data = card.data
+    data: Any = card.data  # of a type that has what the head has
     scores = metrics_of(metrics)
     if scores:
         name = str(metrics["task"])

@@ -47,12 +47,7 @@ def report(config: ReportRoot) -> list[Row]:
     collected = collect(config.paths)
     found = [record for records in collected.values() for _, record in records]
     grids = merge_grids([record for record in found if "grid" in record])
-    rows, details, changes, notes = arrange(
-        {
-            path: [(f, r) for f, r in records if "grid" not in r]
-            for path, records in collected.items()
-        }
-    )
+    rows, details, changes, notes = arrange(collected)
     ratios = [
         note for group in groups(rows, lambda row: row["group"]) for note in add_ratios(group)
     ]
@@ -80,7 +75,8 @@ def report(config: ReportRoot) -> list[Row]:
     told = [details[id(row)] for row in rows]
     text = page(rows, told, panels, answers, changes, notes, picture, grids)
     write_text(folder / "report.html", text)
-    say("\n".join(map(str, answers)))
+    for sentence in answers:
+        say(str(sentence))
     tables = [printed_cells(rows)] * bool(rows) + [change_cells(changes)] * bool(changes)
     for table in [*tables, *grid_tables]:
         say(text_table(*table))

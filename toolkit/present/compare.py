@@ -57,6 +57,10 @@ def arrange(
         Rows; their details; what changed between two sets; what to say of that.
     """
     notes = []
+    records = {  # grids have tables of their own
+        path: [(file, record) for file, record in found if "grid" not in record]
+        for path, found in records.items()
+    }
     if len(records) == 2:
         sets = [_make_rows(merge_runs(found)) for found in records.values()]
         changes = compare(*(rows for rows, _ in sets))

@@ -27,6 +27,7 @@ def plain(verb: str, words: list[str]) -> list[str]:
     parser, found = OverridesParser.create(), []
     words = [word.strip("[]") if "=" not in word.partition("[")[0] else word for word in words]
     words = [word for word in words if word not in ("-m", "--cfg", "job", "…", "-v", "-q")]
+    words = [word for word in words if not word.startswith("recipe_")]  # files of the reader's own
     for word in rewrite(verb, words):
         override = parser.parse_override(word)
         if override.is_sweep_override():

@@ -25,7 +25,7 @@ $(VENV)/pip:
 	touch $@
 
 $(VENV)/built: $(VENV)/pip pyproject.toml setup.py $(SOURCES)
-	$(BIN)/pip install --quiet --editable '.[bench,sweep,dev]'
+	$(BIN)/pip install --quiet --editable '.[bench,serve,sweep,dev]'
 	touch $@
 
 check: setup ## what must be green before a commit: lint, types, all tests
@@ -87,16 +87,19 @@ demo: setup ## train a teacher and a grid of small students, measure them, repor
 	$(BIN)/toolkit train output_dir=$(DEMO)/teacher trainer.disable_tqdm=true
 	$(BIN)/toolkit train -m recipe=demo teacher.path=$(DEMO)/teacher/checkpoint \
 	  depth=full,layers2,layers1 sparsity=dense,prune70,prune80,prune90,prune97 output_dir=$(DEMO)/grid \
-	  'then=[export,bench]' bench.against=[onnxruntime] bench.seconds=0.5 trainer.disable_tqdm=true
-	$(BIN)/toolkit report $(DEMO)/grid output_dir=$(DEMO)/report 'select=recovery>=0.98'
+	  'then=[export,bench]' bench.against=[onnxruntime] bench.seconds=0.5 bench.profile=true trainer.disable_tqdm=true
+	$(BIN)/toolkit report $(DEMO) output_dir=$(DEMO)/report 'select=recovery>=0.98'
 	@printf '%s\n' '' 'Next, with your own model:' \
 	  "  $(BIN)/toolkit bench onnx=MODEL.onnx 'against=[onnxruntime]'   # your file, side by side" \
 	  "  $(BIN)/toolkit bench model=bert_base depth=layers6 sparsity=prune90 'against=[onnxruntime]'   # what would pruning bring?" \
 	  "  $(BIN)/toolkit train model=local model.path=DIR task=sst2 task.data_dir=DIR sparsity=prune80 teacher=self 'then=[export,bench]'"
+
+screenshot: setup ## draw docs/report.png, the demo's page (after `make demo`; needs chromium)
+	PYTHONPATH=tests $(BIN)/python tests/support/screenshot.py $(DEMO)/report/report.html docs/report.png --height 1000
 
 clean: ## remove what was built and measured, .venv included
 	rm -rf $(VENV) build dist *.egg-info outputs multirun cython_kernels/*.so cython_kernels/*.c
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check quick lint types format sanitize docs fuzz demo clean
+.PHONY: help setup check quick lint types format sanitize docs fuzz demo screenshot clean

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifact.exported import Exported, find_checkpoint, size_bytes
-from toolkit.config import BenchRoot
+from toolkit.artifact.model_card import refresh_card
+from toolkit.config import BenchRoot, Lengths, TrainRoot, narrow
 from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.environment import decide_num_threads
 from toolkit.files import size_of
@@ -22,6 +23,7 @@ from toolkit.measure.worker import save_batches
 from toolkit.present.bench_table import print_results
 from toolkit.progress import bar
 from toolkit.record import new_record, read_record, root_id, speed_key, write_record
+from toolkit.tasks.labels import learnt
 
 
 def bench(config: BenchRoot) -> dict[str, Any]:
@@ -49,6 +51,8 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         facts = model_facts(config, model)
         if baseline is not None:
             check_comparable(config, baseline, record["environment"]["cpu"], facts)
+        if config.accuracy or config.lengths is Lengths.task:
+            config = replace(config, task=learnt(config.task, model.id2label))
         batches = make_batches(config, model)
         save_batches(folder / "batches.npz", batches)
         judged = read_task(config.task, model, config.seed) if config.accuracy else None
@@ -77,8 +81,11 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         profiled = next((e for e in entries if engine_of(e["engine"]) == "sparse"), entries[0])
         if config.profile or config.roofline:
             add_profile(config, workers[profiled["engine"]], profiled)
+        environment = record["environment"]
         record = fill_record(config, record, model, facts, entries)
     write_record(Path(config.output_dir) / "record.json", record)
+    if record["environment"] is not environment:  # the export's own run was measured
+        refresh_card(model.onnx.parent, record["metrics"], entries, environment)
     if config.roofline:
         from toolkit.present.figures import save_png
         from toolkit.present.figures.roofline import draw_roofline
@@ -126,3 +133,9 @@ def fill_record(
     new = {speed_key(entry) for entry in entries}
     record["speed"] = [entry for entry in record["speed"] if speed_key(entry) not in new] + entries
     return record
+
+
+def bench_of(config: TrainRoot, output: Path) -> BenchRoot:
+    """Make the configuration of `then=[…,bench]`: the fresh export, into the same record."""
+    onnx, folder = str(output / "export"), str(output)
+    return narrow(config, BenchRoot, **vars(config.bench), onnx=onnx, output_dir=folder)

@@ -19,20 +19,21 @@ verbs:
   bench    measure engines side by side, in one interleaved run
   grid     measure models of many depths, sparsities and precisions before training any
   report   collect the records of runs into a table and a picture
+  serve    answer requests over HTTP with an exported model
   info     show CPU, instruction sets, threads decided and why, versions
 
   toolkit VERB --help      keys, groups and their options
   toolkit VERB --cfg job   the configuration as it would run, without running it
   toolkit VERB -m …        one run for each combination of a,b values
   toolkit VERB -q | -v     only errors and the line of the result | lines for debugging, too
+  toolkit train recipe_file=FILE.md   a SparseML recipe, or one of ours, from anywhere
   toolkit --version
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 below a gate
 """
 
 # Each a module, and a root in toolkit.config.
-COMMANDS = ("train", "export", "bench", "grid", "report")
-
+COMMANDS = ("train", "export", "bench", "grid", "report", "serve")
 
 # What completion offers: ours, and Hydra's.
 FLAGS = ("-q", "-v", "-m", "--multirun", "--help", "--cfg", "--info", "--resolve", "-cn", "-cd")
@@ -93,6 +94,13 @@ def run_verb(verb: str, args: list[str]) -> int:
     from toolkit.overrides import explain, rewrite, take_verbosity
     from toolkit.sweep import Sweep
 
+    if verb == "train":
+        from toolkit.recipes.command import take_recipes
+
+        taken = take_recipes(args)
+        if taken is None:
+            return 0
+        args = taken
     root = getattr(toolkit.config, f"{verb.capitalize()}Root")
     ConfigStore.instance().store(name=f"{verb}_schema", node=root)
 

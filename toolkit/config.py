@@ -174,22 +174,28 @@ class DepthConfig:
         num_layers: How many layers to keep, evenly spaced with first and last among them; null
             keeps all.
         keep: Explicit 0-based layer numbers, ascending; overrides `num_layers`.
+        drop: The same of those that go, whatever number the model has; overrides `num_layers`.
     """
 
     name: str
     num_layers: int | None
     keep: list[int] | None
+    drop: list[int] | None
 
     def __post_init__(self) -> None:
         if self.num_layers is not None:
             _check_at_least("depth.num_layers", self.num_layers, 1)
-        if self.keep is not None and (
-            not self.keep or sorted(set(self.keep)) != list(self.keep) or self.keep[0] < 0
-        ):
-            raise ValueError(
-                "depth.keep must list distinct layer numbers in ascending order, "
-                f"such as [0,6,11]; got {list(self.keep)}"
-            )
+        for field in ("keep", "drop"):
+            layers = getattr(self, field)
+            if layers is not None and (
+                not layers or sorted(set(layers)) != list(layers) or layers[0] < 0
+            ):
+                raise ValueError(
+                    f"depth.{field} must list distinct layer numbers in ascending order, "
+                    f"such as [0,6,11]; got {list(layers)}"
+                )
+        if self.keep is not None and self.drop is not None:
+            raise ValueError("depth.keep and depth.drop are two ways to say the same: set one")
 
 
 @dataclass(kw_only=True)
@@ -266,6 +272,9 @@ class SparsityConfig:
         final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1); 0 prunes nothing.
         layer_sparsity: The final sparsity of each kept encoder layer, first to last, instead of
             one for all.
+        parts: Final sparsities of linear layers by name or pattern, such as `layers.0.*` or
+            `*.query`, of which the first that fits counts, instead of `final_sparsity`; 0 leaves
+            them dense.
         start_epoch: Epoch at which pruning starts, >= 0.
         end_epoch: Epoch at which the final sparsity is reached, >= `start_epoch`; a run shorter
             than this is refused.
@@ -298,6 +307,7 @@ class SparsityConfig:
     initial_sparsity: float | None
     final_sparsity: float
     layer_sparsity: list[float] | None
+    parts: dict[str, float] | None
     start_epoch: float
     end_epoch: float
     update_frequency: float
@@ -345,6 +355,8 @@ class SparsityConfig:
             values = getattr(self, name)
             if values is not None and (not values or not all(0.0 <= v < 1.0 for v in values)):
                 raise ValueError(f"sparsity.{name} must list numbers in [0, 1); got {values}")
+        if self.parts is not None and not all(0.0 <= v < 1.0 for v in self.parts.values()):
+            raise ValueError(f"sparsity.parts must have numbers in [0, 1); got {dict(self.parts)}")
         if self.n_of_m is None:
             return
         if len(self.n_of_m) != 2 or not 1 <= self.n_of_m[0] <= self.n_of_m[1]:
@@ -393,6 +405,36 @@ class SparsityConfig:
             raise ValueError(
                 "sparsity.layer_sparsity says what each layer keeps, sparsity.ranking=global lets "
                 "the layers compete: choose one"
+            )
+        if self.parts is not None:
+            self._check_parts()
+
+    def _check_parts(self) -> None:
+        assert self.parts is not None
+        least = self.initial_sparsity or 0.0
+        if self.final_sparsity == 0 or any(0 < v < least for v in self.parts.values()):
+            raise ValueError(
+                "sparsity.parts are exceptions from sparsity.final_sparsity, which must be above "
+                f"0, and start with sparsity.initial_sparsity ({least:g}); got "
+                f"{self.final_sparsity:g} and {dict(self.parts)}"
+            )
+        if self.layer_sparsity is not None or self.ranking is Ranking["global"]:
+            raise ValueError(
+                "sparsity.parts says what each part keeps: it goes with neither "
+                "sparsity.layer_sparsity nor sparsity.ranking=global"
+            )
+        if self.method is Method.soft_movement or self.schedule in (
+            Schedule.locked,
+            Schedule.stepwise,
+        ):
+            raise ValueError(
+                "sparsity.parts sets final sparsities, which sparsity.method=soft_movement and "
+                "sparsity.schedule=locked do not have, and stepwise lists one by one"
+            )
+        if self.n_of_m is not None and not {*self.parts.values()} <= {0.0, self.final_sparsity}:
+            raise ValueError(
+                f"sparsity.n_of_m has one sparsity, {self.final_sparsity:g}: sparsity.parts may "
+                "leave layers dense beside it"
             )
 
     def _check_structured(self) -> None:
@@ -572,20 +614,34 @@ class TaskConfig:
         kind: What is predicted: a module of `toolkit.tasks`.
         path: Hub data set id (`[id, configuration]` for a collection); null for generated data.
         data_dir: Folder of local files that replaces the hub data set.
-        train_file: A file of one's own to learn from (embedding).
+        train_file: A file of one's own to learn from: CSV, TSV, JSON lines or Parquet by its
+            suffix; each kind says what else it reads.
         eval_file: One to be judged by; null holds some of `train_file` back.
-        text_columns: Columns of the texts in one's own files.
+        text_columns: Columns of the text, or of the pair of texts, in one's own files; null takes
+            `file_columns`.
         label_column: Column of the label there; a pair's score for embedding.
+        header: Names of a file's columns where its first line does not tell them.
+        skip_broken_rows: Whether rows with another number of fields than the header are left out,
+            and counted aloud, instead of refused.
         splits: The hub data set's names of `train` and `eval`.
         files: Names of their files below `data_dir`.
         columns: The hub data set's columns of what the kind reads (`text`, `text_pair`, `label`).
         file_columns: The same of the files.
-        label_names: Spellings of the labels in the files, in the order of their numbers; null
-            where they are numbers.
+        label_names: The labels in the order of their numbers; files may have these or the numbers.
+            Null, and `num_labels` null: those that the training data have, in alphabetical order,
+            numbers in theirs.
+        multi_label: Whether a text has any number of labels (text_classification).
+        label_separator: What stands between them where they are one text, such as `a|b`.
+        threshold: Probability from which on such a label counts as predicted, in (0, 1).
+        class_weights: How much the loss of each label weighs: a list in the order of the labels,
+            or `balanced`, the more the rarer; null weighs all alike.
+        has_unanswerable: Whether questions may have no answer, as in SQuAD v2.
+        no_answer_threshold: By how much the logits of no answer must exceed those of the best
+            answer for none to be given.
         pooling: How an embedding is made of a text's hidden states; null for other kinds.
         metrics: By which the model is judged, the main one first; each kind of task has its own.
-        num_labels: Classes of a text classification task; 2 for the span start and end of
-            question answering.
+        num_labels: Labels of a classification task; 2 for the span start and end of question
+            answering, 1 for regression. Null counts `label_names`, or the data's.
         max_length: Tokens of one input, special tokens included.
         doc_stride: Tokens shared by two windows of a long context (question answering).
         max_train_samples: Use only the first N training examples; null uses all.
@@ -600,14 +656,22 @@ class TaskConfig:
     eval_file: str | None
     text_columns: list[str] | None
     label_column: str | None
+    header: list[str] | None
+    skip_broken_rows: bool
     splits: dict[str, str]
     files: dict[str, str]
     columns: dict[str, str | None]
     file_columns: dict[str, str | None]
     label_names: list[str] | None
+    multi_label: bool
+    label_separator: str
+    threshold: float
+    class_weights: Any
+    has_unanswerable: bool
+    no_answer_threshold: float
     pooling: Pooling | None
     metrics: list[str]
-    num_labels: int
+    num_labels: int | None
     max_length: int
     doc_stride: int
     max_train_samples: int | None
@@ -618,14 +682,89 @@ class TaskConfig:
         _check_at_least("task.doc_stride", self.doc_stride, 0)
         if not self.metrics:
             raise ValueError("task.metrics must name at least one metric; got none")
+        if self.label_names is not None and self.num_labels is None:
+            self.num_labels = len(self.label_names)
         if self.label_names is not None and len(self.label_names) != self.num_labels:
             raise ValueError(
                 f"task.label_names must name task.num_labels={self.num_labels} labels; "
                 f"got {len(self.label_names)}"
             )
+        if not 0.0 < self.threshold < 1.0:
+            raise ValueError(f"task.threshold must be in (0, 1); got {self.threshold}")
+        if not self.label_separator:
+            raise ValueError("task.label_separator must be at least one character; got none")
+        self._check_columns()
+        weights = self.class_weights
+        if isinstance(weights, list):
+            is_right = all(isinstance(w, (int, float)) and w >= 0 for w in weights) and any(weights)
+        else:
+            is_right = weights in (None, "balanced")
+        if not is_right:
+            raise ValueError(
+                "task.class_weights must be balanced, null, or a list of numbers >= 0, one per "
+                f"label, such as [1,2.5]; got {weights}"
+            )
         for field in ("max_train_samples", "max_eval_samples"):
             if getattr(self, field) is not None:
                 _check_at_least(f"task.{field}", getattr(self, field), 1)
+
+    def _check_columns(self) -> None:
+        for field in ("text_columns", "label_names", "metrics", "header"):
+            values = getattr(self, field) or []
+            if len(set(values)) < len(values):
+                raise ValueError(f"task.{field} must not name anything twice; got {list(values)}")
+        texts = self.text_columns
+        if texts is not None and not 1 <= len(texts) <= 2:
+            raise ValueError(
+                "task.text_columns must name one column, or two for pairs, such as [sentence]; "
+                f"got {list(texts)}"
+            )
+        if texts is not None and self.label_column in texts:
+            raise ValueError(
+                f"task.label_column={self.label_column} is among task.text_columns={list(texts)}: "
+                "the label would be read off the text"
+            )
+        if self.data_dir is not None and (self.train_file or self.eval_file):
+            raise ValueError(
+                "task.data_dir names a folder with files of known names, task.train_file and "
+                "task.eval_file name files of your own: give one of the two"
+            )
+
+
+class RateShape(Enum):
+    """How the learning rate gets from one value to another."""
+
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass(kw_only=True)
+class RateRange:
+    """The learning rate between two epochs, as fractions of `trainer.learning_rate`.
+
+    Attributes:
+        start_epoch: Where it begins, >= 0.
+        end_epoch: Where it ends, above `start_epoch`.
+        first: The fraction at its start, >= 0.
+        last: At its end, and until another range begins, >= 0.
+        shape: On the way.
+    """
+
+    start_epoch: float
+    end_epoch: float
+    first: float
+    last: float
+    shape: RateShape
+
+    def __post_init__(self) -> None:
+        _check_at_least("rates.start_epoch", self.start_epoch, 0)
+        if self.end_epoch <= self.start_epoch:
+            raise ValueError(
+                f"rates.end_epoch must be above its start_epoch={self.start_epoch:g}; got "
+                f"{self.end_epoch:g}"
+            )
+        _check_at_least("rates.first", self.first, 0)
+        _check_at_least("rates.last", self.last, 0)
 
 
 ISAS = (
@@ -735,6 +874,67 @@ class BenchConfig:
 
 
 @dataclass(kw_only=True)
+class ServeConfig:
+    """The server: where it listens, how it gathers batches, what it refuses.
+
+    Attributes:
+        host: Address to listen on; 0.0.0.0 is every network interface.
+        port: Port to listen on; 0 lets the system choose a free one.
+        token: What every request must carry as `Authorization: Bearer TOKEN`, apart from those for
+            health and for the page; null asks for nothing.
+        model_name: The model's name in answers and in the paths of /v2; null takes the record's,
+            or the folder's.
+        pooling: How an embedding is made of a text's hidden states; null does as the export says.
+        max_batch: Texts that the engine runs at once, >= 1.
+        max_wait_ms: Longest time that a text waits for others to fill a batch, while the engine
+            has nothing to do, >= 0.
+        max_batch_tokens: Tokens that the engine runs at once, >= 1; one longer text runs alone.
+        max_queue: Texts that may wait for the engine, >= `max_texts`; more are refused (429).
+        max_texts: Texts of one request, >= 1; more are refused (413).
+        max_body_bytes: Bytes of one request, >= 1; more are refused (413).
+        auto_truncate: Whether texts that are too long are cut where a request does not say;
+            otherwise they are refused (413).
+        read_timeout_s: Seconds that a client has to send its request, > 0.
+        shutdown_timeout_s: Seconds that requests have to finish once the server shall stop, > 0.
+    """
+
+    host: str
+    port: int
+    token: str | None
+    model_name: str | None
+    pooling: Pooling | None
+    max_batch: int
+    max_wait_ms: float
+    max_batch_tokens: int
+    max_queue: int
+    max_texts: int
+    max_body_bytes: int
+    auto_truncate: bool
+    read_timeout_s: float
+    shutdown_timeout_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"serve.port must be in [0, 65535]; got {self.port}")
+        token = self.token
+        if token is not None and not (token and token.isascii() and token.isprintable()):
+            raise ValueError(
+                "serve.token must be printable ASCII characters, at least one, or null"
+            )
+        for field in ("max_batch", "max_batch_tokens", "max_texts", "max_body_bytes"):
+            _check_at_least(f"serve.{field}", getattr(self, field), 1)
+        _check_at_least("serve.max_wait_ms", self.max_wait_ms, 0)
+        if self.max_queue < self.max_texts:
+            raise ValueError(
+                f"serve.max_queue must be at least serve.max_texts={self.max_texts}, or a request "
+                f"of that many texts never fits; got {self.max_queue}"
+            )
+        for field in ("read_timeout_s", "shutdown_timeout_s"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"serve.{field} must be > 0; got {getattr(self, field)}")
+
+
+@dataclass(kw_only=True)
 class TrainRoot:
     """`toolkit train`: compose, train, evaluate, save.
 
@@ -746,6 +946,9 @@ class TrainRoot:
             `trainer.ddp_backend=gloo`), >= 1. A step then takes as many batches.
         min_accuracy: Accuracy floor in percent for the task's main metric; below it the run
             ends with exit code 3. Null sets no floor.
+        rates: The learning rate over time, range by range in ascending order, instead of the
+            Trainer's schedule; before the first it is `trainer.learning_rate`. Null leaves it to
+            `trainer`, `sparsity.rewind` and `quantization`.
         published: What others published for this recipe, in percent by metric; null where they
             say nothing.
     """
@@ -764,6 +967,7 @@ class TrainRoot:
     resume: bool
     num_processes: int
     min_accuracy: float | None
+    rates: list[RateRange] | None
     published: dict[str, float | None]
     seed: int
     output_dir: str
@@ -871,10 +1075,31 @@ class ReportRoot:
         paths: Folders or files below which every `record.json` is collected.
         select: Conditions such as `f1>=87,latency_p99_ms<=10`; the fastest run that meets all
             is named.
+        within: Share of the teacher's score, or the dense model's, that the run may lose which the
+            report names first, in [0, 1).
     """
 
     paths: list[str]
     select: str | None
+    within: float
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.within < 1.0:
+            raise ValueError(f"within must be in [0, 1), such as 0.01 for 1 %; got {self.within}")
+
+
+@dataclass(kw_only=True)
+class ServeRoot:
+    """`toolkit serve`: an exported model behind HTTP.
+
+    Attributes:
+        onnx: Export folder, with its tokenizer.
+    """
+
+    onnx: str
+    engine: EngineConfig
+    serve: ServeConfig
     output_dir: str
 
 
@@ -897,12 +1122,34 @@ def default_sparsity(**changes: Any) -> SparsityConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    text = (files("toolkit.conf") / "sparsity" / "dense.yaml").read_text(encoding="utf-8")
-    defaults: Any = OmegaConf.create(text)
+    defaults = _read_option("sparsity", "dense")
     try:
         return from_plain(SparsityConfig, OmegaConf.merge(defaults, changes))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ValueError(f"sparsity: {str(error).splitlines()[0]}") from None
+
+
+def default_serve(onnx: str, **changes: Any) -> ServeRoot:
+    """Make what `toolkit serve onnx=…` would compose, for servers that are not started by it.
+
+    Args:
+        onnx: Export folder.
+        **changes: Values by dotted name, such as `{"serve.max_batch": 64}`.
+
+    Raises:
+        ValueError: A name is no field, or a value is of a wrong type or out of its range.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    values: Any = OmegaConf.create({"onnx": onnx, "output_dir": ""})
+    values.engine, values.serve = _read_option("engine", "sparse"), _read_option("serve", "default")
+    try:
+        for name, value in changes.items():
+            OmegaConf.update(values, name, value)
+        return from_plain(ServeRoot, values)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"serve: {str(error).splitlines()[0]}") from None
 
 
 def narrow(config: Any, root: type[Root], **changes: Any) -> Root:
@@ -923,6 +1170,13 @@ def from_plain(root: type[Root], values: dict[str, Any]) -> Root:
     made: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(root), values))
     assert isinstance(made, root)
     return made
+
+
+def _read_option(group: str, option: str) -> Any:
+    from omegaconf import OmegaConf
+
+    text = (files("toolkit.conf") / group / f"{option}.yaml").read_text(encoding="utf-8")
+    return OmegaConf.create(text)
 
 
 def _check_at_least(field: str, value: float, least: float) -> None:

@@ -25,6 +25,7 @@ class GateError(Exception):
     """A result below its gate (parity, accuracy floor, speed regression): exit code 3."""
 
 
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # packages that pip knows by another name
 CODES = {(InputError, OSError, MemoryError): 1, (UsageError,): 2, (GateError,): 3}
 
 REPORTERS = ("mlflow", "wandb")  # what trainer.report_to names, whose refusals are not our bugs
@@ -94,16 +95,25 @@ def nearest(word: str, valid: Collection[str]) -> str:
 
 
 def _remedy(package: str) -> str:
-    """Say how to install a package; one attempt suffices where a slim deployment lacks several."""
-    missing = {}
+    """Say how to install a package; one attempt suffices where a slim deployment lacks several.
+
+    That is all which is missing of the plain install, or of the extra that names the package.
+    """
+    package = DISTRIBUTIONS.get(package, package)
+    missing: dict[str, dict[str, str]] = {}
     for line in requires("toolkit") or []:
-        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        requirement, _, marker = line.partition(";")
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         try:
             version(name)
         except PackageNotFoundError:
-            if ";" not in line:  # not of an extra
-                missing[name] = line
-    return "pip install " + shlex.join(missing.values() if package in missing else [package])
+            extra = re.search(r"extra == ['\"](\w+)", marker)
+            missing.setdefault(extra[1] if extra else "", {})[name] = requirement.strip()
+    for extra_name, lines in missing.items():
+        if package in lines and extra_name != "dev":
+            told = f" (the extra toolkit[{extra_name}])" if extra_name else ""
+            return f"pip install {shlex.join(lines.values())}{told}"
+    return f"pip install {package}"
 
 
 def _place(error: BaseException) -> str:

@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from toolkit.artifact.exported import size_bytes
+from toolkit.artifact.export_record import fill_record, find_training
+from toolkit.artifact.model_card import add_card
 from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
 from toolkit.artifact.parity import check_parity, check_sparse, check_zeros, parity_batches
 from toolkit.artifact.qdq import write_qdq
@@ -19,21 +19,21 @@ from toolkit.compress.model import folder_of, load_checkpoint, tokenizer_of
 from toolkit.compress.quantization.calibration import quantize_for_export
 from toolkit.compress.quantization.layers import (
     as_float,
-    describe_quantization,
     integers_of,
     quantized_linears,
     round_words,
 )
-from toolkit.compress.sparsity.weights import describe_checkpoint
+from toolkit.compress.sentence_modules import SPARSE, write_modules
 from toolkit.compress.what_if import make_checkpoint
 from toolkit.config import ExportRoot, Format, from_plain
 from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.errors import InputError, UsageError
-from toolkit.files import added_to, size_of
+from toolkit.files import added_to
 from toolkit.measure.worker import answer_requests
 from toolkit.present.export_summary import print_summary
-from toolkit.record import new_record, read_record, root_id, write_record
+from toolkit.record import new_record, write_record
 from toolkit.tasks import check_names
+from toolkit.tasks.labels import learnt
 
 COPIED_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -67,6 +67,7 @@ def export(config: ExportRoot) -> Path:
         name = config.checkpoint or str(make_checkpoint(config, partial / "checkpoint"))
         # the plainest graph; without a tuned kernel of torch's in between
         model = load_checkpoint(name, attn_implementation="eager")
+        config = replace(config, task=learnt(config.task, model.config.id2label or {}))
         checkpoint = folder_of(name)
         relative = os.path.relpath(checkpoint.resolve(), folder.resolve())
         if config.checkpoint is None:
@@ -103,46 +104,15 @@ def export(config: ExportRoot) -> Path:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, partial / name)
         model.config.save_pretrained(partial)
+        write_modules(checkpoint, partial, model.config.to_dict(), SPARSE, config.task.pooling)
+        trained = None if config.checkpoint is None else find_training(checkpoint)
         method = quantization.get("method", "")
-        record = _fill_record(record, config, model, checkpoint, onnx, method)
+        record = fill_record(record, config, model, checkpoint, onnx, method, trained)
         write_record(partial / "record.json", record)
+        add_card(folder, partial, record, trained, checkpoint)
         (partial / "export.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print_summary(folder, facts)
     return folder
-
-
-def _fill_record(
-    record: dict[str, Any],
-    config: ExportRoot,
-    model: PreTrainedModel,
-    checkpoint: Path,
-    onnx: Path,
-    method: str,
-) -> dict[str, Any]:
-    """Carry the training's record along, and add what the export knows.
-
-    A calibrated model is another one than was trained: a run of its own, yet without metrics.
-    """
-    name = config.model.name
-    if config.checkpoint is not None:
-        trained = checkpoint.resolve().parent / "record.json"
-        name = Path(config.checkpoint).resolve().name
-        if trained.is_file():
-            earlier = read_record(trained)
-            if method in ("", "qat"):
-                record["run"]["parent"] = root_id(earlier)
-                record["metrics"] = earlier["metrics"]
-            name = earlier["model"].get("name", name)
-        record["size_bytes"]["checkpoint"] = size_of(checkpoint)
-    record["model"] = (
-        describe_checkpoint(name, model)
-        | {"random_weights": config.checkpoint is None}
-        | describe_quantization(model, method)
-    )
-    record["size_bytes"]["onnx"] = size_bytes(onnx)
-    if config.export.format is Format.sparse:
-        record["size_bytes"]["sparse"] = size_bytes(onnx.with_suffix(SUFFIX))
-    return record
 
 
 def _export_as_asked(_: dict[str, Any], *, config: dict[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,9 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
         args: Its command line, to find what the error leaves unnamed.
         error: An error of Hydra's or OmegaConf's.
     """
-    keys = schema_keys(root) + ["recipe", "search"] * (verb == "train")  # groups that are no field
+    keys = schema_keys(root)
+    if verb == "train":  # groups that are no field, and what becomes an option of one
+        keys += ["recipe", "recipe_file", "recipe_save", "search"]
     reason: BaseException | None = error
     while reason and not isinstance(reason, UsageError):  # OmegaConf wraps what a resolver says
         reason = reason.__cause__ or reason.__context__

@@ -1,39 +1,40 @@
 """`toolkit report`: from the records of runs to tables, a picture and an answer."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.config import ReportRoot
-from toolkit.errors import GateError, InputError
+from toolkit.errors import GateError
 from toolkit.files import write_text
+from toolkit.present.answer import answer, selected
 from toolkit.present.chart import Panel, make_panels
-from toolkit.present.grid import answers, grid_cells, merge_grids, title_of_grid
+from toolkit.present.collect import collect
+from toolkit.present.compare import arrange, change_cells
+from toolkit.present.grid import answers as grid_answers
+from toolkit.present.grid import grid_cells, merge_grids, title_of_grid
 from toolkit.present.page import page
 from toolkit.present.results import (
     Row,
     add_ratios,
-    distinguish,
     groups,
     is_plotted,
     left_out,
-    make_rows,
     mark_pareto_front,
-    merge_runs,
     panel_of,
     title_of,
 )
-from toolkit.present.select import answer, parse_select, select
-from toolkit.present.tables import markdown_table, printed_cells, text_table
-from toolkit.progress import say, tell, warn
-from toolkit.record import read_record
+from toolkit.present.select import parse_select, select, shortfall
+from toolkit.present.tables import csv_table, markdown, printed_cells, text_table
+from toolkit.progress import say, tell
 
 
 def report(config: ReportRoot) -> list[Row]:
     """Collect records; write report.html, report.md, results.csv, pareto.png, and grid.png where
     `toolkit grid` measured; print a table.
+
+    Two paths that hold measurements of the same models are also compared, the second with the
+    first, and the rows of each stay apart; otherwise all records of one model are one run.
 
     Returns:
         The rows, as they stand in `results.csv`.
@@ -43,11 +44,10 @@ def report(config: ReportRoot) -> list[Row]:
         UsageError: `select` is no list of conditions, or names an unknown column.
         GateError: No run meets `select`; the report has been written.
     """
-    records = collect(config.paths)
-    grids = merge_grids([record for _, record in records if "grid" in record])
-    runs = merge_runs([(file, record) for file, record in records if "grid" not in record])
-    rows = [row for run in runs for row in make_rows(run)]
-    distinguish(rows)
+    collected = collect(config.paths)
+    found = [record for records in collected.values() for _, record in records]
+    grids = merge_grids([record for record in found if "grid" in record])
+    rows, details, changes, notes = arrange(collected)
     ratios = [
         note for group in groups(rows, lambda row: row["group"]) for note in add_ratios(group)
     ]
@@ -57,61 +57,49 @@ def report(config: ReportRoot) -> list[Row]:
     shown = {row["group"] for row in plotted}
     rows.sort(key=lambda row: (row["group"] not in shown, *_rank(row)))
     measured = groups((row for row in rows if row["engine"]), panel_of)
-    notes = [*(f"{title_of(same[0])}." for same in measured), *ratios, *left_out(rows)]
+    notes += [*(f"{title_of(same[0])}." for same in measured), *ratios, *left_out(rows)]
+    notes += [sentence for grid in grids for sentence in (title_of_grid(grid), *grid_answers(grid))]
+    answers = answer(rows, config.within)
     conditions = parse_select(config.select, rows) if config.select else []
     chosen = select(conditions, rows) if conditions else None
     if chosen is not None:
-        notes.insert(0, f"The fastest run with {config.select}: {answer(chosen)}.")
-    notes += [sentence for grid in grids for sentence in (title_of_grid(grid), *answers(grid))]
-    folder, panels = Path(config.output_dir), make_panels(rows)
-    write(folder, rows, panels, notes, grids)
-    tables = [printed_cells(rows)] * bool(rows) + [grid_cells(grid) for grid in grids]
-    for table in tables:
+        answers.insert(0, selected(chosen, str(config.select)))
+    folder = Path(config.output_dir)
+    panels = make_panels(rows, config.paths[0] if changes else None)
+    pictured = [panel for panel in panels if panel.metric is not None]
+    picture = draw(folder, pictured, rows, grids)
+    write_text(folder / "results.csv", csv_table(rows))
+    grid_tables = [grid_cells(grid) for grid in grids]
+    text = markdown(rows, answers, changes, notes, bool(pictured), grid_tables)
+    write_text(folder / "report.md", text)
+    told = [details[id(row)] for row in rows]
+    text = page(rows, told, panels, answers, changes, notes, picture, grids)
+    write_text(folder / "report.html", text)
+    for sentence in answers:
+        say(str(sentence))
+    tables = [printed_cells(rows)] * bool(rows) + [change_cells(changes)] * bool(changes)
+    for table in [*tables, *grid_tables]:
         say(text_table(*table))
     say("\n".join(notes))
     tell(f"report: {folder / 'report.html'}")
-    for name in ["pareto.png"] * bool(panels) + ["grid.png"] * bool(grids):
+    for name in ["pareto.png"] * bool(pictured) + ["grid.png"] * bool(grids):
         say(f"picture: {folder / name}")
     if conditions and chosen is None:
-        raise GateError(f"none of {len(rows)} measurements meets select={config.select}")
+        raise GateError(
+            f"none of {len(rows)} measurements meets select={config.select}: "
+            f"{shortfall(conditions, rows)}"
+        )
     return rows
 
 
-def collect(paths: Sequence[str]) -> list[tuple[Path, dict[str, Any]]]:
-    """Read every `record.json` below the paths; warn of those that cannot be read.
+def draw(
+    folder: Path, panels: Sequence[Panel], rows: Sequence[Row], grids: Sequence[dict[str, Any]]
+) -> bytes | None:
+    """Draw the pictures; one of which there is nothing to draw is not left from before.
 
-    Raises:
-        InputError: A path does not exist, or no readable record is found.
+    Returns:
+        The picture of the grids, if there are any.
     """
-    files: dict[Path, Path] = {}  # resolved → as named, so that none counts twice
-    for path in map(Path, paths):
-        if not path.exists():
-            raise InputError(f"expected records below {path}, but there is no such folder or file")
-        for file in [path] if path.is_file() else sorted(path.rglob("record.json")):
-            files.setdefault(file.resolve(), file)
-    records = []
-    for file in files.values():
-        try:
-            records.append((file, read_record(file)))
-        except InputError as error:
-            warn(f"skipped {error}")
-    if not records:
-        found = f"{len(files)} unreadable ones" if files else "none"
-        raise InputError(
-            f"expected at least one record.json below {', '.join(paths)}, found {found}: "
-            "`toolkit train`, `bench` and `grid` write them"
-        )
-    return records
-
-
-def write(
-    folder: Path,
-    rows: Sequence[Row],
-    panels: Sequence[Panel],
-    notes: Sequence[str],
-    grids: Sequence[dict[str, Any]],
-) -> None:
-    """Write the files; a picture of which there is nothing to draw is not left from before."""
     pictures = {folder / "pareto.png": panels, folder / "grid.png": grids}
     for picture, parts in pictures.items():
         if parts:
@@ -123,23 +111,7 @@ def write(
             save_png(picture, draw_pareto(panels, rows) if parts is panels else draw_grids(grids))
         else:
             picture.unlink(missing_ok=True)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "results.csv", text.getvalue())
-    parts = ["# Results", *notes]
-    if panels:
-        parts.insert(1, "![quality against speed](pareto.png)")
-    if rows:
-        parts.append(markdown_table(*printed_cells(rows)))
-    if grids:
-        parts.append("![speed of untrained models against published scores](grid.png)")
-    parts += [markdown_table(*grid_cells(grid)) for grid in grids]
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    picture = (folder / "grid.png").read_bytes() if grids else None
-    write_text(folder / "report.html", page(rows, panels, notes, picture, grids))
+    return (folder / "grid.png").read_bytes() if grids else None
 
 
 def _rank(row: Row) -> tuple[Any, ...]:

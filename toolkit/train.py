@@ -4,13 +4,15 @@ A run directory holds `checkpoint/` (a plain Hugging Face folder), `record.json`
 runs that lead to it, if any, and while it is unfinished `trainer/`, where `resume=true` goes on.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import set_seed
 
+from toolkit.bench import bench, bench_of
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
-from toolkit.compress.model import load_model, load_tokenizer, save_checkpoint
+from toolkit.compress.model import known_labels, load_model, load_tokenizer, save_checkpoint
 from toolkit.compress.processes import in_processes, is_started
 from toolkit.compress.quantization.layers import describe_quantization
 from toolkit.compress.resume import (
@@ -38,13 +40,14 @@ from toolkit.compress.trainer import (
     prunes_once,
     training_arguments,
 )
-from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
+from toolkit.config import ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.contenders import check_options
 from toolkit.measure.structured import describe, shrink_or_resume
 from toolkit.progress import is_first_process, say, tell
 from toolkit.record import metrics_of, new_record, read_record, write_record
+from toolkit.tasks import find_labels
 
 __all__ = ["DistillationTrainer", "SparsificationCallback", "train"]
 
@@ -80,6 +83,7 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
         train(step, steps_left=len(earlier) + 1 - number)
         note(whole, output)
     arguments = training_arguments(config, output)
+    config = replace(config, task=find_labels(config.task, known_labels(config.model)))
     set_seed(config.seed)  # for new weights
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, config.task, tokenizer, is_fine_tuned=not is_training(config))
@@ -108,7 +112,8 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
                 trainer.train(resume_from_checkpoint=checkpoint)
         metrics = predict(config, trainer, data)
         if trainer.is_world_process_zero():
-            save_checkpoint(output / "checkpoint", model, tokenizer)
+            origin, pooling = config.model.path, config.task.pooling
+            save_checkpoint(output / "checkpoint", model, tokenizer, origin, pooling)
 
     if trainer.is_world_process_zero():
         record["model"] = describe_checkpoint(config.model.name, model)
@@ -139,13 +144,5 @@ def finish(config: TrainRoot, output: Path) -> None:
         checkpoint, folder = str(output / "checkpoint"), str(output / "export")
         export(narrow(config, ExportRoot, checkpoint=checkpoint, output_dir=folder))
     if Verb.bench in config.then and not read_record(output)["speed"]:
-        from toolkit.bench import bench
-
         bench(bench_of(config, output))
     check_gates(config, metrics, output)
-
-
-def bench_of(config: TrainRoot, output: Path) -> BenchRoot:
-    """Make the configuration of `then=[…,bench]`: the fresh export, into the same record."""
-    onnx, folder = str(output / "export"), str(output)
-    return narrow(config, BenchRoot, **vars(config.bench), onnx=onnx, output_dir=folder)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from toolkit.config import ReportRoot
 from toolkit.record import new_record, write_record
 
-VERBS = ["train", "export", "bench", "grid", "report"]
+VERBS = ["train", "export", "bench", "grid", "report", "serve"]
 
 
 def test_help_and_version_say_what_there_is(toolkit: Run) -> None:
@@ -91,7 +91,7 @@ def test_the_traceback_is_there_when_asked_for(toolkit: Run) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_hydras_flags_work_after_every_verb(toolkit: Run, verb: str) -> None:
-    paths = ["a"] if verb == "report" else []
+    paths = {"report": ["a"], "serve": ["onnx=a"]}.get(verb, [])
     shown = toolkit(verb, *paths, "--cfg", "job", "--resolve")
     assert shown.returncode == 0, shown.stderr
     assert OmegaConf.select(OmegaConf.create(shown.stdout), "output_dir").startswith(
@@ -140,7 +140,7 @@ def test_a_users_own_options_join_by_searchpath(toolkit: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("toolkit tr", {"train", "export", "bench", "report", "info"}),
+        ("toolkit tr", {"train", "export", "bench", "report", "serve", "info"}),
         ("toolkit train mod", {"model=", "model."}),
         ("toolkit train sparsity=prune9", {"sparsity=prune90", "sparsity=prune97_block4"}),
         ("toolkit bench batch", {"batch_size="}),
@@ -159,7 +159,7 @@ def test_shell_completion_installs_for_this_command(toolkit: Run) -> None:
 @pytest.fixture
 def finished_run(tmp_path: Path) -> Path:
     """A run directory with a record that holds no results."""
-    config = ReportRoot(paths=[], select=None, output_dir="")
+    config = ReportRoot(paths=[], select=None, within=0.01, output_dir="")
     write_record(tmp_path / "good" / "record.json", new_record("bench", config))
     return tmp_path / "good"
 

@@ -73,6 +73,8 @@ def test_every_option_composes_and_converts(option: str) -> None:
     if group == "recipe":
         needed += NEEDED["teacher=dense"]
     for verb in verbs:
+        if verb == "serve":
+            needed.append("onnx=x")
         package = "@_global_" if verb == group == "bench" else ""
         config = compose(verb, f"{group}{package}={name}", *needed)
         assert type(config) is ROOTS[verb]

@@ -33,7 +33,7 @@ def broken(patch: str, *args: str, cwd: Path, **env: str) -> "subprocess.Complet
 @pytest.fixture
 def run_folder(tmp_path: Path) -> str:
     """The name of a run folder that `toolkit report` reads."""
-    config = ReportRoot(paths=[], select=None, output_dir="")
+    config = ReportRoot(paths=[], select=None, within=0.01, output_dir="")
     write_record(tmp_path / "good" / "record.json", new_record("bench", config))
     return "good"
 

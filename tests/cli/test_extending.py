@@ -25,14 +25,14 @@ QUICK = ("batch_size=2", "seq_len=16", "seconds=0", "min_iterations=1")
 THEN = ("then=[export,bench]", "bench.accuracy=true", *(f"bench.{setting}" for setting in QUICK))
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tests share the machine
 
-QNLI = """\
-# GLUE QNLI: does the sentence answer the question?
+ANSWERS = """\
+# Does the sentence answer the question?
 defaults:
   - demo
   - _self_
 
-name: qnli
-path: [nyu-mll/glue, qnli]
+name: answers
+path: [mine/answers]
 columns: {text: question, text_pair: sentence, label: label}
 label_names: [entailment, not_entailment]
 metrics: [mcc, f1, accuracy]
@@ -41,15 +41,15 @@ max_length: 48
 
 
 def test_a_data_set_is_one_yaml_file(toolkit: Run, tmp_path: Path) -> None:
-    write(tmp_path / "mine" / "task" / "qnli.yaml", QNLI)
+    write(tmp_path / "mine" / "task" / "answers.yaml", ANSWERS)
     for split, count in (("train", 32), ("dev", 8)):
         lines = ["index\tquestion\tsentence\tlabel"]
         for number in range(count):
             answer = ("It was good.", "entailment") if number % 2 else ("Rain.", "not_entailment")
             lines.append(f'{number}\tHow was the "film"?\t{answer[0]}\t{answer[1]}')
-        write(tmp_path / "QNLI" / f"{split}.tsv", "\n".join(lines) + "\n")
+        write(tmp_path / "data" / f"{split}.tsv", "\n".join(lines) + "\n")
     done = toolkit(
-        *("train", "hydra.searchpath=[file://mine]", "task=qnli", "task.data_dir=QNLI"),
+        *("train", "hydra.searchpath=[file://mine]", "task=answers", "task.data_dir=data"),
         *(*TINY, *THEN, "output_dir=run"),
         **ONE_THREAD,
         timeout=300,
@@ -57,7 +57,7 @@ def test_a_data_set_is_one_yaml_file(toolkit: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = read_record(tmp_path / "run")
     assert list(record["metrics"]) == ["task", "num_examples", "mcc", "f1", "accuracy"]
-    assert (record["metrics"]["task"], record["metrics"]["num_examples"]) == ("qnli", 8)
+    assert (record["metrics"]["task"], record["metrics"]["num_examples"]) == ("answers", 8)
     (entry,) = record["speed"]
     assert [*entry["metrics"]][:3] == ["mcc", "f1", "accuracy"]
     for metric in ("mcc", "f1", "accuracy"):  # the engine's file and the Trainer's model agree

@@ -16,7 +16,7 @@ NAME = "a b=1,c"  # what a shell, Hydra's grammar and OmegaConf may trip over
 def records(tmp_path: Path) -> None:
     """Two run folders with a record each, and options of a user's own."""
     for name in ("one", "two"):
-        config = ReportRoot(paths=[], select=None, output_dir="")
+        config = ReportRoot(paths=[], select=None, within=0.01, output_dir="")
         write_record(tmp_path / name / "record.json", new_record("bench", config))
     files = {
         "mine.yaml": {"defaults": ["report", "_self_"], "output_dir": NAME},

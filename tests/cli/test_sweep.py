@@ -86,6 +86,10 @@ def test_from_a_sweep_to_its_report(toolkit: Run, tmp_path: Path) -> None:
             p.name for p in folder.iterdir()
         }
         record = read_record(folder)
+        command = record["run"]["command"]
+        assert command.startswith("toolkit train ")
+        assert f"depth={'full' if layers == 2 else 'layers1'} " in command
+        assert f"sparsity={'prune80' if zeros else 'dense'} " in command
         assert record["model"]["layers"] == layers
         assert abs(record["model"]["sparsity"]["encoder"] - zeros) < 1e-3
         assert [entry["engine"] for entry in record["speed"]] == ["sparse", "onnxruntime"]

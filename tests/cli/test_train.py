@@ -230,7 +230,10 @@ BENCHED = ["train", "then=[bench]", "model=local", "model.path=./none"]
         ([*BENCHED, "engine.name=sprase"], "'sprase' is no engine; did you mean 'sparse'?"),
         ([*BENCHED, "engine=onnxruntime", "bench.profile=true"], "add engine=sparse"),
         (BENCHED, "then=[bench] measures an export: write then=[export,bench]"),
-        ([*BENCHED, "task.metrics=[acc]"], "must be among accuracy, f1, mcc; got 'acc'"),
+        (
+            [*BENCHED, "task.metrics=[acc]"],
+            "among accuracy, f1, f1_macro, f1_micro, mcc; got 'acc'",
+        ),
         (["train", *BENCHED[2:], "task.kind=tagging"], "task.kind must be one of"),
         (["export", "checkpoint=none", "task.metrics=[acc]"], "got 'acc'"),
         (["export", "checkpoint=none", "task.kind=tagging"], "task.kind must be one of"),

@@ -52,9 +52,11 @@ def test_a_stock_checkpoint_is_exported_beside_itself(
     checkpoint = save(case, tmp_path / "checkpoint", sparsity=0.8)
     folder = exporting.export(root_of(checkpoint))
     assert folder == tmp_path / "export"
-    files = {"config.json", "export.json", "model.onnx", "record.json"}
+    files = {"README.md", "config.json", "export.json", "model.onnx", "modules.json", "record.json"}
     if case.family == "electra":
-        files.add("model.onnx.data")
+        files |= {"model.onnx.data", "1_Pooling"}
+    else:
+        files |= {"config_sentence_transformers.json", "sentence_bert_config.json"}
     assert {path.name for path in folder.iterdir()} == files
     facts = json.loads((folder / "export.json").read_text())
     assert (folder / facts["checkpoint"]).resolve() == checkpoint.resolve()

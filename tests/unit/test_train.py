@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from support.configs import TINY, compose
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -339,7 +340,11 @@ def test_structured_in_steps(
     assert [record["model"]["sparsity"]["encoder"] > 0.4 for record in (first, last)] == [0, 1]
     assert [record["config"]["sparsity"]["target_steps"] for record in (first, last)] == [1, 2]
     assert {path.name for path in whole.iterdir()} == {"checkpoint", "record.json", "steps"}
-    rows = report(ReportRoot(paths=[str(whole)], select=None, output_dir=str(tmp_path / "report")))
+    rows = report(
+        ReportRoot(
+            paths=[str(whole)], select=None, within=0.01, output_dir=str(tmp_path / "report")
+        )
+    )
     assert {row["folder"] for row in rows} == {str(whole), str(whole / "steps" / "1")}
 
     def end_in(function: str, *more: str) -> None:
@@ -567,6 +572,21 @@ def test_best_model_has_its_final_sparsity(
             ["sparsity=prune80"],
             r"ends at sparsity\.end_epoch=1\.5, but training ends after 1 epoch",
         ),
+        (
+            [
+                "rates=[{start_epoch:0,end_epoch:1,first:1,last:0,shape:linear}]",
+                *PRUNED,
+                "sparsity.rewind=0.1",
+            ],
+            r"rates and sparsity\.rewind both say the learning rate",
+        ),
+        (
+            [
+                "rates=[{start_epoch:0,end_epoch:1,first:1,last:0,shape:linear},"
+                "{start_epoch:0.5,end_epoch:1,first:1,last:0,shape:linear}]"
+            ],
+            r"ascending order that do not overlap; got \[\(0\.0, 1\.0\), \(0\.5, 1\.0\)\]",
+        ),
         (["depth=layers9"], "keeps 9 layers, but the model has only 2"),
         (["task.max_length=500"], r"task\.max_length must be at most 128"),
         ([*PRUNED, "sparsity.block_shape=[1,5]"], "must divide every pruned weight"),
@@ -640,6 +660,13 @@ def test_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (entry,) = record["speed"]
     assert entry["metrics"]["spearman"] == pytest.approx(record["metrics"]["spearman"], abs=0.5)
     assert "similarity" not in entry["metrics"]
+    card = ModelCard.load(tmp_path / "both" / "export" / "README.md").data
+    assert {result.metric_type for result in card.eval_results} == {"spearmanr", "similarity"}
+    assert [speed["engine"] for speed in card.toolkit["speed"]] == ["sparse"]
+    assert record["environment"]["cpu"] in card.toolkit["speed"][0]["machine"]
+    for name in ("checkpoint", "export"):  # both are folders of sentence-transformers
+        modules = json.loads((tmp_path / "both" / name / "modules.json").read_text())
+        assert modules[1]["type"].endswith("Pooling")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Exported:
         max_tokens: Longest text that the position embeddings allow, where it is known.
         record: The record beside the ONNX file, if there is one.
         is_quantized: Whether the graph computes with integers of 8 bits.
+        id2label: Its labels by their numbers, of config.json; empty where that is missing.
     """
 
     onnx: Path
@@ -39,6 +41,7 @@ class Exported:
     max_tokens: int
     record: dict[str, Any] | None
     is_quantized: bool = False
+    id2label: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_exported(place: Path) -> Exported:
@@ -55,18 +58,31 @@ def read_exported(place: Path) -> Exported:
             "there is none: `toolkit export checkpoint=DIR` makes one"
         )
     graph = read_file(file)
-    facts = _read_json(file.with_name("config.json"))
-    pad_id = facts.get("pad_token_id") or 0
-    positions = facts.get("max_position_embeddings", sys.maxsize)
+    pad_id, max_tokens = read_limits(file.parent)
     return Exported(
         onnx=file,
         inputs=graph.inputs,
         vocab_size=_vocab_size(file, graph),
         pad_id=pad_id,
-        max_tokens=longest_text(facts.get("model_type", ""), positions, pad_id),
+        max_tokens=max_tokens,
         record=read_record(file.parent) if file.with_name("record.json").exists() else None,
         is_quantized=any("Quantize" in node.operator for node in graph.nodes),
+        id2label=read_json(file.with_name("config.json")).get("id2label") or {},
     )
+
+
+def read_limits(folder: Path) -> tuple[int, int]:
+    """Return the id of the padding token, and the tokens of the longest text, by `config.json`.
+
+    Without one the padding is 0 and texts may have any length.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    facts = read_json(folder / "config.json")
+    pad_id = facts.get("pad_token_id") or 0
+    positions = facts.get("max_position_embeddings", sys.maxsize)
+    return pad_id, longest_text(facts.get("model_type", ""), positions, pad_id)
 
 
 def find_checkpoint(onnx: Path) -> Path:
@@ -75,7 +91,7 @@ def find_checkpoint(onnx: Path) -> Path:
     Raises:
         UsageError: There is no such file or folder.
     """
-    name = _read_json(onnx.with_name("export.json")).get("checkpoint")
+    name = read_json(onnx.with_name("export.json")).get("checkpoint")
     checkpoint = onnx.parent / str(name)
     if name is None or not (checkpoint / "config.json").is_file():
         found = "names none" if name is None else f"names {checkpoint}, which is not there"
@@ -149,7 +165,7 @@ def _vocab_size(file: Path, graph: Graph) -> int:
     raise InputError(f"{file} is not a BERT with the inputs {', '.join(MODEL_INPUTS)}: {wrong}")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; an absent file counts as empty."""
     if not file.is_file():
         return {}

@@ -20,11 +20,14 @@ def distillation_loss(
     labels_loss: torch.Tensor,
     hardness: float,
     temperature: float,
+    problem_type: str | None = None,
 ) -> torch.Tensor:
     """Mix the loss on the labels with the distance from the teacher.
 
     `(1 - h) · CE + h · T² · KL(softmax(t / T) || softmax(s / T))`; KL is summed over the
     classes and averaged over the batch. T² keeps the gradient's size whatever the temperature.
+    Where each class is there or not by itself, KL is that of `sigmoid`, averaged over the classes;
+    numbers have neither: there it is the mean squared error.
 
     Args:
         student_logits: (B, C) each: one for classification, start and end for question answering,
@@ -33,6 +36,8 @@ def distillation_loss(
         labels_loss: CE, a scalar.
         hardness: h in [0, 1]; 1 ignores the labels.
         temperature: T > 0.
+        problem_type: As in config.json: `multi_label_classification`, `regression`, or one class
+            of several.
 
     Returns:
         A scalar.
@@ -40,16 +45,30 @@ def distillation_loss(
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
     """
     distances = [
-        F.kl_div(
-            F.log_softmax(student / temperature, dim=-1),
-            F.log_softmax(teacher / temperature, dim=-1),
+        _distance(student, teacher, temperature, problem_type)
+        for student, teacher in zip(student_logits, teacher_logits, strict=True)
+    ]
+    return (1.0 - hardness) * labels_loss + hardness * torch.stack(distances).mean()
+
+
+def _distance(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float, problem_type: str | None
+) -> torch.Tensor:
+    if problem_type == "regression":
+        return F.mse_loss(student, teacher)
+    student, teacher = student / temperature, teacher / temperature
+    if problem_type == "multi_label_classification":
+        chances = teacher.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(teacher, chances)
+        divergence = F.binary_cross_entropy_with_logits(student, chances) - entropy
+    else:
+        divergence = F.kl_div(
+            F.log_softmax(student, dim=-1),
+            F.log_softmax(teacher, dim=-1),
             log_target=True,
             reduction="batchmean",
         )
-        for student, teacher in zip(student_logits, teacher_logits, strict=True)
-    ]
-    distance = torch.stack(distances).mean() * temperature**2
-    return (1.0 - hardness) * labels_loss + hardness * distance
+    return divergence * temperature**2
 
 
 def taught(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -17,19 +18,22 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from toolkit.compress.layouts import architecture_of, is_odd, plain_config, plain_weights
 from toolkit.compress.quantization.layers import write_grids
+from toolkit.compress.sentence_modules import STOCK, write_modules
 from toolkit.compress.structured.widths import resize
-from toolkit.config import ModelConfig, TaskConfig, Weights
+from toolkit.config import ModelConfig, Pooling, TaskConfig, Weights
 from toolkit.errors import InputError, UsageError
 from toolkit.families import FAMILIES, inputs_of, longest_text
 from toolkit.files import new_folder
-from toolkit.progress import say
-from toolkit.tasks import kind_of
+from toolkit.progress import say, warn
+from toolkit.tasks import kind_of, problem_type
 from toolkit.tasks.demo import make_tokenizer
 from toolkit.tasks.features import Feature
+from toolkit.tasks.labels import either, names_in
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
@@ -185,15 +189,53 @@ def check_task(model: PreTrainedModel, path: str, task: TaskConfig) -> None:
             f"{path} was made for {model.config.num_labels} labels, but task={task.name} has "
             f"{task.num_labels}: name a checkpoint that was fine-tuned on this task"
         )
+    theirs, names = names_in(model.config.id2label or {}), task.label_names
+    if theirs is not None and names is not None and theirs != list(names):
+        said = "in another order" if sorted(theirs) == sorted(names) else "which are others"
+        raise InputError(
+            f"{path} was made for the labels {either(theirs)}, but task={task.name} has "
+            f"{either(names)}, {said}: name a checkpoint that was fine-tuned on this task, or state"
+            " the order with task.label_names=[…]"
+        )
+    theirs_problem, problem = model.config.problem_type, problem_type(task)
+    if None not in (theirs_problem, problem) and theirs_problem != problem:
+        raise InputError(
+            f"{path} was made for {theirs_problem}, but task={task.name} is {problem}: name a "
+            "checkpoint that was fine-tuned on this task"
+        )
+
+
+def known_labels(model: ModelConfig) -> list[str] | None:
+    """Return the labels of a model whose weights are trained further; None where it names none.
+
+    Raises:
+        InputError: Its configuration cannot be read, or is of another architecture.
+    """
+    if model.weights is Weights.random or model.path is None:
+        return None
+    check_folder(model.path)
+    return names_in(_read_config(model.path).id2label or {})
 
 
 def save_checkpoint(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    origin: str | None = None,
+    pooling: Pooling | None = None,
 ) -> None:
     """Write a plain Hugging Face folder: under a temporary name first, then renamed.
 
     Replaces a folder of that name. What a quantized model's weights do not say lies beside them, in
     a file that stock transformers leaves alone.
+
+    Args:
+        folder: Where to.
+        model: The model.
+        tokenizer: Its tokenizer.
+        origin: Folder or hub id that it was made from; its `modules.json` is carried along.
+        pooling: How its hidden states were made vectors, of a model of embeddings: the folder is
+            one of sentence-transformers, too.
 
     Raises:
         OSError, safetensors.SafetensorError: The disk is full or cannot be written; nothing
@@ -204,6 +246,14 @@ def save_checkpoint(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_grids(model, temporary)
+        if pooling is not None:
+            config = model.config.to_dict()
+            try:
+                source = None if origin is None else _modules_of(origin)
+                write_modules(source, temporary, config, STOCK, pooling)
+            except InputError as error:  # no reason to lose what was trained
+                warn(f"{error}; the checkpoint gets {pooling.value} pooling alone")
+                write_modules(None, temporary, config, STOCK, pooling)
 
 
 @contextmanager
@@ -264,6 +314,21 @@ def quiet_loading() -> None:
     transformers.logging.set_verbosity_error()
 
 
+def _modules_of(origin: str) -> Path:
+    """Return the folder of a model, with what sentence-transformers keeps there if it knows it.
+
+    Raises:
+        InputError: The hub, which had the model, cannot be read any more.
+    """
+    if Path(origin).is_dir():
+        return Path(origin)
+    wanted = ["modules.json", "*/config.json", "[0-9]_*/*", "*sentence_*config*.json"]
+    try:
+        return Path(snapshot_download(origin, allow_patterns=wanted))
+    except Exception as error:  # HTTP errors, offline
+        raise InputError(_cannot_load("pooling", origin, error)) from error
+
+
 def _load_config(
     model: ModelConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerFast
 ) -> PreTrainedConfig:
@@ -271,7 +336,7 @@ def _load_config(
         values = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         values |= model.config
         try:
-            config = AutoConfig.for_model(num_labels=task.num_labels, **values)
+            config = AutoConfig.for_model(**values, **_head(task))
         except (ValueError, TypeError) as error:
             raise UsageError(f"model.config is not a transformers configuration: {error}") from None
         _check_architecture(config, f"model={model.name}")
@@ -282,7 +347,16 @@ def _load_config(
             "id or a folder"
         )
     check_folder(model.path)
-    return _read_config(model.path, num_labels=task.num_labels)
+    return _read_config(model.path, **_head(task))
+
+
+def _head(task: TaskConfig) -> dict[str, Any]:
+    """Return what the configuration of a model says about the task: its labels and their loss."""
+    about: dict[str, Any] = {"problem_type": problem_type(task)}
+    if task.label_names is None:
+        return about | {"num_labels": task.num_labels or 2}  # untrained, where nothing tells
+    names = dict(enumerate(task.label_names))
+    return about | {"id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
 def _read_config(path: str, **changes: Any) -> PreTrainedConfig:
@@ -377,7 +451,7 @@ def _read_weights(path: str) -> tuple[dict[str, torch.Tensor], list[str]]:
         InputError: It cannot be read, or `plain_weights` refuses it.
     """
     try:
-        files = {
+        files: dict[str, Any] = {
             name: cached_file(path, name, _raise_exceptions_for_missing_entries=False)
             for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
         }

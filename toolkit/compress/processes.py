@@ -78,7 +78,8 @@ def _as_raised(rank: int, failure: ProcessFailure) -> Exception:
     ours = {kind.__name__: kind for kinds in CODES for kind in kinds}
     kind: Any = ours.get(name) or vars(builtins).get(name)
     if isinstance(kind, type) and issubclass(kind, tuple(ours.values())):
-        return cast(Exception, kind(sentence))
+        make: Any = kind  # mypy knows a class of any kind as `object`
+        return cast(Exception, make(sentence))
     error = RuntimeError(f"{message['message']} (in process {rank} of num_processes)")
     error.add_note(message["extraInfo"]["py_callstack"])
     return error

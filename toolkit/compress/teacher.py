@@ -10,6 +10,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from toolkit.compress.batching import LikeLengths
+from toolkit.compress.class_weights import LabelLoss
 from toolkit.compress.depth import encoder_layers
 from toolkit.compress.distillation import (
     choices,
@@ -145,6 +146,7 @@ class DistillationTrainer(Trainer):
     Args:
         layer_map: The teacher's layer for each of the student's; None spaces them evenly.
         pooling: Set for embeddings, which have no labels and train without dropout.
+        label_loss: The loss of logits and labels, instead of the model's own.
 
     Raises:
         UsageError: Hidden states of different sizes, or attention with different numbers of heads,
@@ -164,6 +166,7 @@ class DistillationTrainer(Trainer):
         layer_map: Sequence[int] | None = None,
         pooling: Pooling | None = None,
         embedding_loss: EmbeddingLoss = EmbeddingLoss.cosine,
+        label_loss: LabelLoss | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -174,6 +177,7 @@ class DistillationTrainer(Trainer):
         self.attention_weight = attention_weight
         self.pooling = pooling
         self.embedding_loss = embedding_loss
+        self.label_loss = label_loss
         self.teacher = teacher
         self.teacher_outputs = teacher_outputs
         assert isinstance(self.model, PreTrainedModel)
@@ -246,6 +250,8 @@ class DistillationTrainer(Trainer):
             own["output_hidden_states"] = True
         if self.pooling is None:
             loss, outputs = super().compute_loss(model, own, return_outputs=True)
+            if self.label_loss is not None:
+                loss = self.label_loss(outputs["logits"], inputs["labels"])
         else:
             loss, outputs = torch.zeros(()), model(**own)
         if is_taught:
@@ -268,7 +274,8 @@ class DistillationTrainer(Trainer):
         else:
             teachers = {name: teachers[name] for name in students}
             pair = choices(students, mask), choices(teachers, mask)
-            loss = distillation_loss(*pair, loss, self.hardness, self.temperature)
+            problem: Any = self.model.config.problem_type  # type: ignore[union-attr]
+            loss = distillation_loss(*pair, loss, self.hardness, self.temperature, problem)
         if self.hidden_weight > 0:
             ours = outputs["hidden_states"][1:]  # 0 are the embeddings
             states = [theirs["hidden_states"][1 + layer] for layer in self.layer_map]

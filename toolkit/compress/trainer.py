@@ -1,6 +1,7 @@
 """The Trainer of a run: its arguments, its data, and what it is judged by."""
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from toolkit.compress.class_weights import describe, find_weights, weighted_loss
 from toolkit.compress.model import input_names
 from toolkit.compress.quantization.callback import QuantizationCallback
+from toolkit.compress.rates import RatesCallback
 from toolkit.compress.sparsity.calibration import Batches, draw_batches
 from toolkit.compress.sparsity.callback import KEEPS_ZEROS, SparsificationCallback
 from toolkit.compress.sparsity.floor import check_floor, parse_floor
@@ -27,18 +30,18 @@ from toolkit.config import Attention, Schedule, TrainRoot
 from toolkit.errors import GateError, UsageError, nearest
 from toolkit.progress import is_quiet, say, shows_bars
 from toolkit.record import plain
-from toolkit.tasks import check_names, encode, evaluate, kind_of, load_examples
+from toolkit.tasks import check_names, encode, evaluate, kind_of, load_examples, problem_type
 from toolkit.tasks.embedding import TEACHER_VECTOR
-from toolkit.tasks.features import collate
+from toolkit.tasks.features import Example, Feature, collate
 
 
 @dataclass(frozen=True)
 class Data:
     """Both splits of a task, as text and as model inputs."""
 
-    train: list[dict[str, Any]]
-    examples: list[dict[str, Any]]  # of evaluation
-    features: list[dict[str, Any]]  # of evaluation
+    train: Sequence[Feature]
+    examples: Sequence[Example]  # of evaluation
+    features: Sequence[Feature]  # of evaluation
 
 
 def check_training(config: TrainRoot) -> None:
@@ -63,6 +66,26 @@ def check_training(config: TrainRoot) -> None:
         parse_floor(config.sparsity.floor, config.task.metrics)
     if config.quantization.is_on:
         _check_quantization(config)
+    if config.rates is not None:
+        _check_rates(config)
+
+
+def _check_rates(config: TrainRoot) -> None:
+    rates = config.rates or []
+    if not rates or any(
+        one.end_epoch > other.start_epoch + 1e-9  # rounding of cycles
+        for one, other in itertools.pairwise(rates)
+    ):
+        raise UsageError(
+            "rates must list ranges in ascending order that do not overlap; got "
+            f"{[(each.start_epoch, each.end_epoch) for each in rates]}"
+        )
+    for option, value in (
+        ("sparsity.rewind", config.sparsity.rewind if config.sparsity.is_on else None),
+        ("quantization.learning_rate", config.quantization.learning_rate),
+    ):
+        if value is not None:
+            raise UsageError(f"rates and {option} both say the learning rate: set one of them")
 
 
 def _check_quantization(config: TrainRoot) -> None:
@@ -106,6 +129,8 @@ def make_callbacks(
     if config.quantization.is_on:
         is_rewound = config.sparsity.rewind is not None and config.sparsity.is_on
         callbacks.append(QuantizationCallback(config.quantization, is_rewound))
+    if config.rates is not None:
+        callbacks.append(RatesCallback(config.rates))
     return callbacks
 
 
@@ -197,11 +222,21 @@ def load_data(
     train = encode(load_examples(task, "train", config.seed), backend, task, training=True)
     features = encode(examples, backend, task, training=False)
     if task.train_file is not None and task.eval_file is None:
-        say(f"no task.eval_file: judged on {len(examples)} examples held out of {task.train_file}")
+        share = ", an equal share of each label" if task.kind == "text_classification" else ""
+        say(
+            f"no task.eval_file: judged on {len(examples)} examples held out of {task.train_file} "
+            f"by seed={config.seed}{share}"
+        )
+    for name, some in (("training", train), ("evaluation", features)):
+        if cut := sum(feature.get("is_cut", False) for feature in some):
+            say(
+                f"{cut} of {len(some)} {name} texts are longer than task.max_length="
+                f"{task.max_length} tokens and are cut there"
+            )
     if task.pooling is not None and teacher is not None:
         vectors = compute(teacher, features, tokenizer.pad_token_id, None, task.pooling)
-        for feature, vector in zip(features, vectors.of_inputs["embedding"], strict=True):
-            feature[TEACHER_VECTOR] = vector
+        pairs = zip(features, vectors.of_inputs["embedding"], strict=True)
+        features = [feature | {TEACHER_VECTOR: vector} for feature, vector in pairs]
     return Data(train, examples, features)
 
 
@@ -225,13 +260,18 @@ def make_trainer(
         model.base_model.get_submodule("embeddings").requires_grad_(False)
     targets = kind_of(config.task).TARGETS
     names = {*input_names(model), *(input_names(teacher) if teacher else []), *targets}
-    train, answers = select_inputs(data.train, names), None
+    train, answers = Selected(data.train, names), None
     if teacher is not None and not needs_states(config.teacher) and pays(arguments, len(train)):
         cache = None if config.teacher.cache is None else Path(config.teacher.cache)
         pad_id, pooling = tokenizer.pad_token_id, config.task.pooling
         answers = find_outputs(teacher, data.train, pad_id, arguments, cache, pooling)
         teacher = None
-        train = [feature | {ROW: row} for row, feature in enumerate(train)]
+        train = Selected(data.train, names, is_numbered=True)
+    label_loss = None
+    if config.task.class_weights is not None:
+        weights = find_weights(config.task, data.train)
+        say(describe(config.task, weights))
+        label_loss = weighted_loss(weights, problem_type(config.task))
     # evaluation while training (trainer.eval_strategy) needs them; windows and embeddings have none
     has_targets = bool(targets) and all(name in data.features[0] for name in targets)
 
@@ -247,7 +287,7 @@ def make_trainer(
             model=model,
             args=arguments,
             train_dataset=train,
-            eval_dataset=select_inputs(data.features, {*input_names(model), *targets})
+            eval_dataset=Selected(data.features, {*input_names(model), *targets})
             if has_targets
             else None,
             compute_metrics=metrics_of if has_targets else None,
@@ -264,6 +304,7 @@ def make_trainer(
             layer_map=layer_map,
             pooling=config.task.pooling,
             embedding_loss=config.teacher.embedding_loss,
+            label_loss=label_loss,
         )
     except (ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "to be installed" not in str(error):
@@ -293,7 +334,7 @@ def calibration_batches(config: TrainRoot, trainer: DistillationTrainer) -> tupl
 
 def predict(config: TrainRoot, trainer: DistillationTrainer, data: Data) -> dict[str, float]:
     """Run the model over the evaluation split, in float32, and judge it by the task's metrics."""
-    inputs: Any = select_inputs(data.features, {*trainer.student_inputs})
+    inputs: Any = Selected(data.features, {*trainer.student_inputs})
     # For training, accelerate puts a `forward` under autocast before the class's own.
     autocast = vars(trainer.model).pop("forward", None)
     # (N, …), or a tuple of several; the pooler's is not judged
@@ -322,6 +363,18 @@ def describe_training(trainer: DistillationTrainer) -> dict[str, Any]:
     }
 
 
-def select_inputs(features: list[dict[str, Any]], names: set[str]) -> list[dict[str, Any]]:
-    """Keep the named entries of each feature."""
-    return [{name: feature[name] for name in feature if name in names} for feature in features]
+class Selected(Sequence[Feature]):
+    """The named entries of each feature; numbered, also its place, as `ROW`."""
+
+    def __init__(
+        self, features: Sequence[Feature], names: set[str], is_numbered: bool = False
+    ) -> None:
+        self.features, self.names, self.is_numbered = features, names, is_numbered
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, place: Any) -> Any:
+        feature = self.features[place]
+        chosen = {name: feature[name] for name in feature if name in self.names}
+        return chosen | ({ROW: place} if self.is_numbered else {})

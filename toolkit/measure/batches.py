@@ -67,7 +67,9 @@ def random_batch(model: Exported, lengths: Sequence[int], seed: int) -> Batch:
     return collate(features, model.pad_id)
 
 
-def read_task(task: TaskConfig, model: Exported, seed: int) -> tuple[list[Example], list[Feature]]:
+def read_task(
+    task: TaskConfig, model: Exported, seed: int
+) -> tuple[Sequence[Example], Sequence[Feature]]:
     """Read the evaluation examples and encode them with the tokenizer beside the ONNX file."""
     examples = load_examples(task, "eval", seed)
     tokenizer = load_tokenizer(model.onnx.parent)

@@ -39,7 +39,7 @@ MISSED = 1.1  # times the target; predictions are within 1.02 on an idle machine
 def shrink_to_target(
     config: TrainRoot,
     model: PreTrainedModel,
-    features: list[dict[str, Any]],
+    features: Sequence[dict[str, Any]],
     steps_left: int = 1,
 ) -> Facts:
     """Remove heads and neurons, in place, until the engine is predicted to meet the target.
@@ -169,7 +169,7 @@ def shrink_or_resume(
     config: TrainRoot,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    features: list[dict[str, Any]],
+    features: Sequence[dict[str, Any]],
     earlier: Sequence[TrainRoot],
     steps_left: int,
 ) -> tuple[PreTrainedModel, Facts]:

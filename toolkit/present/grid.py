@@ -116,8 +116,8 @@ def grid_cells(grid: Grid) -> tuple[list[str], list[list[str]]]:
             for name in precisions
         ]
         for kind in kinds:
-            point = best.get((layers, zeros, kind))
-            row.append(f"{point.recovery:.1%} {point.recipe}" if point else "")
+            found = best.get((layers, zeros, kind))
+            row.append(f"{found.recovery:.1%} {found.recipe}" if found else "")
         rows.append(row)
     return header, rows
 

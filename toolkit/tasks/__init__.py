@@ -6,41 +6,64 @@ how; each kind is a module (`KINDS`) that has
     AUTO_CLASS  transformers' class of a model with the task's head
     OUTPUTS     the model's outputs that are judged
     TARGETS     what features carry besides the model's inputs: the labels, each an integer, a
-                float, or a list of one integer per token
+                float, a list of one integer per token, or a list of floats
     METRICS     names that `task.metrics` may hold
-    read_file(path, task)                         -> examples of a local file
+    read_file(path, task)                         -> examples of a local file, one by one
     from_hub(row, task)                           -> example of a row of a hub data set
     encode(examples, tokenizer, task, training)   -> features
     score(examples, features, outputs, task)      -> metrics by name
 
+and, where it has labels that a task may leave to its data,
+
+    labels_in(example)                            -> its labels
+    check(task)                                   refuses what does not go together
+    PROBLEM_TYPE                                  of config.json
+
 An example is a dict of what the kind knows about it, a feature a dict of one input of the model.
-Data sets, columns and metrics are values of `conf/task/*.yaml`.
+Both lie on disk, and are read as they are needed: a large file does not fill the memory. Data sets,
+columns and metrics are values of `conf/task/*.yaml`.
 """
 
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
 from toolkit.progress import bar, shows_bars
-from toolkit.tasks import embedding, question_answering, text_classification
+from toolkit.tasks import (
+    embedding,
+    question_answering,
+    regression,
+    text_classification,
+    token_classification,
+)
 from toolkit.tasks.demo import generate_examples
 from toolkit.tasks.features import Example, Feature
+from toolkit.tasks.labels import MOST, check_order, order
+from toolkit.tasks.on_disk import OnDisk
+from toolkit.tasks.rows import check_columns, columns_of
 
 KINDS: dict[str, ModuleType] = {
     "embedding": embedding,
     "question_answering": question_answering,
+    "regression": regression,
     "text_classification": text_classification,
+    "token_classification": token_classification,
 }
 HELD_OUT = (
     1000  # examples of `train_file` that judge where there is no `eval_file`; at most a tenth
 )
+ENCODED = 1024  # examples encoded at a time, in memory together
 
 
 def kind_of(task: TaskConfig) -> Any:
@@ -66,9 +89,75 @@ def check_names(task: TaskConfig) -> None:
             raise UsageError(
                 f"task.metrics of {task.kind} must be among {', '.join(metrics)}; got {metric!r}"
             )
+    if task.multi_label and task.kind != "text_classification":
+        raise UsageError(
+            f"task.multi_label=true gives a text several labels (kind text_classification); "
+            f"task={task.name} is of kind {task.kind}"
+        )
+    weights, has_classes = task.class_weights, hasattr(kind_of(task), "labels_in")
+    if weights is not None and not has_classes:
+        raise UsageError(
+            f"task.class_weights weighs the labels of a classification; task={task.name} of kind "
+            f"{task.kind} has none"
+        )
+    if isinstance(weights, list) and task.num_labels not in (None, len(weights)):
+        raise UsageError(
+            f"task.class_weights must hold task.num_labels={task.num_labels} numbers, one per "
+            f"label; got {len(weights)}"
+        )
+    if hasattr(kind_of(task), "check"):
+        kind_of(task).check(task)
 
 
-def load_examples(task: TaskConfig, split: str, seed: int) -> list[Example]:
+def problem_type(task: TaskConfig) -> str | None:
+    """Return what transformers calls the problem in config.json, which decides the loss."""
+    if task.multi_label:
+        return "multi_label_classification"
+    return getattr(kind_of(task), "PROBLEM_TYPE", None)
+
+
+def find_labels(task: TaskConfig, known: Sequence[str] | None) -> TaskConfig:
+    """State the labels of a task that leaves them to its training data.
+
+    Args:
+        task: Left as it is where it states its labels.
+        known: Those of the model that is trained further, which keep their order.
+
+    Raises:
+        InputError: The data cannot be read, or have one label only, or too many to be labels.
+        UsageError: The labels do not fit the metrics or class weights, or are the model's in
+            another order.
+    """
+    if task.num_labels is not None:
+        check_order(task, known)
+        return task
+    kind, names, found = kind_of(task), None, dict[str, None]()
+    if task.train_file is not None:
+        source = task.train_file
+        examples = kind.read_file(Path(source), task)
+    elif task.path is not None:
+        source = "/".join(task.path)
+        rows = _read_hub(task.path, task, "train", None)
+        names = _names_on_hub(rows, task)
+        examples = (kind.from_hub(row, task) for row in rows)
+    else:
+        source, examples = "", _examples(task, "train", 0)
+    for example in examples if names is None else ():
+        found.update(dict.fromkeys(kind.labels_in(example)))
+        if len(found) > MOST:
+            raise InputError(
+                f"{source} has more than {MOST:,} different labels: is task.label_column the right "
+                "one? Numbers are learnt by task=regression"
+            )
+    if names is None and not found:
+        raise InputError(f"{source} has no rows: task={task.name} expects at least one there")
+    names = names or order(found, known, source)
+    task = replace(task, label_names=names, num_labels=len(names))
+    check_names(task)
+    return task
+
+
+def load_examples(task: TaskConfig, split: str, seed: int) -> Sequence[Example]:
     """Read one split of a task: from local files, from the hub, or generated.
 
     Args:
@@ -80,7 +169,7 @@ def load_examples(task: TaskConfig, split: str, seed: int) -> list[Example]:
 
     Returns:
         The examples, in the order of the source, at most `max_train_samples` or
-        `max_eval_samples`.
+        `max_eval_samples`. They lie on disk: each is made anew when it is asked for.
 
     Raises:
         InputError: A file is missing or damaged (naming file and line), or the hub cannot be read.
@@ -88,32 +177,20 @@ def load_examples(task: TaskConfig, split: str, seed: int) -> list[Example]:
             are named.
     """
     check_names(task)
-    kind = kind_of(task)
     limit = task.max_train_samples if split == "train" else task.max_eval_samples
-    if task.train_file is not None or task.eval_file is not None:
-        examples = _read_own(task, split, seed)
-    elif task.data_dir is not None:
-        examples = kind.read_file(Path(task.data_dir) / task.files[split], task)
-    elif task.path is not None:
-        examples = [
-            kind.from_hub(row, task)
-            for row in bar(_read_hub(task.path, task, split, limit), f"reading {split}")
-        ]
-    elif task.name == "demo":
-        examples = generate_examples(split, seed, limit)
+    if task.train_file is not None and task.eval_file is None:
+        whole = OnDisk(bar(_examples(task, "train", seed), "reading train"))
+        examples = whole.pick(_held_out(whole, task, split, seed))[:limit]
     else:
-        raise UsageError(
-            f"task={task.name} needs task.path (a hub data set), task.data_dir=DIR, or files of "
-            "your own: task.train_file=F task.eval_file=F"
-        )
+        examples = OnDisk(bar(islice(_examples(task, split, seed), limit), f"reading {split}"))
     if not examples:
         raise InputError(f"task={task.name} has no examples in split {split!r}")
-    return examples[:limit]
+    return examples
 
 
 def encode(
     examples: Sequence[Example], tokenizer: Tokenizer, task: TaskConfig, training: bool
-) -> list[Feature]:
+) -> Sequence[Feature]:
     """Turn examples into model inputs, without padding.
 
     Args:
@@ -125,10 +202,18 @@ def encode(
     Returns:
         One or more features per example, in order, each with `input_ids`, `attention_mask`,
         `token_type_ids` (lists of T ints; leave out the inputs that a model does not take),
-        `example_index` (int), and what the kind adds.
+        `example_index` (int), and what the kind adds. They lie on disk: each is made anew when it
+        is asked for.
     """
-    features: list[Feature] = kind_of(task).encode(examples, tokenizer, task, training)
-    return features
+
+    def parts() -> Iterator[Feature]:
+        for start in bar(range(0, len(examples), ENCODED), "encoding"):
+            part = [examples[i] for i in range(start, min(start + ENCODED, len(examples)))]
+            for feature in kind_of(task).encode(part, tokenizer, task, training):
+                feature["example_index"] += start
+                yield feature
+
+    return OnDisk(parts())
 
 
 def evaluate(
@@ -157,21 +242,69 @@ def evaluate(
     return {metric: found[metric] for metric in task.metrics if metric in found}
 
 
-def _read_own(task: TaskConfig, split: str, seed: int) -> list[Example]:
+def _examples(task: TaskConfig, split: str, seed: int) -> Iterable[Example]:
+    """Read a split's examples one by one."""
     kind = kind_of(task)
-    if split == "eval" and task.eval_file is not None:
-        examples: list[Example] = kind.read_file(Path(task.eval_file), task)
-        return examples
-    if task.train_file is None:
-        raise UsageError("task.eval_file is only judged by: name what to learn from, too, with "
-                         "task.train_file=F")  # fmt: skip
-    examples = kind.read_file(Path(task.train_file), task)
-    if task.eval_file is not None:
-        return examples
+    limit = task.max_train_samples if split == "train" else task.max_eval_samples
+    if task.train_file is not None or task.eval_file is not None:
+        file = task.train_file if split == "train" else task.eval_file
+        if file is None:
+            raise UsageError(
+                "task.eval_file is only judged by: name what to learn from, too, with "
+                "task.train_file=F"
+            )
+        examples: Iterable[Example] = kind.read_file(Path(file), task)
+    elif task.data_dir is not None:
+        examples = kind.read_file(Path(task.data_dir) / task.files[split], task)
+    elif task.path is not None:
+        rows = _read_hub(task.path, task, split, limit)
+        examples = (kind.from_hub(row, task) for row in rows)
+    elif task.name == "demo":
+        examples = generate_examples(split, seed, limit)
+    else:
+        raise UsageError(
+            f"task={task.name} needs task.path (a hub data set), task.data_dir=DIR, or files of "
+            "your own: task.train_file=F task.eval_file=F"
+        )
+    return examples
+
+
+def _held_out(
+    examples: Sequence[Example], task: TaskConfig, split: str, seed: int
+) -> NDArray[np.int64]:
+    """Return which examples of a `train_file` are in a split, with an equal share of each label.
+
+    Raises:
+        InputError: There are too few to hold any back.
+    """
     count = min(HELD_OUT, len(examples) // 10)
-    held_out = set(random.Random(f"held out {seed}").sample(range(len(examples)), count))
-    is_eval = split == "eval"
-    return [example for i, example in enumerate(examples) if (i in held_out) == is_eval]
+    if count == 0:
+        raise InputError(
+            f"{task.train_file} has {len(examples)} rows, too few to judge a model by some of "
+            "them: give at least 10, or rows to be judged by with task.eval_file=F"
+        )
+    generator, groups = random.Random(f"held out {seed}"), defaultdict(list)
+    is_grouped = task.kind == "text_classification" and not task.multi_label
+    for place, example in enumerate(examples):
+        groups[example["label"] if is_grouped else None].append(place)
+    # all labels one after the other, shuffled within: at equal distances, each gives its share
+    queue = []
+    for label in sorted(groups, key=str):
+        of_label = groups[label]
+        if len(of_label) > 1:  # a label's only example is needed to learn from
+            queue += generator.sample(of_label, len(of_label))
+    is_held_out = np.zeros(len(examples), dtype=bool)
+    is_held_out[[queue[(2 * i + 1) * len(queue) // (2 * count)] for i in range(count)]] = True
+    return np.flatnonzero(is_held_out == (split == "eval"))
+
+
+def _names_on_hub(rows: Any, task: TaskConfig) -> list[str] | None:
+    """Return the labels' names that a hub data set tells, for its numbers."""
+    column = columns_of(task, task.columns)["label"]
+    feature = getattr(rows, "features", {}).get(column)
+    feature = getattr(feature, "feature", feature)  # of a list, one per word
+    names: list[str] | None = getattr(feature, "names", None)
+    return names
 
 
 def _read_hub(path: Sequence[str], task: TaskConfig, split: str, limit: int | None) -> Any:
@@ -181,10 +314,15 @@ def _read_hub(path: Sequence[str], task: TaskConfig, split: str, limit: int | No
         datasets.disable_progress_bars()
     part = task.splits[split] + (f"[:{limit}]" if limit is not None else "")
     try:
-        return datasets.load_dataset(*path, split=part)
+        rows = datasets.load_dataset(*path, split=part)
     except Exception as error:  # a dozen kinds: offline, no such set, no such split, a broken cache
         raise InputError(
             f"cannot load the data set {'/'.join(path)} from the Hugging Face hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): check "
             "the network, or name a folder of local files with task.data_dir=DIR"
         ) from error
+    wanted = [name for name in columns_of(task, task.columns).values() if name is not None]
+    if task.kind in ("regression", "text_classification", "token_classification"):
+        found = getattr(rows, "column_names", wanted)
+        check_columns(f"the data set {'/'.join(path)}", found, wanted, task)
+    return rows

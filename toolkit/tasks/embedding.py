@@ -4,8 +4,6 @@ An example is a dict: `texts` (one or two str) and `score` (float, how alike two
 None). Every text is a feature of its own. T: tokens of a text, D: features of its vector.
 """
 
-import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +15,10 @@ from tokenizers import Tokenizer
 
 from toolkit.config import Pooling, TaskConfig
 from toolkit.errors import InputError, UsageError
-from toolkit.files import read_text
 from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
+from toolkit.tasks.metrics import spearman
+from toolkit.tasks.regression import number
+from toolkit.tasks.rows import READERS, check_is_file, lines_of, read_rows, text_of
 
 AUTO_CLASS = "AutoModel"
 OUTPUTS = ("last_hidden_state",)
@@ -28,41 +28,48 @@ METRICS = ("spearman", "similarity")
 TEACHER_VECTOR = "teacher_vector"  # (D,), what a feature carries where a teacher is at hand
 
 
-def read_file(path: Path, task: TaskConfig) -> list[Example]:
+def read_file(path: Path, task: TaskConfig) -> Iterator[Example]:
     """Read texts, or scored pairs.
 
     Args:
-        path: `.csv`, `.tsv` (without quoting) and `.jsonl` have columns; any other file has one
-            text per line.
+        path: A file of rows, as `toolkit.tasks.rows.read_rows`; any other has one text per line.
         task: Those of `text_columns` that the file has are read. `eval_file` must have two of
             them, and `label_column`.
 
     Raises:
         InputError: The file is missing or damaged, naming the line.
     """
-    content = read_text(path, f"task={task.name}")
-    rows = _rows(path, content)
-    if rows is None:
-        if str(path) == task.eval_file:
+    is_judging = str(path) == task.eval_file
+    if path.suffix.lower() not in READERS:
+        check_is_file(path, task)
+        if is_judging:
             raise InputError(
-                f"task.eval_file={path} must hold scored pairs, in a .csv, .tsv or .jsonl file: "
-                "without them leave it out, and similarity to the teacher alone is judged"
+                f"task.eval_file={path} must hold scored pairs, in a file that ends in "
+                f"{', '.join(READERS)}: without them leave it out, and similarity to the teacher "
+                "alone is judged"
             )
-        texts = [line.strip() for line in content.split("\n")]
-        return [{"texts": [text], "score": None} for text in texts if text]
-    needed = 2 if str(path) == task.eval_file else 1
-    wanted = list(task.text_columns or ())
-    examples = []
-    for number, row in rows:
+        for _, line in lines_of(path):
+            if line.strip():
+                yield {"texts": [line.strip()], "score": None}
+        return
+    needed, wanted = 2 if is_judging else 1, list(task.text_columns or ())
+    for place, row in read_rows(path, task):
         columns = [name for name in wanted if row.get(name) is not None]
-        if len(columns) < needed or len(columns) > 2:
+        if not needed <= len(columns) <= 2:
             raise InputError(
-                f"{path}, line {number}: expected {needed} or two of task.text_columns={wanted}; "
-                f"found the columns {list(row)}"
+                f"{place}: expected {needed} or two of task.text_columns={wanted}; found the "
+                f"columns {list(row)}"
             )
-        score = _score(path, number, row, task) if needed == 2 else None
-        examples.append({"texts": [str(row[name]).strip() for name in columns], "score": score})
-    return examples
+        score = None
+        if is_judging:
+            label = str(task.label_column)
+            if label not in row:
+                raise InputError(
+                    f"{place}: expected a number in task.label_column={label}; found the columns "
+                    f"{list(row)}"
+                )
+            score = number(place, label, row[label])
+        yield {"texts": [text_of(place, row, name, task) for name in columns], "score": score}
 
 
 def check_scored(task: TaskConfig) -> None:
@@ -136,58 +143,3 @@ def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Return the cosine of two vectors (D,), in [-1, 1]; 0 where one is all zeros."""
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / size if size > 0 else 0.0
-
-
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Return the correlation of ranks, equal values sharing theirs; 0 where one is constant.
-
-    Args:
-        a: (N,)
-        b: (N,)
-
-    Source: Spearman 1904, with the usual mean ranks of ties.
-    """
-    ranks = []
-    for values in (a, b):
-        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])
-        if len(counts) == 1:
-            return 0.0
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]] | None:
-    """Read the rows of a file with columns, each with its line; None for lines of text."""
-    if path.suffix == ".csv":
-        return _csv_rows(content)
-    if path.suffix == ".tsv":
-        return _csv_rows(content, delimiter="\t", quoting=csv.QUOTE_NONE)
-    return _json_rows(path, content) if path.suffix == ".jsonl" else None
-
-
-def _csv_rows(content: str, **form: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(content.split("\n"), **form)
-    return ((reader.line_num, row) for row in reader)
-
-
-def _json_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: expected a JSON object; found {row!r}")
-            yield number, row
-
-
-def _score(path: Path, number: int, row: dict[str, Any], task: TaskConfig) -> float:
-    found = row.get(task.label_column or "")
-    try:
-        return float(found)  # type: ignore[arg-type]  # None and others are refused below
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{path}, line {number}: expected a number in task.label_column="
-            f"{task.label_column}; found {found!r} among the columns {list(row)}"
-        ) from None

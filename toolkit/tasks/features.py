@@ -76,12 +76,12 @@ def collate(
         features: At least one, as `toolkit.tasks.encode` returns them.
         pad_id: Id of the padding token; padding has attention mask 0 and token type 0.
         targets: What else to take along, a kind's `TARGETS`: of each feature an integer, a float,
-            or a list of one integer per token.
+            a list of one integer per token, or a list of C floats.
         length: Tokens per row; None takes the longest feature's. Not less than that.
 
     Returns:
         Those of `input_ids`, `attention_mask`, `token_type_ids` (B, T) and of `targets`, (B,) or
-        (B, T) padded with `IGNORED`, that the features have; int64, floats as float32.
+        (B, T) padded with `IGNORED` or (B, C), that the features have; int64, floats as float32.
     """
     longest = max(len(feature["input_ids"]) for feature in features)
     length = longest if length is None else length
@@ -92,12 +92,13 @@ def collate(
         if name not in features[0]:
             continue
         values = [feature[name] for feature in features]
-        if np.ndim(values[0]) == 1:
+        is_list = np.ndim(values[0]) == 1
+        is_float = isinstance(values[0][0] if is_list else values[0], float)
+        if is_list and not is_float:
             fill = IGNORED if name in targets else pad_id if name == "input_ids" else 0
             batch[name] = np.full((len(values), length), fill, dtype=np.int64)
             for row, value in zip(batch[name], values, strict=True):
                 row[: len(value)] = value
         else:
-            is_float = isinstance(values[0], float)
             batch[name] = np.array(values, dtype=np.float32 if is_float else np.int64)
     return batch

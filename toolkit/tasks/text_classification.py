@@ -1,9 +1,10 @@
-"""Which of C classes a text, or a pair of texts, belongs to.
+"""Which of C classes a text, or a pair of texts, belongs to; or to which of them, if to several.
 
-An example is a dict: `text` (str), `text_pair` (str or None), `label` (int in [0, num_labels)).
+An example is a dict: `text` (str), `text_pair` (str or None), `label` (int in [0, num_labels), or a
+list of such with `multi_label`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,75 +13,79 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from toolkit.config import TaskConfig
-from toolkit.errors import InputError
-from toolkit.files import read_text
+from toolkit.errors import InputError, UsageError
 from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
+from toolkit.tasks.labels import number_of, spell
+from toolkit.tasks.metrics import OF_LABELS
+from toolkit.tasks.rows import columns_of, found, read_rows, text_of
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 OUTPUTS = ("logits",)
 TARGETS = ("labels",)
+METRICS = OF_LABELS  # GLUE judges by some of these (Wang et al. 2019, table 1)
+PROBLEM_TYPE = "single_label_classification"  # as config.json has it, unless `multi_label`
 
 
-def read_file(path: Path, task: TaskConfig) -> list[Example]:
-    """Read a file of tab-separated columns with a header, as GLUE has them: without any quoting.
+def check(task: TaskConfig) -> None:
+    """Refuse metrics that do not fit the number of labels.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if task.multi_label and (wrong := {"f1", "mcc"} & set(task.metrics)):
+        raise UsageError(
+            f"task.multi_label=true cannot be judged by {min(wrong)}, which is about one label "
+            "per text: choose task.metrics among accuracy (all labels of a text right), f1_micro, "
+            "f1_macro"
+        )
+    if "f1" in task.metrics and task.num_labels not in (2, None):
+        raise UsageError(
+            f"the metric f1 judges the second of two labels, but task={task.name} has "
+            f"{task.num_labels}: choose f1_macro (mean over labels) or f1_micro"
+        )
+
+
+def read_file(path: Path, task: TaskConfig) -> Iterator[Example]:
+    """Read rows of a text, or a pair, and its label: a number from 0, or one of `label_names`.
 
     Args:
-        path: The file, in UTF-8.
-        task: `file_columns` names the columns. A label is a number from 0, or one of `label_names`.
+        path: As `toolkit.tasks.rows.read_rows`.
+        task: `file_columns`, or `text_columns` and `label_column`, name the columns. With neither
+            label names nor their number stated, labels stay as they are spelled.
 
     Raises:
         InputError: The file is missing or damaged, naming the line.
     """
-    text = read_text(path, f"task={task.name} with task.data_dir={task.data_dir}")
-    # only line feeds end a line, unlike in `str.splitlines`; the last one may
-    lines = [(i, line.rstrip("\r")) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    header = lines[0][1].split("\t") if lines else []
-    for column in task.file_columns.values():
-        if column is not None and column not in header:
-            raise InputError(
-                f"{path}, line 1: expected the column {column!r} of task={task.name}, separated by "
-                f"tabs; found {header}"
-            )
-    examples = []
-    for number, line in lines[1:]:
-        fields = line.split("\t")
-        if len(fields) != len(header):
-            raise InputError(
-                f"{path}, line {number}: expected {len(header)} tab-separated fields as in the "
-                f"first line; found {len(fields)}"
-            )
-        row = dict(zip(header, fields, strict=True))
-        label = row[str(task.file_columns["label"])]
-        if label not in (names := _labels(task)):
-            raise InputError(
-                f"{path}, line {number}: expected a label, {_either(names)}, in column "
-                f"{task.file_columns['label']!r}; found {label!r}"
-            )
-        examples.append(_example(row, task.file_columns, names[label]))
-    return examples
+    for place, row, columns in text_rows(path, task):
+        yield text_part(place, row, columns, task) | {"label": _label(place, row, columns, task)}
 
 
 def from_hub(row: Mapping[str, Any], task: TaskConfig) -> Example:
     """Turn a row of a hub data set into an example."""
-    return _example(row, task.columns, int(row[str(task.columns["label"])]))
+    columns, place = columns_of(task, task.columns), f"task={task.name}"
+    return text_part(place, row, columns, task) | {"label": _label(place, row, columns, task)}
+
+
+def labels_in(example: Example) -> list[Any]:
+    """Return the labels of an example."""
+    label = example["label"]
+    return label if isinstance(label, list) else [label]
 
 
 def encode(
     examples: Sequence[Example], tokenizer: Tokenizer, task: TaskConfig, training: bool
 ) -> list[Feature]:
-    """Encode one feature per example, cut at `task.max_length` tokens, with `labels` (int)."""
-    tokenizer = unset(tokenizer)
-    tokenizer.enable_truncation(task.max_length)
-    texts = [
-        example["text"] if example["text_pair"] is None else (example["text"], example["text_pair"])
-        for example in examples
-    ]
-    return [
-        feature_of(encoding, index, labels=example["label"])
-        for index, (example, encoding) in enumerate(
-            zip(examples, encode_texts(tokenizer, texts), strict=True)
-        )
-    ]
+    """Encode one feature per example, cut at `task.max_length` tokens.
+
+    `labels` is an int, with `multi_label` a list of C floats, 0 or 1; `is_cut` is added to what
+    is longer than `task.max_length`.
+    """
+    if not task.multi_label:
+        return encode_labelled(examples, tokenizer, task, [e["label"] for e in examples])
+    targets = np.zeros((len(examples), task.num_labels or 0))
+    for row, example in zip(targets, examples, strict=True):
+        row[example["label"]] = 1.0
+    return encode_labelled(examples, tokenizer, task, targets.tolist())
 
 
 def score(
@@ -90,59 +95,72 @@ def score(
     task: TaskConfig,
 ) -> dict[str, float]:
     """Compute the task's metrics from one array of logits (C,) per feature."""
-    labels = np.array([examples[feature["example_index"]]["label"] for feature in features])
-    predicted = np.array([int(np.argmax(logits)) for logits in outputs])
+    logits, labels = np.stack(outputs), np.array([feature["labels"] for feature in features])
+    if task.multi_label:
+        # of a logit, since sigmoid(x) >= t where x >= log(t / (1 - t))
+        cut = np.log(task.threshold / (1 - task.threshold))
+        predicted, labels = (logits >= cut).astype(int), labels.astype(int)
+    else:
+        predicted = logits.argmax(axis=1)
     return {name: 100.0 * METRICS[name](predicted, labels) for name in task.metrics}
 
 
-def accuracy(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Return the fraction of right predictions; both (N,)."""
-    return float(np.mean(predicted == labels))
+def text_rows(
+    path: Path, task: TaskConfig
+) -> Iterator[tuple[str, dict[str, Any], dict[str, str | None]]]:
+    """Read rows with the names of their columns."""
+    columns = columns_of(task, task.file_columns)
+    wanted = [name for name in columns.values() if name is not None]
+    return ((place, row, columns) for place, row in read_rows(path, task, wanted))
 
 
-def f1(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Return F1 of class 1, in [0, 1]; both (N,)."""
-    true_positives = int(np.sum((predicted == 1) & (labels == 1)))
-    positives = int(np.sum(predicted == 1) + np.sum(labels == 1))
-    return 2 * true_positives / positives if positives else 0.0
+def text_part(
+    place: str, row: Mapping[str, Any], columns: Mapping[str, str | None], task: TaskConfig
+) -> Example:
+    """Return `text` and `text_pair` of a row.
 
-
-def matthews(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Return the correlation of two classes, in [-1, 1], 0 where one of them never occurs.
-
-    Args:
-        predicted: (N,), 0 or 1.
-        labels: (N,), 0 or 1.
-
-    Source: Matthews 1975, https://doi.org/10.1016/0005-2795(75)90109-9.
+    Raises:
+        InputError: One is missing.
     """
-    if predicted.min() == predicted.max() or labels.min() == labels.max():
-        return 0.0
-    return float(np.corrcoef(predicted, labels)[0, 1])
-
-
-# GLUE judges by these (Wang et al. 2019, table 1).
-METRICS: dict[str, Callable[[NDArray[np.int64], NDArray[np.int64]], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "mcc": matthews,
-}
-
-
-def _example(row: Mapping[str, Any], columns: Mapping[str, str | None], label: int) -> Example:
     pair = columns["text_pair"]
     return {
-        "text": row[str(columns["text"])].strip(),
-        "text_pair": None if pair is None else row[pair].strip(),
-        "label": label,
+        "text": text_of(place, row, str(columns["text"]), task),
+        "text_pair": None if pair is None else text_of(place, row, pair, task),
     }
 
 
-def _labels(task: TaskConfig) -> dict[str, int]:
-    """Return the label that each spelling in a file means."""
-    names = task.label_names or map(str, range(task.num_labels))
-    return {name: number for number, name in enumerate(names)}
+def encode_labelled(
+    examples: Sequence[Example], tokenizer: Tokenizer, task: TaskConfig, labels: Sequence[Any]
+) -> list[Feature]:
+    """Encode one feature per example, with its `labels`."""
+    tokenizer = unset(tokenizer)
+    tokenizer.enable_truncation(task.max_length)
+    texts = [
+        example["text"] if example["text_pair"] is None else (example["text"], example["text_pair"])
+        for example in examples
+    ]
+    return [
+        feature_of(encoding, index, labels=label, is_cut=bool(encoding.overflowing))
+        for index, (label, encoding) in enumerate(
+            zip(labels, encode_texts(tokenizer, texts), strict=True)
+        )
+    ]
 
 
-def _either(names: Mapping[str, int]) -> str:
-    return " or ".join(filter(None, [", ".join(list(names)[:-1]), list(names)[-1]]))
+def _label(
+    place: str, row: Mapping[str, Any], columns: Mapping[str, str | None], task: TaskConfig
+) -> Any:
+    column = str(columns["label"])
+    value = row[column]
+    if not task.multi_label:
+        return number_of(place, column, spell(place, column, value), task)
+    if isinstance(value, str):
+        value = [part for part in value.split(task.label_separator) if part.strip()]
+    if not isinstance(value, list):
+        raise InputError(
+            f"{place}: expected a list of labels in column {column!r}, or a text such as "
+            f"a{task.label_separator}b (task.label_separator), empty where there are none; "
+            f"{found(value)}"
+        )
+    spelled = dict.fromkeys(spell(place, column, part) for part in value)
+    return [number_of(place, column, label, task) for label in spelled]

@@ -178,7 +178,8 @@ def original() -> PreTrainedModel:
     model = BertForQuestionAnswering(
         BertConfig(architectures=["BertForQuestionAnswering"], **sizes)
     )
-    return prune_once(model, default_sparsity(final_sparsity=SPARSITY)).train(False)
+    pruned: PreTrainedModel = prune_once(model, default_sparsity(final_sparsity=SPARSITY)).eval()
+    return pruned
 
 
 def write(
@@ -214,7 +215,9 @@ def test_all_weights_arrive_with_their_zeros(
         assert zero_share(prunable_weights(model).values()) == zero_share(
             prunable_weights(original).values()
         )
-        rounding = {integers: 0.02, typeless: 1e-3}.get(layout, 0.0)  # relative to the largest
+        rounding = (
+            0.02 if layout is integers else 1e-3 if layout is typeless else 0.0
+        )  # relative to the largest
         for name, expected in original.state_dict().items():
             limit = rounding * float(expected.abs().max())
             assert float((model.state_dict()[name] - expected).abs().max()) <= limit, name

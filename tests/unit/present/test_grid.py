@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.browser import Browser, find_browser
 from support.configs import compose
@@ -93,7 +94,9 @@ def test_precisions_measured_apart_are_one_grid() -> None:
 def test_the_picture_has_a_point_per_recipe_and_marks_the_rest() -> None:
     grid = grid_of(record_of(CELLS))
     (axes,) = draw_grids([grid]).axes
-    drawn = [tuple(points_on(line)[0]) for line in axes.get_lines() if len(line.get_xdata()) == 1]
+    drawn = [
+        tuple(points_on(line)[0]) for line in axes.get_lines() if np.size(line.get_xdata()) == 1
+    ]
     points = points_of(grid)
     assert len(points) == 5
     for point in points:
@@ -101,7 +104,9 @@ def test_the_picture_has_a_point_per_recipe_and_marks_the_rest() -> None:
     marks = [(x, y) for x, y in drawn if y < min(point.recovery for point in points)]
     assert [x for x, _ in marks] == [95.0]
     assert axes.get_title() == title_of_grid(grid)
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    legend = axes.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["12 layers", "6 layers", "fp32", "int8"]
     assert len(draw_grids([grid, grid_of(record_of(CELLS, dense=None))]).axes) == 2
 
@@ -110,7 +115,9 @@ def test_the_picture_has_a_point_per_recipe_and_marks_the_rest() -> None:
 def test_a_report_of_grids_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_record(tmp_path / "grid" / "record.json", record_of(CELLS))
     out = tmp_path / "report"
-    config = ReportRoot(paths=[str(tmp_path / "grid")], select=None, output_dir=str(out))
+    config = ReportRoot(
+        paths=[str(tmp_path / "grid")], select=None, within=0.01, output_dir=str(out)
+    )
     assert report(config) == []
     assert (out / "grid.png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "pareto.png").exists()

@@ -10,7 +10,8 @@ from support import configs
 from toolkit.config import Pooling, TaskConfig
 from toolkit.errors import InputError, UsageError
 from toolkit.tasks import demo, encode, evaluate, load_examples
-from toolkit.tasks.embedding import TEACHER_VECTOR, cosine, pool, read_file, spearman
+from toolkit.tasks.embedding import TEACHER_VECTOR, cosine, pool, read_file
+from toolkit.tasks.metrics import spearman
 
 
 def task(*overrides: str) -> TaskConfig:
@@ -25,7 +26,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 def test_a_text_per_line(tmp_path: Path) -> None:
     path = write(tmp_path, "some.txt", 'the soup\n\n  "said, anna \nthe\u2028bread\n')
     texts = ["the soup", '"said, anna', "the\u2028bread"]
-    assert read_file(path, task()) == [{"texts": [text], "score": None} for text in texts]
+    assert [*read_file(path, task())] == [{"texts": [text], "score": None} for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -39,12 +40,12 @@ def test_a_text_per_line(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_scored_pairs(tmp_path: Path, name: str, content: str) -> None:
     path = write(tmp_path, name, content)
-    judged = read_file(path, task(f"eval_file={path}"))
+    judged = [*read_file(path, task(f"eval_file={path}"))]
     assert judged == [
         {"texts": ["a, b", "c"], "score": 0.5},
         {"texts": ["d", "e"], "score": 1.0},
     ]
-    learnt = read_file(path, task(f"train_file={path}"))
+    learnt = [*read_file(path, task(f"train_file={path}"))]
     assert [example["texts"] for example in learnt] == [["a, b", "c"], ["d", "e"]]
     assert {example["score"] for example in learnt} == {None}
 
@@ -52,7 +53,12 @@ def test_scored_pairs(tmp_path: Path, name: str, content: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "overrides", "says"),
     [
-        ("a.txt", "x\n", ("eval_file=PATH",), "must hold scored pairs, in a .csv, .tsv or .jsonl"),
+        (
+            "a.txt",
+            "x\n",
+            ("eval_file=PATH",),
+            "scored pairs, in a file that ends in .csv",
+        ),
         ("a.tsv", "text\nx\n", ("train_file=PATH",), "line 2: expected 1 or two of task.text_col"),
         ("a.tsv", "sentence1\tscore\nx\t1\n", ("eval_file=PATH",), "line 2: expected 2 or two of"),
         ("a.csv", "sentence1,sentence2\nx,y\n", ("eval_file=PATH",), "task.label_column=score; fo"),
@@ -66,7 +72,7 @@ def test_what_a_file_lacks_is_named(
 ) -> None:
     path = write(tmp_path, name, content)
     with pytest.raises(InputError) as caught:
-        read_file(path, task(*(override.replace("PATH", str(path)) for override in overrides)))
+        [*read_file(path, task(*(override.replace("PATH", str(path)) for override in overrides)))]
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
 

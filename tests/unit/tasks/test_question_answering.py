@@ -50,7 +50,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 def test_read(tmp_path: Path) -> None:
     (tmp_path / "dev-v1.1.json").write_text(json.dumps(document()))
-    assert read_file(tmp_path / "dev-v1.1.json", task()) == [
+    assert [*read_file(tmp_path / "dev-v1.1.json", task())] == [
         {
             "id": "1",
             "question": "why ?",
@@ -73,12 +73,12 @@ def test_read(tmp_path: Path) -> None:
 def test_read_broken(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "dev-v1.1.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        read_file(tmp_path / "dev-v1.1.json", task())
+        [*read_file(tmp_path / "dev-v1.1.json", task())]
 
 
 def test_read_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expects the file .*train-v1\.1\.json"):
-        read_file(tmp_path / "train-v1.1.json", task())
+        [*read_file(tmp_path / "train-v1.1.json", task())]
 
 
 def test_hub_row() -> None:
@@ -217,7 +217,7 @@ def test_score_takes_the_best_gold_and_counts_every_question() -> None:
 
 def test_real_dev_set(data_dir: Path) -> None:
     """All 10,570 questions; a gold answer scores 100, but for "The", of which nothing is left."""
-    examples = read_file(data_dir / "squad" / "dev-v1.1.json", task())
+    examples = [*read_file(data_dir / "squad" / "dev-v1.1.json", task())]
     assert len(examples) == 10_570
     golds = [example["answers"][-1]["text"] for example in examples]
     empty = sum(not normalize(gold) for gold in golds)

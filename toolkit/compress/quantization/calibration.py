@@ -283,7 +283,7 @@ def _training_texts(
     checkpoint: Path,
     options: QuantizationConfig,
     seed: int,
-) -> list[Feature]:
+) -> Sequence[Feature]:
     """Draw training examples and encode them."""
     examples, count = load_examples(task, "train", seed), options.num_calibration_examples
     drawn = random.Random(seed).sample(examples, min(count, len(examples)))

@@ -280,7 +280,7 @@ class SparsificationCallback(TrainerCallback):
         s, steps = self.sparsity, self.sparsity.steps or ()
         targets = {}
         for name, final in final_targets(self.weights, s).items():
-            if self.initial[name] > final + 1e-3:
+            if final > 0 and self.initial[name] > final + 1e-3:
                 raise UsageError(
                     f"{name} already has {self.initial[name]:.1%} zeros, more than the final "
                     f"sparsity of {final:.1%}: ask for more, or keep its zeros with "

@@ -248,8 +248,10 @@ def running(sweep: Path, cell: Cell) -> Iterator[bool]:
             raise
         finally:
             cell.seconds = round(cell.seconds + time.monotonic() - start, 3)
-            _add_results(cell, sweep / cell.folder)
-            write_cells(sweep, [cell])
+            try:
+                _add_results(cell, sweep / cell.folder / "record.json")
+            finally:
+                write_cells(sweep, [cell])
 
 
 @contextmanager
@@ -466,11 +468,13 @@ class Sweep:
             return True
 
 
-def _add_results(cell: Cell, folder: Path) -> None:
+def _add_results(cell: Cell, path: Path) -> None:
     """Read from a cell's record, where it has one, what the table shows."""
     cell.metric = cell.score = cell.zeros = cell.items_per_s = None
-    with suppress(InputError):
-        record = read_record(folder)
+    if not path.is_file():
+        return
+    with suppress(InputError):  # damaged: whoever needs it says so
+        record = read_record(path)
         scores = metrics_of(record["metrics"])
         cell.metric, cell.score = next(iter(scores.items()), (None, None))
         cell.zeros = record["model"].get("sparsity", {}).get("encoder")

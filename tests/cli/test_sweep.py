@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,16 +26,22 @@ CELLS = (
 )
 
 
-def start(args: Sequence[str], folder: Path) -> "subprocess.Popen[str]":
-    """Start the command as the leader of its own group of processes."""
-    return subprocess.Popen(
+@contextmanager
+def started(args: Sequence[str], folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Start the command as the leader of its own group of processes; none outlives the test."""
+    with subprocess.Popen(
         [COMMAND, "train", "-m", *args],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -110,7 +117,7 @@ def test_killed_and_resumed_it_ends_in_the_same_weights(toolkit: Run, tmp_path: 
     killed.mkdir()
     done = toolkit("train", "-m", *six, cwd=whole, timeout=400)
     assert done.returncode == 0, done.stderr
-    with start(six, killed) as process:
+    with started(six, killed) as process:
         in_third = f"runs/2/trainer/checkpoint-*/{MASKS_FILE}"
         wait_until(lambda: list(killed.glob(in_third)), process)
         os.killpg(process.pid, signal.SIGKILL)
@@ -133,7 +140,7 @@ def test_killed_and_resumed_it_ends_in_the_same_weights(toolkit: Run, tmp_path: 
 def test_a_process_that_dies_takes_no_sweep_with_it(toolkit: Run, tmp_path: Path) -> None:
     """A worker of joblib's is killed, as for want of memory; Slurm's stand-in goes on later."""
     three = [*CELLS, "seed=0,1,2"]
-    with start([*three, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], tmp_path) as process:
+    with started([*three, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], tmp_path) as process:
         wait_until(lambda: list(tmp_path.glob("runs/0/trainer/checkpoint-*")), process)
         os.kill(int(rows(tmp_path)[0]["process"].rpartition(":")[2]), signal.SIGKILL)
         _, stderr = process.communicate(timeout=400)
@@ -155,15 +162,15 @@ def test_ray_on_two_nodes_with_two_processes_in_each_cell(
     """A cluster of two raylets with one CPU each, so that cells beside each other are on both."""
     monkeypatch.setenv("RAY_worker_niceness", "0")  # tests share the machine
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs Ray")
-    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
+    cluster = cluster_utils.Cluster()
     args = [*CELLS, "depth=full,layers1,layers9", "num_processes=2", "trainer.ddp_backend=gloo"]
-    args += ["trainer.logging_steps=1"]
-    args += ["hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address={cluster.address}"]
+    args += ["trainer.logging_steps=1", "hydra/launcher=ray_cluster"]
     try:
-        cluster.add_node(**{name: node[name] for name in ("num_cpus", "object_store_memory")})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, object_store_memory=80_000_000, include_dashboard=False)
         cluster.wait_for_nodes()
-        with start([*args, "+hydra.launcher.ray.remote.num_cpus=1"], tmp_path) as process:
+        args += [f"hydra.launcher.ray.init.address={cluster.address}"]
+        with started([*args, "+hydra.launcher.ray.remote.num_cpus=1"], tmp_path) as process:
             wait_until(lambda: states(tmp_path).count("running") == 2, process)
             _, stderr = process.communicate(timeout=400)
     finally:

@@ -64,13 +64,17 @@ def take_verbosity(args: Sequence[str]) -> list[str]:
     others = [arg for arg in args if arg not in ("-q", "-v")]
     if "-q" in args and "-v" in args:
         raise UsageError("-q asks for less, -v for more: give one of them")
+    more = []
     if "-v" in args:
         os.environ[VERBOSITY] = "verbose"
-        others.append("hydra.verbose=[toolkit]")
+        more = ["hydra.verbose=[toolkit]"]
     if "-q" in args:
         os.environ[VERBOSITY] = "quiet"
-        others += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    return others
+        more = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    # beside the others: no flag may stand between overrides
+    places = [i for i, arg in enumerate(others) if "=" in arg and not arg.startswith("-")]
+    place = places[0] if places else len(others)
+    return [*others[:place], *more, *others[place:]]
 
 
 def default_dir(moment: str, *, _root_: DictConfig) -> str:

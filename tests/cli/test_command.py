@@ -113,7 +113,7 @@ def test_verbosity(toolkit: Run) -> None:
     quiet = toolkit(*args, "-q", "output_dir=a")
     assert quiet.returncode == 0, quiet.stderr
     assert (quiet.stdout, quiet.stderr) == ("record: a/record.json\n", "")
-    sweep = toolkit(*args, "-q", "-m", "seed=1", "output_dir=b")
+    sweep = toolkit(args[0], "-m", *args[1:], "seed=1", "output_dir=b", "-q")
     assert sweep.stdout == "record: b/0/record.json\n", sweep.stderr
     verbose = toolkit(*args, "-v", "output_dir=c")
     assert "[toolkit.progress][DEBUG] - packing: 1 in" in verbose.stdout

@@ -75,7 +75,10 @@ def test_quiet_leaves_the_result(
 def test_flags_become_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VERBOSITY, "")  # so that what is set is undone
     assert take_verbosity(["seed=1"]) == ["seed=1"]
-    assert take_verbosity(["-v", "seed=1"]) == ["seed=1", "hydra.verbose=[toolkit]"]
+    verbose = "hydra.verbose=[toolkit]"
+    assert take_verbosity(["-v", "seed=1"]) == [verbose, "seed=1"]
+    assert take_verbosity(["--cfg", "job", "-v"]) == ["--cfg", "job", verbose]
+    assert take_verbosity(["a=1,2", "b=3", "-m", "-v"]) == [verbose, "a=1,2", "b=3", "-m"]
     assert "hydra/job_logging=none" in take_verbosity(["seed=1", "-q"])
     assert progress.is_quiet()
     with pytest.raises(UsageError, match="give one of them"):

@@ -83,6 +83,7 @@ def test_replicas_answer_as_one_server_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic's, by what ray imports
 def test_what_cannot_be_deployed_gets_a_sentence() -> None:
     from toolkit.errors import UsageError
     from toolkit.serving.deployment import build

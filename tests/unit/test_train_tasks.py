@@ -68,7 +68,10 @@ def sentences(count: int) -> list[tuple[str, str, str]]:
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
-    train(replace(compose("train", *TINY, *overrides), output_dir=str(folder)))
+    tiny = [
+        each for each in TINY if "model=local" not in overrides or not each.startswith("model.")
+    ]
+    train(replace(compose("train", *tiny, *overrides), output_dir=str(folder)))
     return read_record(folder)
 
 

@@ -455,10 +455,16 @@ def _read_weights(path: str) -> tuple[dict[str, torch.Tensor], list[str]]:
             name: cached_file(path, name, _raise_exceptions_for_missing_entries=False)
             for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
         }
+        if not any(files.values()):
+            raise InputError(
+                f"{path} has no weights: expected {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} there"
+            )
         if files[SAFE_WEIGHTS_NAME]:
             weights = load_file(files[SAFE_WEIGHTS_NAME])
         else:
             weights = torch.load(files[WEIGHTS_NAME], "cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # OSError, SafetensorError, UnpicklingError, HTTP errors
         raise InputError(_cannot_load("weights", path, error)) from error
     try:

@@ -32,8 +32,6 @@ from toolkit.config import NOT_COMPARED
 from toolkit.errors import InputError, UsageError, fail, verdict
 from toolkit.files import read_text, write_text
 from toolkit.overrides import parse, quote
-from toolkit.present.results import mark_pareto_front
-from toolkit.present.tables import text_table
 from toolkit.progress import say, tell
 from toolkit.record import metrics_of, read_record
 
@@ -149,6 +147,10 @@ def table(cells: Sequence[Cell]) -> str:
 
 def summary(cells: Sequence[Cell]) -> str:
     """Draw cells for a terminal, and name those that none beats in both score and speed."""
+    # here: they load NumPy, and every verb starts with this module
+    from toolkit.present.results import mark_pareto_front
+    from toolkit.present.tables import text_table
+
     metrics = {cell.metric for cell in cells if cell.metric}
     header = ["cell", "state", metrics.pop() if len(metrics) == 1 else "score", "zeros", "items/s"]
     lines = [

@@ -116,7 +116,8 @@ def test_verbosity(toolkit: Run) -> None:
     assert quiet.stderr == ""
     assert re.fullmatch(r"record: \S*a/record\.json\n", quiet.stdout)
     sweep = toolkit(args[0], "-m", *args[1:], "seed=1", "output_dir=b", "-q")
-    assert re.fullmatch(r"record: \S*b/0/record\.json\n", sweep.stdout), sweep.stderr
+    counted = r"record: \S*b/0/record\.json\n\S*b/sweep\.csv: 1 done of 1 cells\n"
+    assert re.fullmatch(counted, sweep.stdout), sweep.stderr
     verbose = toolkit(*args, "-v", "output_dir=c")
     assert "[toolkit.progress][DEBUG] - packing: 1 in" in verbose.stdout
     wrong = toolkit("grid", "-q", "depths=[99]")

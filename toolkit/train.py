@@ -78,9 +78,9 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
         train(step, steps_left=len(earlier) + 1 - number)
         note(whole, output)
     arguments = training_arguments(config, output)
-    config = replace(config, task=find_labels(config.task, known_labels(config.model)))
     set_seed(config.seed)  # for new weights
     tokenizer = load_tokenizer(config.model)
+    config = replace(config, task=find_labels(config.task, known_labels(config.model)))
     model = load_model(config.model, config.task, tokenizer, is_fine_tuned=not is_training(config))
     teacher = load_teacher(config.teacher, model, tokenizer, config.task)
     num_layers = len(encoder_layers(model))

@@ -199,7 +199,7 @@ def load_data(
             f"by seed={config.seed}{share}"
         )
     for name, some in (("training", train), ("evaluation", features)):
-        if cut := sum(feature.get("is_cut", False) for feature in some):
+        if "is_cut" in some[0] and (cut := sum(feature["is_cut"] for feature in some)):
             say(
                 f"{cut} of {len(some)} {name} texts are longer than task.max_length="
                 f"{task.max_length} tokens and are cut there"

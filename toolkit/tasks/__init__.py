@@ -127,10 +127,10 @@ def find_labels(task: TaskConfig, known: Sequence[str] | None) -> TaskConfig:
         UsageError: The labels do not fit the metrics or class weights, or are the model's in
             another order.
     """
-    if task.num_labels is not None:
+    kind, names, found = kind_of(task), None, dict[str, None]()
+    if task.num_labels is not None or not hasattr(kind, "labels_in"):
         check_order(task, known)
         return task
-    kind, names, found = kind_of(task), None, dict[str, None]()
     if task.train_file is not None:
         source = task.train_file
         examples = kind.read_file(Path(source), task)

@@ -39,7 +39,7 @@ def read_file(path: Path, task: TaskConfig) -> Iterator[Example]:
     Raises:
         InputError: The file is missing or damaged, naming the line.
     """
-    is_judging = str(path) == task.eval_file
+    is_judging = task.eval_file is not None and path == Path(task.eval_file)
     if path.suffix.lower() not in READERS:
         check_is_file(path, task)
         if is_judging:

@@ -81,7 +81,8 @@ def collate(
             continue
         values = [feature[name] for feature in features]
         is_list = np.ndim(values[0]) == 1
-        is_float = isinstance(values[0][0] if is_list else values[0], float)
+        first = values[0][0] if is_list else values[0]
+        is_float = name in targets and isinstance(first, float)
         if is_list and not is_float:
             fill = IGNORED if name in targets else pad_id if name == "input_ids" else 0
             batch[name] = np.full((len(values), length), fill, dtype=np.int64)

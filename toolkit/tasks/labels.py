@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from toolkit.config import TaskConfig
@@ -49,7 +50,7 @@ def number_of(place: str, column: str, spelled: str, task: TaskConfig) -> int | 
     if spelled in numbers:
         return numbers[spelled]
     names = task.label_names or list(numbers)
-    unseen = task.eval_file is not None and place.startswith(task.eval_file)
+    unseen = task.eval_file is not None and place.startswith(str(Path(task.eval_file)))
     raise InputError(
         f"{place}: expected a label, {either(names)}, in column {column!r}; found {spelled!r}"
         + (

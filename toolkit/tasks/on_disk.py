@@ -31,6 +31,8 @@ class OnDisk(Sequence[Item], Generic[Item]):
         InputError: The disk is full.
     """
 
+    _whole: Any = None  # of which this is a part: it keeps the file open
+
     def __init__(self, items: Iterable[Item]) -> None:
         ends, waiting, end = array("q", [0]), bytearray(), 0
         # without a buffer: the file is read at any place by its number
@@ -75,8 +77,6 @@ class OnDisk(Sequence[Item], Generic[Item]):
         picked._file, picked._whole = self._file, self
         picked._starts, picked._sizes = self._starts[places], self._sizes[places]
         return picked
-
-    _whole: Any = None  # keeps the file open as long as a part of it is in use
 
 
 def _write(file: Any, waiting: bytearray) -> int:

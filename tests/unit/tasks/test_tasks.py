@@ -150,6 +150,8 @@ def test_targets_may_be_floats_and_one_per_token() -> None:
     assert batch["labels"].dtype == batch["start"].dtype == np.int64
     assert batch["score"].tolist() == [0.5, 2.0]
     assert batch["score"].dtype == np.float32
+    several = [text | {"labels": [1.0, 0.0]} for text in texts]
+    assert collate(several, 3, ["labels"])["labels"].tolist() == [[1.0, 0.0], [1.0, 0.0]]
 
 
 def test_metrics() -> None:

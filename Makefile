@@ -25,7 +25,7 @@ $(VENV)/pip:
 	touch $@
 
 $(VENV)/built: $(VENV)/pip pyproject.toml setup.py $(SOURCES)
-	$(BIN)/pip install --quiet --editable '.[bench,dev]'
+	$(BIN)/pip install --quiet --editable '.[bench,serve,sweep,dev]'
 	touch $@
 
 check: setup ## what must be green before a commit: lint, types, all tests
@@ -68,13 +68,18 @@ sanitize: setup $(SANITIZED)/built ## kernel and engine tests under the address 
 	$(WITH_SANITIZERS) $(BIN)/pytest tests/kernels $(PYTEST) \
 	  $(patsubst %,tests/unit/engine/test_%.py,engine integers kernel_choice profile threads)
 
+docs: setup ## the documentation as a site in build/docs; a link that leads nowhere is an error
+	$(BIN)/sphinx-build -q -E -W --keep-going docs build/docs
+
 SECONDS := 60
 fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for SECONDS each, under the sanitizers
 	for quantization in none int8; do $(BIN)/toolkit export output_dir=$(SANITIZED)/$$quantization model.config.hidden_size=32 \
-	  model.config.num_hidden_layers=1 model.config.intermediate_size=64 quantization=$$quantization || exit 1; done
+	  model.config.num_hidden_layers=1 model.config.intermediate_size=64 quantization=$$quantization \
+	  sparsity=prune80 format=sparse || exit 1; done
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/kernels/fuzz_packing.py $(SECONDS)
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/none/model.onnx $(SECONDS)
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/int8/model.onnx $(SECONDS)
+	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/none/model.sparse $(SECONDS)
 
 DEMO := outputs/demo
 demo: setup ## train a teacher and a grid of small students, measure them, report; needs no download
@@ -82,16 +87,19 @@ demo: setup ## train a teacher and a grid of small students, measure them, repor
 	$(BIN)/toolkit train output_dir=$(DEMO)/teacher trainer.disable_tqdm=true
 	$(BIN)/toolkit train -m recipe=demo teacher.path=$(DEMO)/teacher/checkpoint \
 	  depth=full,layers2,layers1 sparsity=dense,prune70,prune80,prune90,prune97 output_dir=$(DEMO)/grid \
-	  'then=[export,bench]' bench.against=[onnxruntime] bench.seconds=0.5 trainer.disable_tqdm=true
-	$(BIN)/toolkit report $(DEMO)/grid output_dir=$(DEMO)/report 'select=recovery>=0.98'
+	  'then=[export,bench]' bench.against=[onnxruntime] bench.seconds=0.5 bench.profile=true trainer.disable_tqdm=true
+	$(BIN)/toolkit report $(DEMO) output_dir=$(DEMO)/report 'select=recovery>=0.98'
 	@printf '%s\n' '' 'Next, with your own model:' \
 	  "  $(BIN)/toolkit bench onnx=MODEL.onnx 'against=[onnxruntime]'   # your file, side by side" \
 	  "  $(BIN)/toolkit bench model=bert_base depth=layers6 sparsity=prune90 'against=[onnxruntime]'   # what would pruning bring?" \
 	  "  $(BIN)/toolkit train model=local model.path=DIR task=sst2 task.data_dir=DIR sparsity=prune80 teacher=self 'then=[export,bench]'"
+
+screenshot: setup ## draw docs/report.png, the demo's page (after `make demo`; needs chromium)
+	PYTHONPATH=tests $(BIN)/python tests/support/screenshot.py $(DEMO)/report/report.html docs/report.png --height 1000
 
 clean: ## remove what was built and measured, .venv included
 	rm -rf $(VENV) build dist *.egg-info outputs multirun cython_kernels/*.so cython_kernels/*.c
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check quick lint types format sanitize fuzz demo clean
+.PHONY: help setup check quick lint types format sanitize docs fuzz demo screenshot clean

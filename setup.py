@@ -47,6 +47,7 @@ setup(
     package_data={
         "toolkit": ["py.typed", "*.json"],
         "toolkit.present": ["*.html", "*.js"],
+        "toolkit.serving": ["*.html"],
         "toolkit.conf": ["**/*.yaml", "*.yaml"],
         "cython_kernels": ["py.typed", "*.pyi"],
     },

@@ -57,6 +57,18 @@ def model_isas() -> list[str]:
 def aligned(count: int, dtype: DTypeLike = ...) -> NDArray[Any]:
     """Return an uninitialised array (count,) on a 64-byte boundary; float32 unless told."""
 
+def expand(bits: NDArray[np.uint8], count: int, values: NDArray[Any]) -> NDArray[Any]:
+    """Return an array (count,) of `values` where a bit is set, in order, and of zeros elsewhere.
+
+    Args:
+        bits: (ceil(count / 8),), the lowest bit of a byte first; those beyond `count` are 0.
+        count: Elements.
+        values: As many as bits are set; of 1, 2 or 4 bytes each.
+
+    Raises:
+        ValueError: The sizes contradict each other.
+    """
+
 class _Norm(Protocol):
     """LayerNorm over H or E features: gamma and beta, float32."""
 

@@ -59,6 +59,7 @@ cdef const kernels_t *find_kernels(str isa) except NULL:
 
 
 include "memory.pxi"
+include "expand.pxi"
 include "packing.pxi"
 include "gemm.pxi"
 include "layers.pxi"

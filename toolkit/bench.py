@@ -6,35 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifact.exported import (
-    Exported,
-    describe_onnx,
-    find_checkpoint,
-    read_exported,
-    size_bytes,
-)
-from toolkit.config import BenchRoot, Lengths
+from toolkit.artifact.exported import Exported, find_checkpoint, size_bytes
+from toolkit.artifact.model_card import refresh_card
+from toolkit.config import BenchRoot, Lengths, TrainRoot, narrow
+from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.environment import decide_num_threads
-from toolkit.errors import UsageError
 from toolkit.files import size_of
 from toolkit.measure.baseline import check_comparable, compare
 from toolkit.measure.batches import make_batches, read_task
-from toolkit.measure.engines import (
-    ENGINES,
-    Contender,
-    check_engine,
-    engine_of,
-    is_installed,
-    parse_contender,
-)
+from toolkit.measure.contenders import check_options, engine_of, read_other
+from toolkit.measure.engines import ENGINES
 from toolkit.measure.session import add_metrics, add_profile, check_outputs, load, start_worker
 from toolkit.measure.timing import speed_entry, time_rounds, warn_if_busy
-from toolkit.measure.what_if import find_model
+from toolkit.measure.what_if import find_model, model_facts
 from toolkit.measure.worker import save_batches
 from toolkit.present.bench_table import print_results
+from toolkit.progress import bar
 from toolkit.record import new_record, read_record, root_id, speed_key, write_record
-from toolkit.tasks import check_names
-from toolkit.tasks.embedding import check_scored
 from toolkit.tasks.labels import learnt
 
 
@@ -70,7 +58,7 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         judged = read_task(config.task, model, config.seed) if config.accuracy else None
         models = {c.label: read_other(config, model, c) for c in contenders}
         workers, loaded = {}, {}
-        for c in contenders:
+        for c in bar(contenders, "packing"):
             workers[c.label] = stack.enter_context(start_worker(config, c, folder))
             loaded[c.label] = load(config, models[c.label], c, workers[c.label], folder)
         differences: dict[str, float] = {}
@@ -93,8 +81,11 @@ def bench(config: BenchRoot) -> dict[str, Any]:
         profiled = next((e for e in entries if engine_of(e["engine"]) == "sparse"), entries[0])
         if config.profile or config.roofline:
             add_profile(config, workers[profiled["engine"]], profiled)
+        environment = record["environment"]
         record = fill_record(config, record, model, facts, entries)
     write_record(Path(config.output_dir) / "record.json", record)
+    if record["environment"] is not environment:  # the export's own run was measured
+        refresh_card(model.onnx.parent, record["metrics"], entries, environment)
     if config.roofline:
         from toolkit.present.figures import save_png
         from toolkit.present.figures.roofline import draw_roofline
@@ -105,62 +96,6 @@ def bench(config: BenchRoot) -> dict[str, Any]:
     if baseline is not None:
         compare(config, baseline, entries[0])
     return record
-
-
-def check_options(config: BenchRoot) -> list[Contender]:
-    """Refuse what cannot be measured here, before anything is; return what is measured.
-
-    Raises:
-        UsageError: A name is unknown, a package is missing, or options contradict each other.
-    """
-    first = Contender(config.engine.name, config.engine.precision).label
-    contenders = [parse_contender(text) for text in dict.fromkeys([first, *config.against])]
-    engines = [contender.engine for contender in contenders]
-    for engine in engines:
-        check_engine(engine)
-    check_names(config.task)
-    if config.accuracy and config.task.kind == "embedding":
-        check_scored(config.task)
-    if config.onnx is None and not is_installed("torch"):
-        raise UsageError(
-            "measuring a model by its description builds it with torch, which is not installed: "
-            f"name an ONNX file or export folder with onnx=…, or {ENGINES['torch'].remedy}"
-        )
-    for option in ("profile", "roofline"):
-        if getattr(config, option) and "sparse" not in engines:
-            raise UsageError(f"{option}=true shows the sparse engine: add engine=sparse")
-    if config.roofline and not is_installed("matplotlib"):
-        raise UsageError(
-            "roofline=true draws with matplotlib, which is not installed: pip install matplotlib, "
-            "or use profile=true for the numbers"
-        )
-    return contenders
-
-
-def read_other(config: BenchRoot, model: Exported, contender: Contender) -> Exported:
-    """Return what a contender runs: `model`, or what is in a file of its own.
-
-    Raises:
-        InputError: It is no ONNX file of a BERT.
-        UsageError: It takes other texts than `model`.
-    """
-    if contender.onnx is None:
-        return model
-    other = read_exported(Path(contender.onnx))
-    if other.vocab_size != model.vocab_size or other.max_tokens < config.seq_len:
-        raise UsageError(
-            f"{contender.label} must take the texts of the measured model: {model.vocab_size} "
-            f"token ids, {config.seq_len} tokens; it has {other.vocab_size} and {other.max_tokens}"
-        )
-    return other
-
-
-def model_facts(config: BenchRoot, model: Exported) -> dict[str, Any]:
-    """Return the `model` of the record: from the one beside the ONNX file, or from its graph."""
-    if config.onnx is None:
-        known = (model.record or {}).get("model", {})
-        return {**known, "name": config.model.name, "random_weights": True}
-    return describe_onnx(model.onnx) if model.record is None else dict(model.record["model"])
 
 
 def fill_record(
@@ -187,7 +122,7 @@ def fill_record(
     if config.accuracy and not record["metrics"]:
         record["metrics"] = entries[0]["metrics"]
     sizes = record["size_bytes"]
-    sizes["onnx"] = size_bytes(model.onnx)
+    sizes["sparse" if model.onnx.suffix == SUFFIX else "onnx"] = size_bytes(model.onnx)
     used = [ENGINES[engine_of(entry["engine"])] for entry in entries]
     if "checkpoint" not in sizes and any(engine.reads_checkpoint for engine in used):
         sizes["checkpoint"] = size_of(find_checkpoint(model.onnx))
@@ -198,3 +133,9 @@ def fill_record(
     new = {speed_key(entry) for entry in entries}
     record["speed"] = [entry for entry in record["speed"] if speed_key(entry) not in new] + entries
     return record
+
+
+def bench_of(config: TrainRoot, output: Path) -> BenchRoot:
+    """Make the configuration of `then=[…,bench]`: the fresh export, into the same record."""
+    onnx, folder = str(output / "export"), str(output)
+    return narrow(config, BenchRoot, **vars(config.bench), onnx=onnx, output_dir=folder)

@@ -17,22 +17,26 @@ verbs:
   train    make a model small: drop layers, prune, distil, evaluate
   export   write a checkpoint as ONNX and prove that it computes the same
   bench    measure engines side by side, in one interleaved run
+  grid     measure models of many depths, sparsities and precisions before training any
   report   collect the records of runs into a table and a picture
+  serve    answer requests over HTTP with an exported model
   info     show CPU, instruction sets, threads decided and why, versions
 
   toolkit VERB --help      keys, groups and their options
   toolkit VERB --cfg job   the configuration as it would run, without running it
   toolkit VERB -m …        one run for each combination of a,b values
+  toolkit VERB -q | -v     only errors and the line of the result | lines for debugging, too
+  toolkit train recipe_file=FILE.md   a SparseML recipe, or one of ours, from anywhere
   toolkit --version
 
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 below a gate
 """
 
-COMMANDS = ("train", "export", "bench", "report")  # each a module, and a root in toolkit.config
+# Each a module, and a root in toolkit.config.
+COMMANDS = ("train", "export", "bench", "grid", "report", "serve")
 
-
-class JobError(Exception):
-    """A job of a sweep ended badly, and has said so; the argument is its exit code."""
+# What completion offers: ours, and Hydra's.
+FLAGS = ("-q", "-v", "-m", "--multirun", "--help", "--cfg", "--info", "--resolve", "-cn", "-cd")
 
 
 def main() -> NoReturn:
@@ -87,8 +91,16 @@ def run_verb(verb: str, args: list[str]) -> int:
     from yaml import YAMLError
 
     import toolkit.config
-    from toolkit.overrides import explain, rewrite
+    from toolkit.overrides import explain, rewrite, take_verbosity
+    from toolkit.sweep import Sweep
 
+    if verb == "train":
+        from toolkit.recipes.command import take_recipes
+
+        taken = take_recipes(args)
+        if taken is None:
+            return 0
+        args = taken
     root = getattr(toolkit.config, f"{verb.capitalize()}Root")
     ConfigStore.instance().store(name=f"{verb}_schema", node=root)
 
@@ -96,47 +108,61 @@ def run_verb(verb: str, args: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
     logging.raiseExceptions = False  # a log that nobody reads is no reason for tracebacks
 
-    def job(config: Any) -> None:
-        run_job(verb, root, config, wants_traceback)
+    def job(config: Any) -> Any:
+        return run_job(verb, root, config, wants_traceback)
 
+    args = take_verbosity(args)
     sys.argv[1:] = rewrite(verb, args)
+    sweep = Sweep(verb)
     try:
-        hydra.main("pkg://toolkit.conf", verb, version_base="1.3")(job)()
-    except JobError as error:
-        return int(error.args[0])
+        with sweep:
+            hydra.main("pkg://toolkit.conf", verb, version_base="1.3")(job)()
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UsageError(explain(verb, root, args, error)) from error
-    return 0
+    return sweep.exit_code
 
 
-def run_job(verb: str, root: type, config: Any, wants_traceback: bool) -> None:
-    """Run one job and say at once what went wrong.
+def run_job(verb: str, root: type, config: Any, wants_traceback: bool) -> Any:
+    """Run one job, or one cell of a sweep, and say at once what went wrong.
+
+    Returns:
+        What a cell is worth to a sweeper: None where it went wrong, since others shall still run.
 
     Raises:
-        JobError: It went wrong, but it is one of a sweep, whose other jobs shall still run.
-        SystemExit: It went wrong.
+        SystemExit: A job that is no cell went wrong.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from toolkit.overrides import convert
-
     hydra = HydraConfig.get()
     OmegaConf.update(config, "output_dir", hydra.runtime.output_dir, force_add=True)
+    if hydra.mode is RunMode.MULTIRUN:
+        from toolkit.sweep import run_cell
+
+        return run_cell(hydra, config, lambda: work(verb, root, config), wants_traceback)
     try:
-        checked = convert(verb, root, config)
-        getattr(importlib.import_module(f"toolkit.{verb}"), verb)(checked)
+        if verb != "train" and config.get("resume"):
+            raise UsageError(f"resume=true continues sweeps (-m) of {verb}, not a single run")
+        work(verb, root, config)
     except Exception as error:
-        if hydra.mode is RunMode.MULTIRUN:
-            job = f"job {hydra.job.num} ({hydra.job.override_dirname}): "
-            raise JobError(fail(error, wants_traceback, job)) from None
         raise SystemExit(fail(error, wants_traceback)) from None
+
+
+def work(verb: str, root: type, config: Any) -> None:
+    """Call the verb with its composed configuration, every value checked."""
+    from toolkit.overrides import convert
+
+    checked = convert(verb, root, config)
+    getattr(importlib.import_module(f"toolkit.{verb}"), verb)(checked)
 
 
 def complete(args: list[str]) -> int:
     """Serve shell completion: verbs first, then Hydra's answers for the verb."""
     words = os.environ.get("COMP_LINE", "").split(" ")
+    if len(words) > 2 and words[-1].startswith("-"):
+        print(" ".join(FLAGS))
+        return 0
     if not args[-1].startswith("query=") or (len(words) > 2 and words[1] in COMMANDS):
         verb = words.pop(1) if len(words) > 2 else "train"
         os.environ["COMP_LINE"] = " ".join(words)

@@ -12,6 +12,12 @@ from typing import Any, TypeVar, get_type_hints
 
 Root = TypeVar("Root")
 
+# Options of `train` that its weights do not depend on: a run may go on with others.
+NOT_COMPARED = (
+    "bench", "engine", "export", "min_accuracy", "output_dir", "published", "resume",
+    "teacher.cache", "then",
+)  # fmt: skip
+
 
 class Weights(Enum):
     """Where a model's starting weights come from."""
@@ -116,6 +122,21 @@ class Lengths(Enum):
     task = "task"
 
 
+class Format(Enum):
+    """What an export folder holds: `model.onnx`; for `sparse` also `model.sparse`, the same model
+    without its zeros, which only our engine reads."""
+
+    onnx = "onnx"
+    sparse = "sparse"
+
+
+class Values(Enum):
+    """What float32 weights are stored as in `model.sparse`: exactly, or in half precision."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
 class Verb(Enum):
     """The verbs that `train then=[…]` may go on with."""
 
@@ -153,22 +174,28 @@ class DepthConfig:
         num_layers: How many layers to keep, evenly spaced with first and last among them; null
             keeps all.
         keep: Explicit 0-based layer numbers, ascending; overrides `num_layers`.
+        drop: The same of those that go, whatever number the model has; overrides `num_layers`.
     """
 
     name: str
     num_layers: int | None
     keep: list[int] | None
+    drop: list[int] | None
 
     def __post_init__(self) -> None:
         if self.num_layers is not None:
             _check_at_least("depth.num_layers", self.num_layers, 1)
-        if self.keep is not None and (
-            not self.keep or sorted(set(self.keep)) != list(self.keep) or self.keep[0] < 0
-        ):
-            raise ValueError(
-                "depth.keep must list distinct layer numbers in ascending order, "
-                f"such as [0,6,11]; got {list(self.keep)}"
-            )
+        for field in ("keep", "drop"):
+            layers = getattr(self, field)
+            if layers is not None and (
+                not layers or sorted(set(layers)) != list(layers) or layers[0] < 0
+            ):
+                raise ValueError(
+                    f"depth.{field} must list distinct layer numbers in ascending order, "
+                    f"such as [0,6,11]; got {list(layers)}"
+                )
+        if self.keep is not None and self.drop is not None:
+            raise ValueError("depth.keep and depth.drop are two ways to say the same: set one")
 
 
 @dataclass(kw_only=True)
@@ -245,6 +272,9 @@ class SparsityConfig:
         final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1); 0 prunes nothing.
         layer_sparsity: The final sparsity of each kept encoder layer, first to last, instead of
             one for all.
+        parts: Final sparsities of linear layers by name or pattern, such as `layers.0.*` or
+            `*.query`, of which the first that fits counts, instead of `final_sparsity`; 0 leaves
+            them dense.
         start_epoch: Epoch at which pruning starts, >= 0.
         end_epoch: Epoch at which the final sparsity is reached, >= `start_epoch`; a run shorter
             than this is refused.
@@ -277,6 +307,7 @@ class SparsityConfig:
     initial_sparsity: float | None
     final_sparsity: float
     layer_sparsity: list[float] | None
+    parts: dict[str, float] | None
     start_epoch: float
     end_epoch: float
     update_frequency: float
@@ -324,6 +355,8 @@ class SparsityConfig:
             values = getattr(self, name)
             if values is not None and (not values or not all(0.0 <= v < 1.0 for v in values)):
                 raise ValueError(f"sparsity.{name} must list numbers in [0, 1); got {values}")
+        if self.parts is not None and not all(0.0 <= v < 1.0 for v in self.parts.values()):
+            raise ValueError(f"sparsity.parts must have numbers in [0, 1); got {dict(self.parts)}")
         if self.n_of_m is None:
             return
         if len(self.n_of_m) != 2 or not 1 <= self.n_of_m[0] <= self.n_of_m[1]:
@@ -372,6 +405,36 @@ class SparsityConfig:
             raise ValueError(
                 "sparsity.layer_sparsity says what each layer keeps, sparsity.ranking=global lets "
                 "the layers compete: choose one"
+            )
+        if self.parts is not None:
+            self._check_parts()
+
+    def _check_parts(self) -> None:
+        assert self.parts is not None
+        least = self.initial_sparsity or 0.0
+        if self.final_sparsity == 0 or any(0 < v < least for v in self.parts.values()):
+            raise ValueError(
+                "sparsity.parts are exceptions from sparsity.final_sparsity, which must be above "
+                f"0, and start with sparsity.initial_sparsity ({least:g}); got "
+                f"{self.final_sparsity:g} and {dict(self.parts)}"
+            )
+        if self.layer_sparsity is not None or self.ranking is Ranking["global"]:
+            raise ValueError(
+                "sparsity.parts says what each part keeps: it goes with neither "
+                "sparsity.layer_sparsity nor sparsity.ranking=global"
+            )
+        if self.method is Method.soft_movement or self.schedule in (
+            Schedule.locked,
+            Schedule.stepwise,
+        ):
+            raise ValueError(
+                "sparsity.parts sets final sparsities, which sparsity.method=soft_movement and "
+                "sparsity.schedule=locked do not have, and stepwise lists one by one"
+            )
+        if self.n_of_m is not None and not {*self.parts.values()} <= {0.0, self.final_sparsity}:
+            raise ValueError(
+                f"sparsity.n_of_m has one sparsity, {self.final_sparsity:g}: sparsity.parts may "
+                "leave layers dense beside it"
             )
 
     def _check_structured(self) -> None:
@@ -668,6 +731,42 @@ class TaskConfig:
             )
 
 
+class RateShape(Enum):
+    """How the learning rate gets from one value to another."""
+
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass(kw_only=True)
+class RateRange:
+    """The learning rate between two epochs, as fractions of `trainer.learning_rate`.
+
+    Attributes:
+        start_epoch: Where it begins, >= 0.
+        end_epoch: Where it ends, above `start_epoch`.
+        first: The fraction at its start, >= 0.
+        last: At its end, and until another range begins, >= 0.
+        shape: On the way.
+    """
+
+    start_epoch: float
+    end_epoch: float
+    first: float
+    last: float
+    shape: RateShape
+
+    def __post_init__(self) -> None:
+        _check_at_least("rates.start_epoch", self.start_epoch, 0)
+        if self.end_epoch <= self.start_epoch:
+            raise ValueError(
+                f"rates.end_epoch must be above its start_epoch={self.start_epoch:g}; got "
+                f"{self.end_epoch:g}"
+            )
+        _check_at_least("rates.first", self.first, 0)
+        _check_at_least("rates.last", self.last, 0)
+
+
 ISAS = (
     *("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2"),
     *("neon_fp16", "neon_dot", "neon", "generic"),
@@ -716,10 +815,14 @@ class ExportConfig:
     Attributes:
         atol: Largest absolute difference of any output to torch's that passes as equal.
         num_parity_examples: Real inputs compared.
+        format: What is written; see `Format`.
+        values: Of `format=sparse`; see `Values`.
     """
 
     atol: float
     num_parity_examples: int
+    format: Format
+    values: Values
 
     def __post_init__(self) -> None:
         if self.atol <= 0:
@@ -771,15 +874,81 @@ class BenchConfig:
 
 
 @dataclass(kw_only=True)
+class ServeConfig:
+    """The server: where it listens, how it gathers batches, what it refuses.
+
+    Attributes:
+        host: Address to listen on; 0.0.0.0 is every network interface.
+        port: Port to listen on; 0 lets the system choose a free one.
+        token: What every request must carry as `Authorization: Bearer TOKEN`, apart from those for
+            health and for the page; null asks for nothing.
+        model_name: The model's name in answers and in the paths of /v2; null takes the record's,
+            or the folder's.
+        pooling: How an embedding is made of a text's hidden states; null does as the export says.
+        max_batch: Texts that the engine runs at once, >= 1.
+        max_wait_ms: Longest time that a text waits for others to fill a batch, while the engine
+            has nothing to do, >= 0.
+        max_batch_tokens: Tokens that the engine runs at once, >= 1; one longer text runs alone.
+        max_queue: Texts that may wait for the engine, >= `max_texts`; more are refused (429).
+        max_texts: Texts of one request, >= 1; more are refused (413).
+        max_body_bytes: Bytes of one request, >= 1; more are refused (413).
+        auto_truncate: Whether texts that are too long are cut where a request does not say;
+            otherwise they are refused (413).
+        read_timeout_s: Seconds that a client has to send its request, > 0.
+        shutdown_timeout_s: Seconds that requests have to finish once the server shall stop, > 0.
+    """
+
+    host: str
+    port: int
+    token: str | None
+    model_name: str | None
+    pooling: Pooling | None
+    max_batch: int
+    max_wait_ms: float
+    max_batch_tokens: int
+    max_queue: int
+    max_texts: int
+    max_body_bytes: int
+    auto_truncate: bool
+    read_timeout_s: float
+    shutdown_timeout_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"serve.port must be in [0, 65535]; got {self.port}")
+        token = self.token
+        if token is not None and not (token and token.isascii() and token.isprintable()):
+            raise ValueError(
+                "serve.token must be printable ASCII characters, at least one, or null"
+            )
+        for field in ("max_batch", "max_batch_tokens", "max_texts", "max_body_bytes"):
+            _check_at_least(f"serve.{field}", getattr(self, field), 1)
+        _check_at_least("serve.max_wait_ms", self.max_wait_ms, 0)
+        if self.max_queue < self.max_texts:
+            raise ValueError(
+                f"serve.max_queue must be at least serve.max_texts={self.max_texts}, or a request "
+                f"of that many texts never fits; got {self.max_queue}"
+            )
+        for field in ("read_timeout_s", "shutdown_timeout_s"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"serve.{field} must be > 0; got {getattr(self, field)}")
+
+
+@dataclass(kw_only=True)
 class TrainRoot:
     """`toolkit train`: compose, train, evaluate, save.
 
     Attributes:
         trainer: Keyword arguments of `transformers.TrainingArguments`.
         then: Verbs that continue on the fresh checkpoint in the same run directory.
-        resume: Continue an interrupted run of the same `output_dir`.
+        resume: Continue an interrupted run, or sweep, of the same `output_dir`.
+        num_processes: Processes on this machine that train together, one for each GPU (on CPUs with
+            `trainer.ddp_backend=gloo`), >= 1. A step then takes as many batches.
         min_accuracy: Accuracy floor in percent for the task's main metric; below it the run
             ends with exit code 3. Null sets no floor.
+        rates: The learning rate over time, range by range in ascending order, instead of the
+            Trainer's schedule; before the first it is `trainer.learning_rate`. Null leaves it to
+            `trainer`, `sparsity.rewind` and `quantization`.
         published: What others published for this recipe, in percent by metric; null where they
             say nothing.
     """
@@ -796,10 +965,15 @@ class TrainRoot:
     bench: BenchConfig
     then: list[Verb]
     resume: bool
+    num_processes: int
     min_accuracy: float | None
+    rates: list[RateRange] | None
     published: dict[str, float | None]
     seed: int
     output_dir: str
+
+    def __post_init__(self) -> None:
+        _check_at_least("num_processes", self.num_processes, 1)
 
 
 @dataclass(kw_only=True)
@@ -809,6 +983,7 @@ class ExportRoot:
     Attributes:
         checkpoint: Folder written by `train`; null exports `model`, `depth` and `sparsity` with
             untrained weights pruned at once (the what-if model of `bench`).
+        resume: Continue an interrupted sweep of the same `output_dir`; for sweeps (`-m`) only.
     """
 
     checkpoint: str | None
@@ -819,6 +994,7 @@ class ExportRoot:
     task: TaskConfig
     engine: EngineConfig
     export: ExportConfig
+    resume: bool
     seed: int
     output_dir: str | None
 
@@ -830,6 +1006,7 @@ class BenchRoot(BenchConfig):
     Attributes:
         onnx: ONNX file, or export folder; null measures what `model`, `depth` and `sparsity`
             describe, with random weights.
+        resume: Continue an interrupted sweep of the same `output_dir`; for sweeps (`-m`) only.
     """
 
     onnx: str | None
@@ -840,8 +1017,54 @@ class BenchRoot(BenchConfig):
     task: TaskConfig
     engine: EngineConfig
     export: ExportConfig
+    resume: bool
     seed: int
     output_dir: str
+
+
+@dataclass(kw_only=True)
+class GridRoot:
+    """`toolkit grid`: how fast models of several depths, sparsities and precisions are.
+
+    Attributes:
+        depths: Numbers of encoder layers; null measures all of the model's, half and a quarter.
+        sparsities: Fractions of zeros in the encoder, in [0, 1).
+        precisions: `int8`, and those of `engine.precision`; null measures what this CPU has.
+        blocks: By precision the [rows, columns] of the blocks that are zero together, where that is
+            not [1, 1].
+        batch_size: Texts per call.
+        seq_len: Tokens per text.
+        rounds: Times that all cells are measured in turn.
+    """
+
+    model: ModelConfig
+    engine: EngineConfig
+    depths: list[int] | None
+    sparsities: list[float]
+    precisions: list[str] | None
+    blocks: dict[str, list[int]]
+    batch_size: int
+    seq_len: int
+    rounds: int
+    seed: int
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("seq_len", 3), ("rounds", 1)):
+            _check_at_least(name, getattr(self, name), least)
+        if not self.sparsities or not all(0.0 <= value < 1.0 for value in self.sparsities):
+            raise ValueError(f"sparsities must list numbers in [0, 1); got {self.sparsities}")
+        if self.depths is not None and (not self.depths or min(self.depths) < 1):
+            raise ValueError(f"depths must list numbers of layers from 1; got {self.depths}")
+        known = (*PRECISIONS, "int8")
+        for name in (*(self.precisions or ()), *self.blocks):
+            if name not in known:
+                raise ValueError(f"precisions must be among {', '.join(known)}; got {name!r}")
+        for name, shape in self.blocks.items():
+            if len(shape) != 2 or min(shape) < 1:
+                raise ValueError(
+                    f"blocks.{name} must be [rows, columns], both >= 1, such as [1,4]; got {shape}"
+                )
 
 
 @dataclass(kw_only=True)
@@ -852,10 +1075,31 @@ class ReportRoot:
         paths: Folders or files below which every `record.json` is collected.
         select: Conditions such as `f1>=87,latency_p99_ms<=10`; the fastest run that meets all
             is named.
+        within: Share of the teacher's score, or the dense model's, that the run may lose which the
+            report names first, in [0, 1).
     """
 
     paths: list[str]
     select: str | None
+    within: float
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.within < 1.0:
+            raise ValueError(f"within must be in [0, 1), such as 0.01 for 1 %; got {self.within}")
+
+
+@dataclass(kw_only=True)
+class ServeRoot:
+    """`toolkit serve`: an exported model behind HTTP.
+
+    Attributes:
+        onnx: Export folder, with its tokenizer.
+    """
+
+    onnx: str
+    engine: EngineConfig
+    serve: ServeConfig
     output_dir: str
 
 
@@ -878,12 +1122,34 @@ def default_sparsity(**changes: Any) -> SparsityConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    text = (files("toolkit.conf") / "sparsity" / "dense.yaml").read_text(encoding="utf-8")
-    defaults: Any = OmegaConf.create(text)
+    defaults = _read_option("sparsity", "dense")
     try:
         return from_plain(SparsityConfig, OmegaConf.merge(defaults, changes))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ValueError(f"sparsity: {str(error).splitlines()[0]}") from None
+
+
+def default_serve(onnx: str, **changes: Any) -> ServeRoot:
+    """Make what `toolkit serve onnx=…` would compose, for servers that are not started by it.
+
+    Args:
+        onnx: Export folder.
+        **changes: Values by dotted name, such as `{"serve.max_batch": 64}`.
+
+    Raises:
+        ValueError: A name is no field, or a value is of a wrong type or out of its range.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    values: Any = OmegaConf.create({"onnx": onnx, "output_dir": ""})
+    values.engine, values.serve = _read_option("engine", "sparse"), _read_option("serve", "default")
+    try:
+        for name, value in changes.items():
+            OmegaConf.update(values, name, value)
+        return from_plain(ServeRoot, values)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"serve: {str(error).splitlines()[0]}") from None
 
 
 def narrow(config: Any, root: type[Root], **changes: Any) -> Root:
@@ -904,6 +1170,13 @@ def from_plain(root: type[Root], values: dict[str, Any]) -> Root:
     made: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(root), values))
     assert isinstance(made, root)
     return made
+
+
+def _read_option(group: str, option: str) -> Any:
+    from omegaconf import OmegaConf
+
+    text = (files("toolkit.conf") / group / f"{option}.yaml").read_text(encoding="utf-8")
+    return OmegaConf.create(text)
 
 
 def _check_at_least(field: str, value: float, least: float) -> None:

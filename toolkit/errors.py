@@ -28,14 +28,16 @@ class GateError(Exception):
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # packages that pip knows by another name
 CODES = {(InputError, OSError, MemoryError): 1, (UsageError,): 2, (GateError,): 3}
 
+REPORTERS = ("mlflow", "wandb")  # what trainer.report_to names, whose refusals are not our bugs
 
-def fail(error: BaseException, wants_traceback: bool, job: str = "") -> int:
+
+def fail(error: BaseException, wants_traceback: bool, cell: str = "") -> int:
     """Say on stderr what went wrong.
 
     Args:
         error: What ended the command.
         wants_traceback: Show where, too.
-        job: Which job of a sweep it ended, with a colon; empty outside of a sweep.
+        cell: Which cell of a sweep it ended, with a colon; empty outside of a sweep.
 
     Returns:
         The exit code.
@@ -50,7 +52,7 @@ def fail(error: BaseException, wants_traceback: bool, job: str = "") -> int:
     with suppress(BrokenPipeError):
         if wants_traceback:
             traceback.print_exception(error)
-        print(f"{kind}: {job}{sentence}", file=sys.stderr, flush=True)
+        print(f"{kind}: {cell}{sentence}", file=sys.stderr, flush=True)
     return code
 
 
@@ -70,6 +72,8 @@ def verdict(error: BaseException) -> tuple[int, str, str]:
         if package not in ("toolkit", "cython_kernels"):
             remedy = _remedy(package)
             return 1, "error", f"this needs {package}, which is not installed: {remedy}"
+    if type(error).__module__.partition(".")[0] in REPORTERS:
+        return 1, "error", sentence
     name = type(error).__name__
     said = name if sentence == name else f"{name} {sentence}"
     hint = "this is a bug of the toolkit; HYDRA_FULL_ERROR=1 shows the traceback"
@@ -91,16 +95,25 @@ def nearest(word: str, valid: Collection[str]) -> str:
 
 
 def _remedy(package: str) -> str:
-    """Say how to install a package; one attempt suffices where a slim deployment lacks several."""
-    missing, package = {}, DISTRIBUTIONS.get(package, package)
+    """Say how to install a package; one attempt suffices where a slim deployment lacks several.
+
+    That is all which is missing of the plain install, or of the extra that names the package.
+    """
+    package = DISTRIBUTIONS.get(package, package)
+    missing: dict[str, dict[str, str]] = {}
     for line in requires("toolkit") or []:
-        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        requirement, _, marker = line.partition(";")
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         try:
             version(name)
         except PackageNotFoundError:
-            if ";" not in line:  # not of an extra
-                missing[name] = line
-    return "pip install " + shlex.join(missing.values() if package in missing else [package])
+            extra = re.search(r"extra == ['\"](\w+)", marker)
+            missing.setdefault(extra[1] if extra else "", {})[name] = requirement.strip()
+    for extra_name, lines in missing.items():
+        if package in lines and extra_name != "dev":
+            told = f" (the extra toolkit[{extra_name}])" if extra_name else ""
+            return f"pip install {shlex.join(lines.values())}{told}"
+    return f"pip install {package}"
 
 
 def _place(error: BaseException) -> str:

@@ -3,42 +3,40 @@
 import json
 import os
 import shutil
-from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from toolkit.artifact.exported import size_bytes
+from toolkit.artifact.export_record import fill_record, find_training
+from toolkit.artifact.model_card import add_card
 from toolkit.artifact.onnx_writer import OPSET, quiet, write_onnx
-from toolkit.artifact.parity import check_parity, check_zeros, parity_batches
+from toolkit.artifact.parity import check_parity, check_sparse, check_zeros, parity_batches
 from toolkit.artifact.qdq import write_qdq
-from toolkit.compress.model import load_checkpoint
-from toolkit.compress.quantization.calibration import calibrate
+from toolkit.artifact.sparse_writer import write_sparse
+from toolkit.compress.model import folder_of, load_checkpoint, tokenizer_of
+from toolkit.compress.quantization.calibration import quantize_for_export
 from toolkit.compress.quantization.layers import (
     as_float,
-    describe_quantization,
     integers_of,
     quantized_linears,
-    read_grids,
-    round_weights,
     round_words,
 )
-from toolkit.compress.sparsity.weights import describe_checkpoint
+from toolkit.compress.sentence_modules import SPARSE, write_modules
 from toolkit.compress.what_if import make_checkpoint
-from toolkit.config import ExportRoot, from_plain
-from toolkit.errors import UsageError
-from toolkit.files import added_to, size_of
+from toolkit.config import ExportRoot, Format, from_plain
+from toolkit.engine.reader.sparse_file import SUFFIX
+from toolkit.errors import InputError, UsageError
+from toolkit.files import added_to
 from toolkit.measure.worker import answer_requests
-from toolkit.record import new_record, read_record, root_id, write_record
+from toolkit.present.export_summary import print_summary
+from toolkit.record import new_record, write_record
 from toolkit.tasks import check_names
 from toolkit.tasks.labels import learnt
 
-HALF = 0.5  # a layer of this sparsity should not run dense, and is worth a warning if it does
 COPIED_FILES = (
-    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
 )
 
@@ -47,8 +45,8 @@ def export(config: ExportRoot) -> Path:
     """Export a checkpoint, or a what-if model with untrained weights if none is given.
 
     Args:
-        config: `checkpoint` names a Hugging Face folder. Null makes one inside the export folder
-            from `model`, `depth` and `sparsity`.
+        config: `checkpoint` names a Hugging Face folder or hub id. Null makes one inside the export
+            folder from `model`, `depth` and `sparsity`.
 
     Returns:
         The export folder: `output_dir`, else `export` beside the checkpoint.
@@ -65,25 +63,29 @@ def export(config: ExportRoot) -> Path:
         raise UsageError("export needs checkpoint=DIR, or output_dir=DIR for untrained weights")
     folder = Path(config.output_dir or Path(str(config.checkpoint)).resolve().parent / "export")
     record = new_record("export", config)
-    with added_to(folder, last="model.onnx") as partial, quiet():
-        if config.checkpoint is None:
-            checkpoint = make_checkpoint(config, partial / "checkpoint")
-            relative = checkpoint.name
-        else:
-            checkpoint = Path(config.checkpoint)
-            relative = os.path.relpath(checkpoint.resolve(), folder.resolve())
+    with added_to(folder, last="model.onnx", also=f"model{SUFFIX}") as partial, quiet():
+        name = config.checkpoint or str(make_checkpoint(config, partial / "checkpoint"))
         # the plainest graph; without a tuned kernel of torch's in between
-        model = load_checkpoint(checkpoint, attn_implementation="eager")
-        config = replace(config, task=learnt(config.task, model.config.id2label))
+        model = load_checkpoint(name, attn_implementation="eager")
+        config = replace(config, task=learnt(config.task, model.config.id2label or {}))
+        checkpoint = folder_of(name)
+        relative = os.path.relpath(checkpoint.resolve(), folder.resolve())
+        if config.checkpoint is None:
+            relative = checkpoint.name
+        tokenized = checkpoint
+        if config.checkpoint is not None and not (checkpoint / "tokenizer.json").is_file():
+            with suppress(InputError):  # there is none: said in the summary
+                tokenizer_of(name).save_pretrained(partial)
+                tokenized = partial
         onnx = partial / "model.onnx"
-        quantization = _quantize(config, model, checkpoint)
+        quantization = quantize_for_export(config, model, checkpoint, tokenized)
         is_quantized = bool(quantized_linears(model))
         words = round_words(model) if is_quantized and config.quantization.embeddings else None
         with as_float(model):
             inputs = write_onnx(model, onnx)
         if is_quantized:
             write_qdq(onnx, integers_of(model), words)
-        batches, texts = parity_batches(config, model, checkpoint, inputs)
+        batches, texts = parity_batches(config, model, tokenized, inputs)
         facts = {
             "checkpoint": relative,
             "opset": OPSET,
@@ -94,96 +96,23 @@ def export(config: ExportRoot) -> Path:
                 name: version(name) for name in ("toolkit", "torch", "transformers", "onnx")
             },
         }
+        if config.export.format is Format.sparse:
+            sparse = partial / f"model{SUFFIX}"
+            write_sparse(onnx, sparse, config.export.values)
+            facts["sparse"] = check_sparse(config, onnx, sparse, batches)
         for name in COPIED_FILES:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, partial / name)
-        record = _fill_record(record, config, model, onnx, quantization.get("method", ""))
+        model.config.save_pretrained(partial)
+        write_modules(checkpoint, partial, model.config.to_dict(), SPARSE, config.task.pooling)
+        trained = None if config.checkpoint is None else find_training(checkpoint)
+        method = quantization.get("method", "")
+        record = fill_record(record, config, model, checkpoint, onnx, method, trained)
         write_record(partial / "record.json", record)
+        add_card(folder, partial, record, trained, checkpoint)
         (partial / "export.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    _print_summary(folder, facts)
+    print_summary(folder, facts)
     return folder
-
-
-def _quantize(config: ExportRoot, model: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
-    """Quantize as the checkpoint was trained to be, or by calibration if that is asked for.
-
-    Returns:
-        `method`, and what calibration tells; empty for a model that stays in float32.
-    """
-    facts: dict[str, Any] = {}
-    if read_grids(model, checkpoint):
-        facts = {"method": "qat"}
-    elif config.quantization.is_on:
-        facts = {"method": config.quantization.calibration.value}
-        facts |= calibrate(config, model, checkpoint)
-    round_weights(model)
-    return facts
-
-
-def _fill_record(
-    record: dict[str, Any], config: ExportRoot, model: PreTrainedModel, onnx: Path, method: str
-) -> dict[str, Any]:
-    """Carry the training's record along, and add what the export knows.
-
-    A calibrated model is another one than was trained: a run of its own, yet without metrics.
-    """
-    name = config.model.name
-    if config.checkpoint is not None:
-        checkpoint = Path(config.checkpoint)
-        trained = checkpoint.resolve().parent / "record.json"
-        name = checkpoint.resolve().name
-        if trained.is_file():
-            earlier = read_record(trained)
-            if method in ("", "qat"):
-                record["run"]["parent"] = root_id(earlier)
-                record["metrics"] = earlier["metrics"]
-            name = earlier["model"].get("name", name)
-        record["size_bytes"]["checkpoint"] = size_of(checkpoint)
-    record["model"] = (
-        describe_checkpoint(name, model)
-        | {"random_weights": config.checkpoint is None}
-        | describe_quantization(model, method)
-    )
-    record["size_bytes"]["onnx"] = size_bytes(onnx)
-    return record
-
-
-def _print_summary(folder: Path, facts: dict[str, Any]) -> None:
-    parity, zeros = facts["parity"], facts["zeros"]
-    size = size_bytes(folder / "model.onnx")
-    print(f"exported {folder / 'model.onnx'}: {size / 1e6:.1f} MB, opset {facts['opset']}")
-    for engine, difference in parity["max_difference"].items():
-        told = "not installed, not compared" if difference is None else f"{difference:.2g}"
-        print(f"largest difference to torch, {engine}: {told}")
-    print(f"compared on {parity['texts']}")
-    kept = (
-        "those of rounding among them" if facts["quantization"] else "as many as in the checkpoint"
-    )
-    print(f"zeros in the encoder's weights: {zeros['encoder']:.2%}, {kept}")
-    for name, layer in parity["kernels"].items():
-        if layer["kernel"] == "dense" and layer["sparsity"] >= HALF:
-            print(f"warning: {name} runs dense in spite of {layer['sparsity']:.0%} zeros")
-    counts = Counter(layer["kernel"] for layer in parity["kernels"].values())
-    print("kernels:", ", ".join(f"{count} layers {name}" for name, count in counts.items()))
-    if facts["quantization"]:
-        _print_quantization(facts["quantization"])
-
-
-def _print_quantization(facts: dict[str, Any]) -> None:
-    """Say how the ranges were found, and how sensitive each layer is, the most sensitive first."""
-    if facts["method"] == "qat":
-        print("INT8 as it was trained")
-        return
-    layers = facts["layers"]
-    count = sum(layer["is_quantized"] for layer in layers)
-    print(f"INT8: {count} layers, calibrated by {facts['method']} on {facts['texts']}")
-    for layer in sorted(layers, key=lambda layer: -(layer["change"] or 0.0)):
-        if layer["change"] is not None:
-            told = "" if layer["is_quantized"] else ", kept in float32"
-            print(f"  {layer['name']:26} changes the outputs by {layer['change']:.2%}{told}")
-    if "metric" in facts:
-        before, after = facts["metric"].values()
-        print(f"metric in float32 {before:.2f} %, in INT8 {after:.2f} %")
 
 
 def _export_as_asked(_: dict[str, Any], *, config: dict[str, Any]) -> dict[str, Any]:

@@ -91,11 +91,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def added_to(folder: Path, last: str) -> Iterator[Path]:
+def added_to(folder: Path, last: str, also: str) -> Iterator[Path]:
     """Give an empty temporary folder whose contents move into `folder` at the end.
 
     What else lies in `folder` stays. Who finds `last` there finds all that belongs to it: an old
-    one, and files named after it, go before anything moves, and it moves after everything else.
+    one, and files named after it or after `also`, go before anything moves, and it moves after
+    everything else.
 
     Raises:
         InputError: The disk is full, or the folder cannot be written.
@@ -105,8 +106,9 @@ def added_to(folder: Path, last: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
         yield temporary
-        for path in folder.glob(f"{last}*"):
-            path.unlink()
+        for name in (last, also):
+            for path in folder.glob(f"{name}*"):
+                path.unlink()
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
             if (folder / path.name).is_dir():
                 shutil.rmtree(folder / path.name)

@@ -21,12 +21,18 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from toolkit.config import from_plain, schema_keys
 from toolkit.errors import UsageError, nearest
+from toolkit.progress import VERBOSITY
 
 # Hydra's flags that take the next argument as their value.
 VALUE_FLAGS = {
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
     "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
 }  # fmt: skip
+# What the extra `sweep` brings.
+PLUGINS = {
+    "hydra/launcher": ("joblib", "ray", "submitit_local", "submitit_slurm"),
+    "hydra/sweeper": ("optuna",),
+}
 
 
 def rewrite(verb: str, args: Sequence[str]) -> list[str]:
@@ -34,13 +40,41 @@ def rewrite(verb: str, args: Sequence[str]) -> list[str]:
 
     - `report`: positional paths become `paths=[…]`, and `select=` takes its `>=` literally.
     - `train`: any argument of TrainingArguments may be given, so `trainer.KEY=` also adds keys.
+    - `export`: `format=` and `values=` are those of its own group.
     """
     if verb == "report":
         is_condition = re.compile("select=[^'\"]*[<>=]").match
         return [
-            f"select={_quote(arg[7:])}" if is_condition(arg) else arg for arg in _gather_paths(args)
+            f"select={quote(arg[7:])}" if is_condition(arg) else arg for arg in _gather_paths(args)
         ]
+    if verb == "export":
+        return [re.sub("^(format|values)=", r"export.\1=", arg) for arg in args]
     return [f"++{arg}" if verb == "train" and arg.startswith("trainer.") else arg for arg in args]
+
+
+def take_verbosity(args: Sequence[str]) -> list[str]:
+    """Turn the flags -q and -v into what says so to Hydra, and to the environment for ourselves.
+
+    Returns:
+        The arguments without the flags; -v lets Hydra show our lines for debugging, -q silences it.
+
+    Raises:
+        UsageError: Both are given.
+    """
+    others = [arg for arg in args if arg not in ("-q", "-v")]
+    if "-q" in args and "-v" in args:
+        raise UsageError("-q asks for less, -v for more: give one of them")
+    more = []
+    if "-v" in args:
+        os.environ[VERBOSITY] = "verbose"
+        more = ["hydra.verbose=[toolkit]"]
+    if "-q" in args:
+        os.environ[VERBOSITY] = "quiet"
+        more = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    # beside the others: no flag may stand between overrides
+    places = [i for i, arg in enumerate(others) if "=" in arg and not arg.startswith("-")]
+    place = places[0] if places else len(others)
+    return [*others[:place], *more, *others[place:]]
 
 
 def default_dir(moment: str, *, _root_: DictConfig) -> str:
@@ -92,15 +126,21 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
         args: Its command line, to find what the error leaves unnamed.
         error: An error of Hydra's or OmegaConf's.
     """
-    keys = schema_keys(root) + ["recipe"] * (verb == "train")  # the one group that is no field
+    keys = schema_keys(root)
+    if verb == "train":  # groups that are no field, and what becomes an option of one
+        keys += ["recipe", "recipe_file", "recipe_save", "search"]
     reason: BaseException | None = error
     while reason and not isinstance(reason, UsageError):  # OmegaConf wraps what a resolver says
         reason = reason.__cause__ or reason.__context__
     if reason:
         return str(reason)
     for part in (error, error.__cause__):
-        if isinstance(part, MissingConfigException) and part.missing_cfg_file and part.options:
+        if isinstance(part, MissingConfigException) and part.missing_cfg_file:
             group, _, option = part.missing_cfg_file.rpartition("/")
+            if option in PLUGINS.get(group, ()):
+                return f"{group}={option} is not installed: pip install 'toolkit[sweep]'"
+            if not part.options:
+                continue
             return f"'{option}' is no option of {group}; {nearest(option, part.options)}"
         if isinstance(part, OverrideParseException):
             quoted = "the value in quotes if it holds blanks, brackets or = (\"key='a b'\")"
@@ -112,10 +152,10 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
             if part.object_type is dict:  # open, because what it configures has keys of its own
                 parent, _, last = key.rpartition(".")
                 return f"{parent} has no key '{last}' here; write +{key}=VALUE to add it"
-            asked = [each.key_or_group for each in _parse(args)]
+            asked = [each.key_or_group for each in parse(args)]
             key = next((whole for whole in asked if whole.startswith(key)), key)
             return f"{verb} has no key '{key}'; {nearest(key, keys)}"
-    for override in _parse(args):
+    for override in parse(args):
         key, given = override.key_or_group, str(override.input_line).partition("=")[2]
         if override.is_sweep_override() and not {"-m", "--multirun"} & set(args):
             return (
@@ -131,13 +171,18 @@ def explain(verb: str, root: type, args: Sequence[str], error: BaseException) ->
     return "; ".join(line.strip().rstrip(".") for line in lines if line.strip())
 
 
-def _parse(args: Sequence[str]) -> list[Override]:
+def parse(args: Sequence[str]) -> list[Override]:
     """Read what among the arguments is an override."""
     parser, found = OverridesParser.create(), []
     for arg in args:
         with suppress(HydraException):
             found.append(parser.parse_override(arg))
     return found
+
+
+def quote(text: str) -> str:
+    """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
+    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
 
 
 def _gather_paths(args: Sequence[str]) -> list[str]:
@@ -152,9 +197,4 @@ def _gather_paths(args: Sequence[str]) -> list[str]:
         else:
             others.append(arg)
         is_value = arg in VALUE_FLAGS
-    return [*others, f"paths=[{','.join(map(_quote, paths))}]"] if paths else others
-
-
-def _quote(text: str) -> str:
-    """Quote for Hydra's override grammar, with OmegaConf's interpolation taken literally."""
-    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
+    return [*others, f"paths=[{','.join(map(quote, paths))}]"] if paths else others

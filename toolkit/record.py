@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -51,6 +52,7 @@ def new_record(verb: str, config: "DataclassInstance") -> dict[str, Any]:
             "started": started,
             "finished": None,
             "seed": getattr(config, "seed", None),
+            **_command(),
         },
         "config": plain(asdict(config)),
         "model": {},
@@ -157,7 +159,7 @@ def root_id(record: dict[str, Any]) -> str:
     return str(run["parent"] or run["id"])
 
 
-def speed_key(entry: dict[str, Any]) -> tuple[Any, ...]:
+def speed_key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """Name what an entry of `speed` measured: a newer one with the same key replaces it."""
     return tuple(entry[name] for name in SPEED_KEY)
 
@@ -193,6 +195,18 @@ def plain(value: Any) -> Any:
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _command() -> dict[str, str]:
+    """Return the command line of this job as `command`, or nothing where Hydra did not start it."""
+    from hydra.core.hydra_config import HydraConfig  # here: reading a record needs no Hydra
+
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    verb, name = hydra.job.name, hydra.job.config_name
+    chosen = [] if name in (verb, None) else ["-cn", name]
+    return {"command": shlex.join(["toolkit", verb, *chosen, *hydra.overrides.task])}
 
 
 @cache

@@ -1,37 +1,40 @@
 """`toolkit report`: from the records of runs to tables, a picture and an answer."""
 
-import csv
-import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.config import ReportRoot
-from toolkit.errors import GateError, InputError
+from toolkit.errors import GateError
 from toolkit.files import write_text
+from toolkit.present.answer import answer, selected
 from toolkit.present.chart import Panel, make_panels
+from toolkit.present.collect import collect
+from toolkit.present.compare import arrange, change_cells
+from toolkit.present.grid import answers as grid_answers
+from toolkit.present.grid import grid_cells, merge_grids, title_of_grid
 from toolkit.present.page import page
 from toolkit.present.results import (
     Row,
     add_ratios,
-    distinguish,
     groups,
     is_plotted,
     left_out,
-    make_rows,
     mark_pareto_front,
-    merge_runs,
     panel_of,
     title_of,
 )
-from toolkit.present.select import answer, parse_select, select
-from toolkit.present.tables import markdown_table, printed_cells, text_table
-from toolkit.record import read_record
+from toolkit.present.select import parse_select, select, shortfall
+from toolkit.present.tables import csv_table, markdown, printed_cells, text_table
+from toolkit.progress import say, tell
 
 
 def report(config: ReportRoot) -> list[Row]:
-    """Collect records; write report.html, report.md, results.csv, pareto.png; print a table.
+    """Collect records; write report.html, report.md, results.csv, pareto.png, and grid.png where
+    `toolkit grid` measured; print a table.
+
+    Two paths that hold measurements of the same models are also compared, the second with the
+    first, and the rows of each stay apart; otherwise all records of one model are one run.
 
     Returns:
         The rows, as they stand in `results.csv`.
@@ -41,8 +44,10 @@ def report(config: ReportRoot) -> list[Row]:
         UsageError: `select` is no list of conditions, or names an unknown column.
         GateError: No run meets `select`; the report has been written.
     """
-    rows = [row for run in merge_runs(collect(config.paths)) for row in make_rows(run)]
-    distinguish(rows)
+    collected = collect(config.paths)
+    found = [record for records in collected.values() for _, record in records]
+    grids = merge_grids([record for record in found if "grid" in record])
+    rows, details, changes, notes = arrange(collected)
     ratios = [
         note for group in groups(rows, lambda row: row["group"]) for note in add_ratios(group)
     ]
@@ -52,72 +57,61 @@ def report(config: ReportRoot) -> list[Row]:
     shown = {row["group"] for row in plotted}
     rows.sort(key=lambda row: (row["group"] not in shown, *_rank(row)))
     measured = groups((row for row in rows if row["engine"]), panel_of)
-    notes = [*(f"{title_of(same[0])}." for same in measured), *ratios, *left_out(rows)]
+    notes += [*(f"{title_of(same[0])}." for same in measured), *ratios, *left_out(rows)]
+    notes += [sentence for grid in grids for sentence in (title_of_grid(grid), *grid_answers(grid))]
+    answers = answer(rows, config.within)
     conditions = parse_select(config.select, rows) if config.select else []
     chosen = select(conditions, rows) if conditions else None
     if chosen is not None:
-        notes.insert(0, f"The fastest run with {config.select}: {answer(chosen)}.")
-    folder, panels = Path(config.output_dir), make_panels(rows)
-    write(folder, rows, panels, notes)
-    print(text_table(*printed_cells(rows)))
-    print(*notes, sep="\n")
-    print(f"report: {folder / 'report.html'}")
-    if panels:
-        print(f"picture: {folder / 'pareto.png'}")
+        answers.insert(0, selected(chosen, str(config.select)))
+    folder = Path(config.output_dir)
+    panels = make_panels(rows, config.paths[0] if changes else None)
+    pictured = [panel for panel in panels if panel.metric is not None]
+    picture = draw(folder, pictured, rows, grids)
+    write_text(folder / "results.csv", csv_table(rows))
+    grid_tables = [grid_cells(grid) for grid in grids]
+    text = markdown(rows, answers, changes, notes, bool(pictured), grid_tables)
+    write_text(folder / "report.md", text)
+    told = [details[id(row)] for row in rows]
+    text = page(rows, told, panels, answers, changes, notes, picture, grids)
+    write_text(folder / "report.html", text)
+    for sentence in answers:
+        say(str(sentence))
+    tables = [printed_cells(rows)] * bool(rows) + [change_cells(changes)] * bool(changes)
+    for table in [*tables, *grid_tables]:
+        say(text_table(*table))
+    say("\n".join(notes))
+    tell(f"report: {folder / 'report.html'}")
+    for name in ["pareto.png"] * bool(pictured) + ["grid.png"] * bool(grids):
+        say(f"picture: {folder / name}")
     if conditions and chosen is None:
-        raise GateError(f"none of {len(rows)} measurements meets select={config.select}")
+        raise GateError(
+            f"none of {len(rows)} measurements meets select={config.select}: "
+            f"{shortfall(conditions, rows)}"
+        )
     return rows
 
 
-def collect(paths: Sequence[str]) -> list[tuple[Path, dict[str, Any]]]:
-    """Read every `record.json` below the paths; warn of those that cannot be read.
+def draw(
+    folder: Path, panels: Sequence[Panel], rows: Sequence[Row], grids: Sequence[dict[str, Any]]
+) -> bytes | None:
+    """Draw the pictures; one of which there is nothing to draw is not left from before.
 
-    Raises:
-        InputError: A path does not exist, or no readable record is found.
+    Returns:
+        The picture of the grids, if there are any.
     """
-    files: dict[Path, Path] = {}  # resolved → as named, so that none counts twice
-    for path in map(Path, paths):
-        if not path.exists():
-            raise InputError(f"expected records below {path}, but there is no such folder or file")
-        for file in [path] if path.is_file() else sorted(path.rglob("record.json")):
-            files.setdefault(file.resolve(), file)
-    records = []
-    for file in files.values():
-        try:
-            records.append((file, read_record(file)))
-        except InputError as error:
-            print(f"warning: skipped {error}", file=sys.stderr)
-    if not records:
-        found = f"{len(files)} unreadable ones" if files else "none"
-        raise InputError(
-            f"expected at least one record.json below {', '.join(paths)}, found {found}: "
-            "`toolkit train` and `toolkit bench` write them"
-        )
-    return records
+    pictures = {folder / "pareto.png": panels, folder / "grid.png": grids}
+    for picture, parts in pictures.items():
+        if parts:
+            # here: matplotlib takes a second to import
+            from toolkit.present.figures import save_png
+            from toolkit.present.figures.grid import draw_grids
+            from toolkit.present.figures.pareto import draw_pareto
 
-
-def write(folder: Path, rows: Sequence[Row], panels: Sequence[Panel], notes: Sequence[str]) -> None:
-    """Write the four files; without a panel there is no picture, and an old one is removed."""
-    picture = folder / "pareto.png"
-    if panels:
-        # here: matplotlib takes a second to import
-        from toolkit.present.figures import save_png
-        from toolkit.present.figures.pareto import draw_pareto
-
-        save_png(picture, draw_pareto(panels, rows))
-    else:
-        picture.unlink(missing_ok=True)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "results.csv", text.getvalue())
-    parts = ["# Results", *notes, markdown_table(*printed_cells(rows))]
-    if panels:
-        parts.insert(1, "![quality against speed](pareto.png)")
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    write_text(folder / "report.html", page(rows, panels, notes))
+            save_png(picture, draw_pareto(panels, rows) if parts is panels else draw_grids(grids))
+        else:
+            picture.unlink(missing_ok=True)
+    return (folder / "grid.png").read_bytes() if grids else None
 
 
 def _rank(row: Row) -> tuple[Any, ...]:

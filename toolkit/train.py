@@ -9,16 +9,16 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from toolkit.bench import check_options
+from toolkit.bench import bench, bench_of
 from toolkit.compress.depth import drop_layers, encoder_layers, kept_layers
 from toolkit.compress.interrupt import StopOnSignal
 from toolkit.compress.model import known_labels, load_model, load_tokenizer, save_checkpoint
+from toolkit.compress.processes import in_processes, is_started
 from toolkit.compress.quantization.layers import describe_quantization
 from toolkit.compress.resume import (
     clean_up,
     explain_full_disk,
     is_finished,
-    is_first_process,
     note,
     prepare,
 )
@@ -40,10 +40,12 @@ from toolkit.compress.trainer import (
     prunes_once,
     training_arguments,
 )
-from toolkit.config import BenchRoot, ExportRoot, TrainRoot, Verb, narrow
+from toolkit.config import ExportRoot, TrainRoot, Verb, narrow
 from toolkit.errors import UsageError
 from toolkit.files import size_of
+from toolkit.measure.contenders import check_options
 from toolkit.measure.structured import describe, shrink_or_resume
+from toolkit.progress import is_first_process, say, tell
 from toolkit.record import metrics_of, new_record, read_record, write_record
 from toolkit.tasks import find_labels
 
@@ -61,6 +63,9 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
         UsageError: The options contradict each other or what the run directory holds.
         GateError: A metric is below its floor; everything has been saved.
     """
+    if config.num_processes > 1 and not is_started():
+        in_processes(config.num_processes, train, config)
+        return
     output = Path(config.output_dir)
     check_training(config)
     if Verb.bench in config.then:
@@ -107,7 +112,8 @@ def train(config: TrainRoot, steps_left: int = 1) -> None:
                 trainer.train(resume_from_checkpoint=checkpoint)
         metrics = predict(config, trainer, data)
         if trainer.is_world_process_zero():
-            save_checkpoint(output / "checkpoint", model, tokenizer)
+            origin, pooling = config.model.path, config.task.pooling
+            save_checkpoint(output / "checkpoint", model, tokenizer, origin, pooling)
 
     if trainer.is_world_process_zero():
         record["model"] = describe_checkpoint(config.model.name, model)
@@ -126,25 +132,17 @@ def finish(config: TrainRoot, output: Path) -> None:
     metrics = metrics_of(record["metrics"])
     scores = ", ".join(f"{name} {value:.2f} %" for name, value in metrics.items())
     zeros = record["model"]["sparsity"]["encoder"]
-    print(
+    tell(
         f"{output / 'checkpoint'}: {record['model']['layers']} layers, {100 * zeros:.1f} % of the "
         f"encoder's weights are zero; {scores} on {record['metrics']['num_examples']} examples"
     )
     if "structured" in record:
-        print(describe(record["structured"]))
+        say(describe(record["structured"]))
     if Verb.export in config.then and not (output / "export" / "export.json").is_file():
         from toolkit.export import export
 
         checkpoint, folder = str(output / "checkpoint"), str(output / "export")
         export(narrow(config, ExportRoot, checkpoint=checkpoint, output_dir=folder))
     if Verb.bench in config.then and not read_record(output)["speed"]:
-        from toolkit.bench import bench
-
         bench(bench_of(config, output))
     check_gates(config, metrics, output)
-
-
-def bench_of(config: TrainRoot, output: Path) -> BenchRoot:
-    """Make the configuration of `then=[…,bench]`: the fresh export, into the same record."""
-    onnx, folder = str(output / "export"), str(output)
-    return narrow(config, BenchRoot, **vars(config.bench), onnx=onnx, output_dir=folder)

@@ -31,7 +31,12 @@ static int is_supported_avx512(void) {
 #include "generate_avx512.h"
 
 /* What tables of later ISAs have in common with this one. */
-enum { DENSE_ROWS_AVX512 = DENSE_ROWS, S8_ROWS_AVX512 = S8_ROWS, S8_OPERATIONS_AVX512 = S8_OPERATIONS, FMA_COUNT_AVX512 = CHAINS * LANES };
+enum {
+    DENSE_ROWS_AVX512 = DENSE_ROWS,
+    S8_ROWS_AVX512 = S8_ROWS,
+    S8_OPERATIONS_AVX512 = S8_OPERATIONS,
+    FMA_COUNT_AVX512 = CHAINS * LANES
+};
 #define KERNELS_AVX512 \
     .f32_dense_rows = DENSE_ROWS_AVX512, \
     .f32_table = f32_table__avx512, \

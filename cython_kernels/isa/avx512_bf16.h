@@ -53,7 +53,12 @@ enum {
     .bf16_dot_operations = OPERATIONS_AVX512_BF16, \
     .bf16_dot_loop = bf16_dot_loop__avx512_bf16
 
-static const kernels_t kernels_avx512_bf16 = {KERNELS_AVX512, KERNELS_AVX512_VNNI, KERNELS_AVX512_BF16, .isa = "avx512_bf16"};
+static const kernels_t kernels_avx512_bf16 = {
+    KERNELS_AVX512,
+    KERNELS_AVX512_VNNI,
+    KERNELS_AVX512_BF16,
+    .isa = "avx512_bf16",
+};
 #include "portable/undefine.h"
 
 #ifdef __clang__

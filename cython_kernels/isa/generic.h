@@ -15,7 +15,12 @@ static int is_supported_generic(void) { return 1; }
 #endif
 #include "portable/portable.h"
 
-enum { DENSE_ROWS_GENERIC = DENSE_ROWS, S8_ROWS_GENERIC = S8_ROWS, S8_OPERATIONS_GENERIC = S8_OPERATIONS, FMA_COUNT_GENERIC = CHAINS * LANES };
+enum {
+    DENSE_ROWS_GENERIC = DENSE_ROWS,
+    S8_ROWS_GENERIC = S8_ROWS,
+    S8_OPERATIONS_GENERIC = S8_OPERATIONS,
+    FMA_COUNT_GENERIC = CHAINS * LANES
+};
 #define KERNELS_GENERIC \
     .f32_dense_rows = DENSE_ROWS_GENERIC, \
     .f32_table = f32_table__generic, \

@@ -23,6 +23,26 @@ INLINE void SYM(gather_lines)(const float *x, const uint16_t *offsets, float *li
     for (int i = 0; i < HALF; i++) memcpy(lines + i * TILE, (const char *)x + offsets[i], LINE);
 }
 
+/* Likewise of two tiles. What step i + 1 takes is gathered before step i multiplies: a register waits for what was just
+ * stored. */
+INLINE void SYM(gather_step)(const float *const x[2], const uint16_t *offsets, int step,
+                             float gathered[2][2][REGISTER]) {
+    for (int t = 0; t < 2; t++) SYM(gather_lines)(x[t], offsets + step * HALF, gathered[step % 2][t]);
+}
+
+/* Where the lines of two tiles lie that `step` multiplies: in x, gathered unless `offsets` is NULL, or in `last`, if the
+ * last step has `tail` lines only: what lies behind x is not its own. */
+INLINE void SYM(step_lines)(const float *const x[2], const uint16_t *offsets, int step, int steps, int tail,
+                            float gathered[2][2][REGISTER], float last[2][REGISTER], const float *lines[2]) {
+    if (offsets && step + 1 < steps) SYM(gather_step)(x, offsets, step + 1, gathered);
+    for (int t = 0; t < 2; t++) {
+        lines[t] = offsets ? gathered[step % 2][t] : x[t] + (size_t)step * REGISTER;
+        if (!tail || step < steps - 1) continue;
+        memcpy(last[t], lines[t], (size_t)tail * LINE);
+        lines[t] = last[t];
+    }
+}
+
 /* Rows of the 32 × 32 sums before, which lie in y and wait for their activation: it runs between the tile products of the
  * sums that follow, a share per step, since a product keeps the vector units free for 16 cycles. */
 typedef struct {
@@ -84,7 +104,6 @@ INLINE void SYM(bf16_tiles)(const block_t *block, const int form, tiles_t x, til
     const uint16_t *offsets = block->offsets;
     const float *stream = block->values;
     float expanded[form == COMPRESSED_TILES ? MAX_KBLOCK * HALF : 1] __attribute__((aligned(LINE)));
-    /* what step i + 1 takes is gathered before step i multiplies: a register waits for what was just stored */
     float gathered[2][2][REGISTER] __attribute__((aligned(LINE)));
     float from_bias[2][REGISTER] __attribute__((aligned(LINE)));
     float part[4][REGISTER] __attribute__((aligned(LINE))); /* where a register would reach beyond the block */
@@ -109,7 +128,7 @@ INLINE void SYM(bf16_tiles)(const block_t *block, const int form, tiles_t x, til
             SYM(start_sums)(from_bias[half], NULL, bias + first + half * HALF, rows[half]);
         for (int tile = 0; tile < y.count; tile += 2) {
             const int other = tile + 1 < y.count ? tile + 1 : tile; /* the last of an odd number is computed twice */
-            const float *x0 = x.at + tile * x.stride, *x1 = x.at + other * x.stride;
+            const float *const xs[2] = {x.at + tile * x.stride, x.at + other * x.stride};
             const float *from[4];
             float *to[4];
             for (int i = 0; i < 4; i++) {
@@ -124,28 +143,14 @@ INLINE void SYM(bf16_tiles)(const block_t *block, const int form, tiles_t x, til
             TILE_LOAD(1, from[1], LINE);
             TILE_LOAD(2, from[2], LINE);
             TILE_LOAD(3, from[3], LINE);
-            if (is_gathered && steps > 0) {
-                SYM(gather_lines)(x0, offsets, gathered[0][0]);
-                SYM(gather_lines)(x1, offsets, gathered[0][1]);
-            }
+            if (is_gathered && steps > 0) SYM(gather_step)(xs, offsets, 0, gathered);
             for (int step = 0; step < steps; step++) {
-                const float *b0 = x0 + (size_t)step * REGISTER, *b1 = x1 + (size_t)step * REGISTER;
-                if (is_gathered) {
-                    b0 = gathered[step % 2][0], b1 = gathered[step % 2][1];
-                    if (step + 1 < steps) {
-                        SYM(gather_lines)(x0, offsets + (step + 1) * HALF, gathered[(step + 1) % 2][0]);
-                        SYM(gather_lines)(x1, offsets + (step + 1) * HALF, gathered[(step + 1) % 2][1]);
-                    }
-                }
-                if (tail && step == steps - 1) { /* what lies behind x is not its own */
-                    memcpy(last[0], b0, (size_t)tail * LINE);
-                    memcpy(last[1], b1, (size_t)tail * LINE);
-                    b0 = last[0], b1 = last[1];
-                }
+                const float *b[2];
+                SYM(step_lines)(xs, is_gathered ? offsets : NULL, step, steps, tail, gathered, last, b);
                 TILE_LOAD(4, w + (size_t)(2 * step) * REGISTER, LINE);
-                TILE_LOAD(6, b0, LINE);
+                TILE_LOAD(6, b[0], LINE);
                 TILE_BF16_DOT(0, 4, 6);
-                TILE_LOAD(7, b1, LINE);
+                TILE_LOAD(7, b[1], LINE);
                 TILE_BF16_DOT(1, 4, 7);
                 TILE_LOAD(5, w + (size_t)(2 * step + 1) * REGISTER, LINE);
                 TILE_BF16_DOT(2, 5, 6);

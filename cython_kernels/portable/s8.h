@@ -29,7 +29,7 @@ INLINE VI SYM(s8_dot)(VI acc, VI x, VI w) {
 #endif
 }
 
-#if defined(S8_MADD) && !defined(S8_DOT)
+#ifdef S8_MADD
 /* Bytes 0 and 2 of a quad of weights as two words, then bytes 1 and 3: once for all tiles. */
 INLINE void SYM(s8_widen)(const float *weights, int quads, int32_t *wide) {
     for (int i = 0; i < quads; i++, weights += S8_ROWS, wide += 2 * S8_ROWS)
@@ -51,12 +51,12 @@ static void SYM(s8_dense)(const block_t *block, tiles_t x, tiles_t init, const f
                           activation_fn after) {
     const int quads = (block->k + 3) / 4;
     const float *group = block->values;
-#if defined(S8_MADD) && !defined(S8_DOT)
+#ifdef S8_MADD
     int32_t wide[2 * S8_ROWS * MAX_KBLOCK];
 #endif
     for (int32_t first = 0; first < block->rows; first += S8_ROWS, group += S8_ROWS * (quads + 2)) {
         const int rows = block->rows - first < S8_ROWS ? block->rows - first : S8_ROWS;
-#if defined(S8_MADD) && !defined(S8_DOT)
+#ifdef S8_MADD
         SYM(s8_widen)(group + 2 * S8_ROWS, quads, wide);
 #endif
         for (int tile = 0; tile < y.count; tile++) {
@@ -70,7 +70,7 @@ static void SYM(s8_dense)(const block_t *block, tiles_t x, tiles_t init, const f
                 for (int v = 0; v < VECTORS; v++)
                     acc[r][v] = SYM(s8_splat)(group + r) * *(const VI *)(xt + TILE + v * LANES);
             xt += QUAD_HEADER * TILE;
-#if defined(S8_MADD) && !defined(S8_DOT)
+#ifdef S8_MADD
             const int32_t *w = wide;
             for (int i = 0; i < quads; i++, w += 2 * S8_ROWS) {
                 VI even[VECTORS], odd[VECTORS];

@@ -10,7 +10,6 @@ INLINE void SYM(s8_tiles)(const block_t *block, const int is_gathered, tiles_t x
     const int tail = is_gathered ? 0 : (block->k % S8_COLUMNS + 3) / 4; /* lines of the last step; 0: all */
     const uint16_t *offsets = block->offsets;
     const float *stream = block->values;
-    /* what step i + 1 takes is gathered before step i multiplies: a register waits for what was just stored */
     float gathered[2][2][REGISTER] __attribute__((aligned(LINE)));
     float last[2][REGISTER] __attribute__((aligned(LINE)));
     int32_t sums[4][REGISTER] __attribute__((aligned(LINE)));
@@ -26,33 +25,19 @@ INLINE void SYM(s8_tiles)(const block_t *block, const int is_gathered, tiles_t x
         for (int tile = 0; tile < y.count; tile += 2) {
             const int other = tile + 1 < y.count ? tile + 1 : tile; /* the last of an odd number is computed twice */
             const float *header[2] = {x.at + tile * x.stride, x.at + other * x.stride};
-            const float *x0 = header[0] + QUAD_HEADER * TILE, *x1 = header[1] + QUAD_HEADER * TILE;
+            const float *const xs[2] = {header[0] + QUAD_HEADER * TILE, header[1] + QUAD_HEADER * TILE};
             TILE_ZERO(0);
             TILE_ZERO(1);
             TILE_ZERO(2);
             TILE_ZERO(3);
-            if (is_gathered && steps > 0) {
-                SYM(gather_lines)(x0, offsets, gathered[0][0]);
-                SYM(gather_lines)(x1, offsets, gathered[0][1]);
-            }
+            if (is_gathered && steps > 0) SYM(gather_step)(xs, offsets, 0, gathered);
             for (int step = 0; step < steps; step++) {
-                const float *b0 = x0 + (size_t)step * REGISTER, *b1 = x1 + (size_t)step * REGISTER;
-                if (is_gathered) {
-                    b0 = gathered[step % 2][0], b1 = gathered[step % 2][1];
-                    if (step + 1 < steps) {
-                        SYM(gather_lines)(x0, offsets + (step + 1) * HALF, gathered[(step + 1) % 2][0]);
-                        SYM(gather_lines)(x1, offsets + (step + 1) * HALF, gathered[(step + 1) % 2][1]);
-                    }
-                }
-                if (tail && step == steps - 1) { /* what lies behind x is not its own */
-                    memcpy(last[0], b0, (size_t)tail * LINE);
-                    memcpy(last[1], b1, (size_t)tail * LINE);
-                    b0 = last[0], b1 = last[1];
-                }
+                const float *b[2];
+                SYM(step_lines)(xs, is_gathered ? offsets : NULL, step, steps, tail, gathered, last, b);
                 TILE_LOAD(4, w + (size_t)step * 2 * REGISTER, LINE);
-                TILE_LOAD(6, b0, LINE);
+                TILE_LOAD(6, b[0], LINE);
                 TILE_S8_DOT(0, 4, 6);
-                TILE_LOAD(7, b1, LINE);
+                TILE_LOAD(7, b[1], LINE);
                 TILE_S8_DOT(1, 4, 7);
                 TILE_LOAD(5, w + (size_t)step * 2 * REGISTER + REGISTER, LINE);
                 TILE_S8_DOT(2, 5, 6);

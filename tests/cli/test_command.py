@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from toolkit.config import ReportRoot
 from toolkit.record import new_record, write_record
 
-VERBS = ["train", "export", "bench", "report"]
+VERBS = ["train", "export", "bench", "grid", "report", "serve"]
 
 
 def test_help_and_version_say_what_there_is(toolkit: Run) -> None:
@@ -91,7 +91,7 @@ def test_the_traceback_is_there_when_asked_for(toolkit: Run) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_hydras_flags_work_after_every_verb(toolkit: Run, verb: str) -> None:
-    paths = ["a"] if verb == "report" else []
+    paths = {"report": ["a"], "serve": ["onnx=a"]}.get(verb, [])
     shown = toolkit(verb, *paths, "--cfg", "job", "--resolve")
     assert shown.returncode == 0, shown.stderr
     assert OmegaConf.select(OmegaConf.create(shown.stdout), "output_dir").startswith(
@@ -99,10 +99,28 @@ def test_hydras_flags_work_after_every_verb(toolkit: Run, verb: str) -> None:
     )
     help_ = toolkit(verb, "--help")
     assert help_.stdout.startswith(f"usage: toolkit {verb}")
+    assert "Flags: -q (only errors and the result), -v (debugging), -m" in help_.stdout
     defaults = toolkit(verb, "--info", "defaults")
     assert f"{verb}_schema" in defaults.stdout
     packaged = toolkit(verb, *paths, "--cfg", "job", "-p", "output_dir")
     assert packaged.returncode == 0
+
+
+def test_verbosity(toolkit: Run) -> None:
+    """-q leaves one line, and errors; -v adds lines for debugging, also of a sweep."""
+    args = ["grid", "model=demo", "rounds=1", "batch_size=2", "seq_len=16", "sparsities=[0.9]"]
+    args += ["precisions=[fp32]", "depths=[1]", "engine.num_threads=1"]
+    quiet = toolkit(*args, "-q", "output_dir=a")
+    assert quiet.returncode == 0, quiet.stderr
+    assert (quiet.stdout, quiet.stderr) == ("record: a/record.json\n", "")
+    sweep = toolkit(args[0], "-m", *args[1:], "seed=1", "output_dir=b", "-q")
+    assert sweep.stdout == "record: b/0/record.json\n", sweep.stderr
+    verbose = toolkit(*args, "-v", "output_dir=c")
+    assert "[toolkit.progress][DEBUG] - packing: 1 in" in verbose.stdout
+    wrong = toolkit("grid", "-q", "depths=[99]")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: depths must be at most 12")
+    assert toolkit("bench", "-q", "-v").returncode == 2
 
 
 def test_a_users_own_options_join_by_searchpath(toolkit: Run, tmp_path: Path) -> None:
@@ -122,10 +140,11 @@ def test_a_users_own_options_join_by_searchpath(toolkit: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("toolkit tr", {"train", "export", "bench", "report", "info"}),
+        ("toolkit tr", {"train", "export", "bench", "report", "serve", "info"}),
         ("toolkit train mod", {"model=", "model."}),
         ("toolkit train sparsity=prune9", {"sparsity=prune90", "sparsity=prune97_block4"}),
         ("toolkit bench batch", {"batch_size="}),
+        ("toolkit grid -", {"-q", "-v", "-m", "--help"}),
     ],
 )
 def test_shell_completion(toolkit: Run, line: str, words: set[str]) -> None:
@@ -140,7 +159,7 @@ def test_shell_completion_installs_for_this_command(toolkit: Run) -> None:
 @pytest.fixture
 def finished_run(tmp_path: Path) -> Path:
     """A run directory with a record that holds no results."""
-    config = ReportRoot(paths=[], select=None, output_dir="")
+    config = ReportRoot(paths=[], select=None, within=0.01, output_dir="")
     write_record(tmp_path / "good" / "record.json", new_record("bench", config))
     return tmp_path / "good"
 

@@ -33,7 +33,7 @@ def broken(patch: str, *args: str, cwd: Path, **env: str) -> "subprocess.Complet
 @pytest.fixture
 def run_folder(tmp_path: Path) -> str:
     """The name of a run folder that `toolkit report` reads."""
-    config = ReportRoot(paths=[], select=None, output_dir="")
+    config = ReportRoot(paths=[], select=None, within=0.01, output_dir="")
     write_record(tmp_path / "good" / "record.json", new_record("bench", config))
     return "good"
 
@@ -49,7 +49,7 @@ MISSING_KEY = "def broken(*args, **more): return {}['foo']"
         ("toolkit.config.from_plain", ["report", "good"], "overrides.py"),  # before it
         ("toolkit.overrides._gather_paths", ["report", "good"], "overrides.py"),
         ("toolkit.overrides.explain", ["report", "good", "selct=1"], "cli.py"),
-        ("toolkit.overrides._parse", ["train", "selct=1"], "overrides.py"),
+        ("toolkit.overrides.parse", ["train", "selct=1"], "overrides.py"),
         ("toolkit.environment.describe_machine", ["info"], "environment.py"),
         ("hydra.main", ["report", "good"], "cli.py"),  # outside of a job
     ],
@@ -74,8 +74,8 @@ def test_a_bug_in_one_job_of_a_sweep(tmp_path: Path, run_folder: str) -> None:
     run = broken(patch, "report", "-m", f"paths=[{run_folder}],[none]", cwd=tmp_path)
     assert run.returncode == 1
     first, second, *_ = run.stderr.splitlines()
-    assert first.startswith("internal error: job 0 (paths=[good]): KeyError 'foo' at toolkit/")
-    assert second.startswith("error: job 1 (paths=[none]): expected records below none")
+    assert first.startswith("internal error: cell 0 (paths=[good]): KeyError 'foo' at toolkit/")
+    assert second.startswith("error: cell 1 (paths=[none]): expected records below none")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,7 @@ def test_a_bug_in_one_job_of_a_sweep(tmp_path: Path, run_folder: str) -> None:
         ("PermissionError(13, 'no', 'x')", r"error: \[Errno 13\] no: 'x'"),
         ("MemoryError('too big')", "error: too big"),
         ("toolkit.errors.InputError('so')", "error: so"),
+        ("type('MlflowException', (Exception,), {'__module__': 'mlflow.x'})('no')", "error: no"),
         (
             "ModuleNotFoundError('no', name='toolkit.gone')",
             r"internal error: ModuleNotFoundError no at toolkit/cli.py:\d+: .*",

@@ -22,7 +22,7 @@ LAYERS = ["depth.keep=[0,1]", "sparsity=prune80", "export.num_parity_examples=3"
 def what_if(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Export an untrained model once; return its folder and what the command printed."""
     folder = tmp_path_factory.mktemp("what_if")
-    command = [str(COMMAND), "export", "output_dir=out", *LAYERS]
+    command = [str(COMMAND), "export", "output_dir=out", "format=sparse", *LAYERS]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return folder / "out", run.stdout
@@ -44,6 +44,26 @@ def test_an_export_holds_all_that_is_needed_to_run_it(what_if: tuple[Path, str])
     assert record["model"]["layers"] == 2
     assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=1e-3)
     assert record["size_bytes"]["onnx"] == (folder / "model.onnx").stat().st_size
+
+
+def test_a_sparse_file_is_measured_in_its_onnx_files_place(
+    what_if: tuple[Path, str], toolkit: Run, tmp_path: Path
+) -> None:
+    folder = what_if[0]
+    assert f"{Path('out') / 'model.sparse'}: " in what_if[1]
+    done = toolkit(
+        *("bench", f"onnx={folder / 'model.sparse'}", "output_dir=run", "seconds=0"),
+        *("min_iterations=1", "batch_size=2", "seq_len=16", f"against=[sparse@{folder}]"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime reads no sparse file: outputs are checked against float64" in done.stdout
+    record = read_record(tmp_path / "run")
+    assert record["size_bytes"]["sparse"] == (folder / "model.sparse").stat().st_size
+    assert record["model"]["sparsity"]["encoder"] == pytest.approx(0.8, abs=1e-3)
+    assert [entry["engine"] for entry in record["speed"]] == ["sparse", f"sparse@{folder}"]
+    done = toolkit("bench", f"onnx={folder / 'model.sparse'}", "against=[onnxruntime]")
+    assert done.returncode == 2
+    assert "engine onnxruntime reads ONNX, and " in done.stderr
 
 
 def test_a_what_if_model_is_dropped_pruned_and_has_its_checkpoint(

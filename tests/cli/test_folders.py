@@ -16,7 +16,7 @@ NAME = "a b=1,c"  # what a shell, Hydra's grammar and OmegaConf may trip over
 def records(tmp_path: Path) -> None:
     """Two run folders with a record each, and options of a user's own."""
     for name in ("one", "two"):
-        config = ReportRoot(paths=[], select=None, output_dir="")
+        config = ReportRoot(paths=[], select=None, within=0.01, output_dir="")
         write_record(tmp_path / name / "record.json", new_record("bench", config))
     files = {
         "mine.yaml": {"defaults": ["report", "_self_"], "output_dir": NAME},
@@ -57,7 +57,7 @@ def test_the_jobs_of_a_sweep_are_numbered_below_it(
     assert run.returncode == 0, run.stderr
     assert set(tmp_path.iterdir()) - before == {tmp_path / NAME}
     names = {path.name for path in (tmp_path / NAME).iterdir()}
-    assert names == {"0", "1", "multirun.yaml"}
+    assert names == {"0", "1", "multirun.yaml", "sweep.csv", ".sweep"}
     for number in ("0", "1"):
         assert_complete(tmp_path / NAME / number)
 

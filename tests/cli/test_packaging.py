@@ -20,13 +20,15 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from support.serving import post, write_export
 
 REPO = Path(__file__).resolve().parents[2]
+CONTAINERFILE = REPO / "docs" / "deploy" / "Containerfile"
 PACKAGES = ("toolkit", "cython_kernels", "conf")
 
 
-def requirements() -> list[Requirement]:
-    lines = (REPO / "requirements-engine.txt").read_text().splitlines()
+def requirements(use: str = "engine") -> list[Requirement]:
+    lines = (REPO / f"requirements-{use}.txt").read_text().splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
@@ -81,9 +83,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def slim(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the wheel and requirements-engine.txt, without torch."""
-    folder = tmp_path_factory.mktemp("slim")
+    return make_slim(tmp_path_factory.mktemp("slim"), wheel, "engine")
+
+
+@pytest.fixture(scope="module")
+def serving(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with requirements-serve.txt."""
+    return make_slim(tmp_path_factory.mktemp("serving"), wheel, "serve")
+
+
+def make_slim(folder: Path, wheel: Path, use: str) -> Path:
+    """Make an environment of the wheel and a list of requirements."""
     site = make_environment(folder, wheel)
-    for name in closure(requirements()):
+    for name in closure(requirements(use)):
         installed = distribution(name)
         tops = {file.parts[0] for file in installed.files or []} - {"..", "__pycache__", "bin"}
         for top in tops:
@@ -119,12 +131,50 @@ def test_the_wheel_holds_all_files_and_no_sources_of_the_extension(wheel: Path) 
     assert not [name for name in names if re.search(r"\.(c|h|pyx|pxd|pxi)$", name)]
 
 
-def test_slim_requirements_are_among_the_declared_dependencies() -> None:
+@pytest.mark.parametrize("use", ["engine", "serve"])
+def test_slim_requirements_are_among_the_declared_dependencies(use: str) -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    declared = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
-    for requirement in requirements():
+    extra = project["optional-dependencies"].get(use, [])
+    declared = {r.name: r.specifier for r in map(Requirement, [*project["dependencies"], *extra])}
+    for requirement in requirements(use):
         assert declared[requirement.name] == requirement.specifier
-    assert not {"torch", "transformers", "datasets"} & closure(requirements())
+    assert {Requirement(line).name for line in extra} <= {r.name for r in requirements(use)}
+    assert not {"torch", "transformers", "datasets"} & closure(requirements(use))
+
+
+def test_a_server_needs_no_torch(serving: Path, tmp_path: Path) -> None:
+    """As in the image of docs/deploy/Containerfile: its entry point, another port."""
+    export = write_export(tmp_path / "model", "base")
+    command = re.findall(r"^ENTRYPOINT (.*)$", CONTAINERFILE.read_text(), re.MULTILINE)[0]
+    words = [word.replace("/model", str(export)) for word in json.loads(command)]
+    words = [word.replace("/tmp/serve", str(tmp_path / "run")) for word in words]
+    process = subprocess.Popen(
+        [serving / "bin" / words[0], *words[1:], "serve.host=127.0.0.1", "serve.port=0"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        status, vectors = post(f"{url}embed", {"inputs": "the soup was good"})
+        process.terminate()
+    assert (status, len(vectors[0])) == (200, 16)
+    assert process.returncode == 143
+    without = run(serving, "python", "-c", "import torch", cwd=tmp_path)
+    assert "No module named 'torch'" in without.stderr
+
+
+def test_a_verb_without_its_extra_names_it(slim: Path, tmp_path: Path) -> None:
+    serve = run(slim, "toolkit", "serve", "onnx=x", cwd=tmp_path)
+    assert serve.returncode == 1
+    assert "Traceback" not in serve.stderr
+    told = serve.stderr.partition("which is not installed: ")[2]
+    command, _, extra = told.strip().partition(" (the extra ")
+    assert extra == "toolkit[serve])"
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    assert shlex.split(command) == ["pip", "install", *project["optional-dependencies"]["serve"]]
 
 
 def test_slim_deployment_runs_engine_bench_and_report(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.browser import Browser, find_browser
 from support.records import record, speed, write_all
+from support.screenshot import READY
 
 Toolkit = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -31,6 +32,8 @@ def test_report_and_its_exit_codes(toolkit: Toolkit, tmp_path: Path) -> None:
     assert "demo 6 layers 80 % through sparse" in run.stdout
     for name in ("report.html", "report.md", "results.csv", "pareto.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
+    (page,) = (tmp_path / "out").glob("report.html")
+    assert "The fastest run with accuracy" in page.read_text(encoding="utf-8")
     for args, code, sentence in (
         (["runs", "select=accuracy>=99"], 3, "none of 3 measurements meets"),
         (["runs", "select=acuracy>=9"], 2, "did you mean 'accuracy'"),
@@ -50,17 +53,18 @@ def test_the_page_in_a_browser(toolkit: Toolkit, tmp_path: Path) -> None:
     assert toolkit("report", "runs", "output_dir=out").returncode == 0
     with Browser(program, tmp_path / "profile") as browser:
         browser.open(tmp_path / "out" / "report.html")
+        browser.wait(READY)
         assert browser.evaluate("document.title") == "toolkit report"
-        assert browser.evaluate("document.querySelectorAll('tbody tr').length") == 3
-        assert HOSTILE in browser.evaluate("document.querySelector('tbody').textContent")
+        assert browser.evaluate("document.querySelectorAll('#table tbody tr').length") == 3
+        assert HOSTILE in browser.evaluate("document.querySelector('#table tbody').textContent")
         assert browser.evaluate("document.querySelectorAll('img').length") == 0
         # three points and the baseline's star
         assert browser.evaluate("document.querySelectorAll('.scatterlayer .point').length") == 4
         for selector, expected in (
             (".annotation-text", {"dense", "80 %"}),
             (
-                ".legendtext",
-                {"Pareto front", "6 layers, sparse", "3 layers, sparse", "baseline"},
+                "#legend span",
+                {"Pareto front", "6 layers", "3 layers", "sparse", "baseline"},
             ),
         ):
             shown = f"[...document.querySelectorAll('{selector}')].map(node => node.textContent)"

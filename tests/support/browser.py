@@ -66,13 +66,19 @@ class Browser:
         os.close(self._write)
 
     def open(self, page: Path, width: int = 1200, is_dark: bool = False) -> None:
-        """Load a file into a window of that width, and wait until its scripts have run."""
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        """Load a file; as `visit`."""
+        self.visit(page.as_uri(), width, is_dark)
+
+    def visit(self, url: str, width: int = 1200, is_dark: bool = False) -> None:
+        """Load a page into a window of that width, and wait until its scripts have run."""
+        colours = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[colours])
         size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
-        self.call("Page.navigate", url=page.as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        self.call("Emulation.setScrollbarsHidden", hidden=True)  # pictures have none
+        self.call("Page.navigate", url=url)
+        scheme = json.dumps(url.partition("//")[0])
+        self.wait(f"document.readyState === 'complete' && location.protocol === {scheme}")
 
     def evaluate(self, script: str) -> Any:
         """Return the value of an expression, as JSON carries it; a promise's is awaited."""
@@ -99,9 +105,13 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self._mouse(kind, selector, index, button="left", clickCount=1)
 
-    def screenshot(self) -> bytes:
-        """Return the whole page as PNG."""
-        picture = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    def screenshot(self, height: int | None = None) -> bytes:
+        """Return the page as PNG: its first `height` pixels, or the whole."""
+        width, whole = self.evaluate(
+            "(e => [e.scrollWidth, e.scrollHeight])(document.documentElement)"
+        )
+        clip = {"x": 0, "y": 0, "width": width, "height": height or whole, "scale": 1}
+        picture = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(picture["data"])
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""Damage ONNX files and run what still reads: `python fuzz_graph.py FILE SECONDS [SEED]`.
+"""Damage ONNX or sparse files, run what still reads: `python fuzz_graph.py FILE SECONDS [SEED]`.
 
 A file from a stranger may be refused with an InputError, or be a model; nothing else may happen.
 Every mutation has its seed; the one that fails is named. `make fuzz` runs this under the address
 and undefined-behaviour sanitizers.
 """
 
+import json
 import random
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import onnx
 
 from toolkit.engine.engine import Engine, find_isa
 from toolkit.engine.reader.graph import read_graph
+from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.errors import InputError
 
 # Sizes that overflow when multiplied or added to.
@@ -26,13 +29,16 @@ EXTREMES = [-(2**63), -(2**31), -1, 0, 1, 2, 2**16, 2**31 - 1, 2**31, 2**32, 2**
 
 def damage(content: bytes, rng: random.Random) -> bytes:
     """Change some bytes, cut some out, double some, or change a number that is a size."""
-    kind = rng.choice(["bytes", "cut", "double", "size", "size"])
-    if kind == "size":
-        return resized(content, rng)
+    return rng.choice([damage_bytes, damage_bytes, damage_bytes, resized, resized])(content, rng)
+
+
+def damage_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Change some bytes, cut some out, or double some."""
+    kind = rng.choice(["bytes", "cut", "double"])
     result = bytearray(content)
     # the graph lies between long runs of weights: half the time strike where names are
     text = [i for i in range(0, len(result), 7) if 0x5F <= result[i] <= 0x7A]
-    at = rng.choice(text) if rng.random() < 0.5 else rng.randrange(len(result))
+    at = rng.choice(text) if text and rng.random() < 0.5 else rng.randrange(len(result))
     length = rng.choice([1, 1, 2, 8, 100])
     if kind == "bytes":
         for _ in range(length):
@@ -83,6 +89,38 @@ def resized(content: bytes, rng: random.Random) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def damage_sparse(content: bytes, rng: random.Random) -> bytes:
+    """Change a sparse file: somewhere, or one of its parts with a checksum that fits, as forged."""
+    if rng.random() < 0.3:
+        return damage_bytes(content, rng)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    metadata = header.pop("__metadata__")
+    data = content[8 + size :]
+    parts = {name: data[slice(*entry["data_offsets"])] for name, entry in header.items()}
+    name = rng.choice([*parts, *["graph"] * (len(parts) // 2)])
+    kind = rng.choice(["part", "part", "shape", "dtype", "swap", "lost"])
+    if kind == "part":
+        parts[name] = (damage if name == "graph" else damage_bytes)(parts[name], rng)
+        if header[name]["dtype"] in ("U8", "I8") and rng.random() < 0.5:
+            header[name]["shape"] = [len(parts[name])]
+    elif kind == "shape":
+        header[name]["shape"] = [rng.choice(EXTREMES), *header[name]["shape"][1:]]
+    elif kind == "dtype":
+        header[name]["dtype"] = rng.choice(["F32", "F16", "I8", "U8", "I64", "BOOL", "BF16", 3])
+    elif kind == "swap":
+        other = rng.choice([*parts])
+        parts[name], parts[other] = parts[other], parts[name]
+    else:
+        del parts[name], header[name]
+    metadata["checksums"] = json.dumps({each: zlib.crc32(part) for each, part in parts.items()})
+    at = 0
+    for each, part in parts.items():
+        header[each]["data_offsets"] = [at, at := at + len(part)]
+    text = json.dumps({"__metadata__": metadata, **header}).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(parts.values())
+
+
 def check(path: Path) -> str:
     """Read and run a file; return what came of it."""
     try:
@@ -114,9 +152,10 @@ def main(file: Path, seconds: float, seed: int) -> None:
     first, end = seed, time.monotonic() + seconds
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+        path = Path(folder) / file.name
+        damaged = damage_sparse if file.suffix == SUFFIX else damage
         while seed == first or time.monotonic() < end:
-            path.write_bytes(damage(content, random.Random(seed)))
+            path.write_bytes(damaged(content, random.Random(seed)))
             try:
                 outcomes[check(path)] += 1
             except BaseException:

@@ -64,6 +64,73 @@ def sweep() -> list[dict[str, Any]]:
     ]
 
 
+def with_details(one: dict[str, Any]) -> dict[str, Any]:
+    """Add what a profiled run of BERT-base's shape leaves: zeros by layer, profile, roofline."""
+    layers, zeros = one["model"]["layers"], one["model"]["sparsity"]["encoder"]
+    shapes = {
+        "attention.self.query": [768, 768], "attention.self.key": [768, 768],
+        "attention.self.value": [768, 768], "attention.output.dense": [768, 768],
+        "intermediate.dense": [3072, 768], "output.dense": [768, 3072],
+    }  # fmt: skip
+    one["model"]["sparsity"]["tensors"] = [
+        {"name": f"bert.encoder.layer.{i}.{name}.weight", "shape": shape, "sparsity": zeros}
+        for i in range(layers)
+        for name, shape in shapes.items()
+    ]
+    steps = {"query": 1.0, "key": 1.1, "attention": 2.0, "intermediate": 4.0, "output": 4.2}
+    entry = one["speed"][0]
+    entry["profile"] = [
+        {
+            "op": f"layer{i}.{step}",
+            "time_ms": time_ms,
+            "gflops": 90.0 + time_ms,
+            "density": 1 - zeros,
+            "kernel": "avx512" if step == "attention" else "generated_avx512",
+            "note": "",
+            "operations": 1e8 * time_ms,
+            "bytes": 1e6,
+            "peak_share": 0.5,
+        }
+        for i in range(layers)
+        for step, time_ms in steps.items()
+    ]
+    entry["profile"].append(
+        {"op": "embeddings", "time_ms": 0.4, "gflops": None, "density": None, "kernel": "avx512"}
+    )
+    points = [
+        {
+            "op": step,
+            "kernel": "avx512" if step == "attention" else "generated_avx512",
+            "time_ms": layers * time_ms,
+            "operations": 1e8 * time_ms,
+            "bytes": 1e6 * (i + 1),
+            "gflops": 60.0 + 20 * i,
+            "peak_share": 0.3 + i / 10,
+            "intensity": 100.0 / (i + 1),
+        }
+        for i, (step, time_ms) in enumerate(steps.items())
+    ]
+    entry["roofline"] = {
+        "fma_gflops": 230.0,
+        "read_gb_per_s": {"l1": 600.0, "l2": 300.0, "l3": 120.0, "memory": 20.0},
+        "read_bytes": {"l1": 1, "l2": 2, "l3": 3, "memory": 4},
+        "points": points,
+    }
+    return one
+
+
+def published_grid() -> list[dict[str, Any]]:
+    """What-if records of BERT-base, without accuracy: speed of the cells that others published."""
+    cells = [(12, 0.0, 8.8), (12, 0.8, 36.0), (12, 0.9, 54.0), (12, 0.95, 70.0), (6, 0.8, 72.0)]
+    cells += [(6, 0.9, 113.0), (6, 0.95, 150.0), (3, 0.7, 86.0), (3, 0.8, 145.0), (3, 0.9, 226.0)]
+    grid = [
+        record("bert_base", layers, zeros, None, (speed("sparse", fast),), verb="bench")
+        for layers, zeros, fast in cells
+    ]
+    grid[0]["speed"].append(speed("onnxruntime", 6.4))
+    return grid
+
+
 def write_all(folder: Path, records: list[dict[str, Any]]) -> None:
     for number, one in enumerate(records):
         write_record(folder / str(number) / "record.json", one)

@@ -22,12 +22,12 @@ from support.configs import compose
 
 from toolkit.artifact.agreement import largest_difference
 from toolkit.artifact.exported import describe_onnx, find_checkpoint, read_exported, size_bytes
-from toolkit.bench import bench, check_options
+from toolkit.bench import bench
 from toolkit.config import BenchRoot, Scenario
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.measure.baseline import compare
 from toolkit.measure.batches import feed, make_batches
-from toolkit.measure.engines import engine_of, parse_contender
+from toolkit.measure.contenders import check_options, engine_of, parse_contender
 from toolkit.measure.timing import (
     MIN_ROUNDS,
     speed_ratio,

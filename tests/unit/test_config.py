@@ -13,14 +13,17 @@ from toolkit.config import (
     EngineConfig,
     ExportConfig,
     QuantizationConfig,
+    ServeConfig,
     SparsityConfig,
     TaskConfig,
     TeacherConfig,
     TeacherKind,
+    default_serve,
 )
 
 # Each group as conf/ has it: a new field needs no entry here.
-VALID = {type(part): part for part in vars(compose("train", "sparsity=prune80")).values()}
+ROOTS = (compose("train", "sparsity=prune80"), compose("serve", "onnx=x"))
+VALID = {type(part): part for root in ROOTS for part in vars(root).values()}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,7 @@ VALID = {type(part): part for part in vars(compose("train", "sparsity=prune80"))
         (DepthConfig, "num_layers", 0, "depth.num_layers must be at least 1; got 0"),
         (DepthConfig, "keep", [], "depth.keep must list distinct layer numbers"),
         (DepthConfig, "keep", [3, 1], "got [3, 1]"),
+        (DepthConfig, "drop", [3, 1], "depth.drop must list distinct layer numbers"),
         (DepthConfig, "keep", [1, 1], "got [1, 1]"),
         (DepthConfig, "keep", [-1, 1], "got [-1, 1]"),
         (SparsityConfig, "final_sparsity", 1.0, "sparsity.final_sparsity must be in [0, 1)"),
@@ -72,6 +76,13 @@ VALID = {type(part): part for part in vars(compose("train", "sparsity=prune80"))
         (BenchConfig, "seq_len", 2, "seq_len must be at least 3; got 2"),
         (BenchConfig, "seconds", -1.0, "seconds must be at least 0"),
         (BenchConfig, "min_iterations", 0, "min_iterations must be at least 1"),
+        (ServeConfig, "port", 2**16, "serve.port must be in [0, 65535]; got 65536"),
+        (ServeConfig, "token", "", "serve.token must be printable ASCII characters, at least one"),
+        (ServeConfig, "token", "a\nb", "serve.token must be printable ASCII characters"),
+        (ServeConfig, "max_batch", 0, "serve.max_batch must be at least 1; got 0"),
+        (ServeConfig, "max_wait_ms", -1.0, "serve.max_wait_ms must be at least 0; got -1"),
+        (ServeConfig, "max_queue", 31, "serve.max_queue must be at least serve.max_texts=32"),
+        (ServeConfig, "read_timeout_s", 0.0, "serve.read_timeout_s must be > 0; got 0.0"),
         (BenchConfig, "max_regression", 1.0, "max_regression must be in [0, 1); got 1.0"),
     ],
 )
@@ -83,3 +94,11 @@ def test_values_out_of_range_are_named(kind: type, field: str, value: Any, says:
 def test_dense_with_a_schedule_left_over_is_valid() -> None:
     dense = replace(VALID[SparsityConfig], final_sparsity=0.0, initial_sparsity=0.5)
     assert dense.final_sparsity == 0.0
+
+
+def test_a_server_without_the_command_line_has_the_same_values() -> None:
+    found = default_serve("x", **{"serve.max_batch": 64, "engine.num_threads": "2"})
+    composed = compose("serve", "onnx=x", "serve.max_batch=64", "engine.num_threads=2")
+    assert replace(found, output_dir="x") == composed
+    with pytest.raises(ValueError, match=r"serve: Key 'max_bach' not in 'ServeConfig'"):
+        default_serve("x", **{"serve.max_bach": 64})

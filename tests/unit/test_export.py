@@ -16,10 +16,11 @@ from toolkit import export as exporting
 from toolkit.artifact import onnx_writer, parity
 from toolkit.compress.model import load_checkpoint
 from toolkit.compress.sparsity.masks import prune_once
-from toolkit.config import ExportRoot, default_sparsity
+from toolkit.config import ExportRoot, Format, Values, default_sparsity
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
+from toolkit.record import read_record
 from toolkit.tasks import demo
 
 pytestmark = pytest.mark.slow
@@ -51,9 +52,11 @@ def test_a_stock_checkpoint_is_exported_beside_itself(
     checkpoint = save(case, tmp_path / "checkpoint", sparsity=0.8)
     folder = exporting.export(root_of(checkpoint))
     assert folder == tmp_path / "export"
-    files = {"config.json", "export.json", "model.onnx", "record.json"}
+    files = {"README.md", "config.json", "export.json", "model.onnx", "modules.json", "record.json"}
     if case.family == "electra":
-        files.add("model.onnx.data")
+        files |= {"model.onnx.data", "1_Pooling"}
+    else:
+        files |= {"config_sentence_transformers.json", "sentence_bert_config.json"}
     assert {path.name for path in folder.iterdir()} == files
     facts = json.loads((folder / "export.json").read_text())
     assert (folder / facts["checkpoint"]).resolve() == checkpoint.resolve()
@@ -153,7 +156,10 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"model_type": "t5"}, "is a t5 model, but this toolkit takes encoders of the kinds bert"),
         ({"model_type": "bert", "is_decoder": True}, "is a bert decoder model"),
         ({"model_type": "bert", "architectures": ["BertForFun"]}, r"'BertForFun', which"),
-        ({"model_type": "bert"}, r"names the architecture 'no architecture'"),
+        (
+            {"model_type": "bert"},
+            r"has no weights: expected model.safetensors or pytorch_model.bin",
+        ),
         ({"model_type": "unheard-of"}, "cannot read the configuration"),
     ]
     for number, (values, message) in enumerate(cases):
@@ -203,3 +209,28 @@ def test_an_impossible_isa_is_a_usage_error(export_case: Any, tmp_path: Path) ->
         parity.check_parity(config, make_model(Case("bert", "qa")), path, [])
     with pytest.raises(UsageError, match="export needs checkpoint=DIR"):
         exporting.export(root_of(None))
+
+
+@pytest.mark.parametrize("values", ["fp32", "fp16"])
+def test_a_sparse_file_beside_the_onnx_file(values: str, tmp_path: Path, capsys: Any) -> None:
+    checkpoint = save(Case("bert", "seq"), tmp_path / "checkpoint", sparsity=0.9)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "model.sparse.kernels.json").write_text("of an earlier export")
+    root = root_of(checkpoint)
+    root = replace(root, export=replace(root.export, format=Format.sparse, values=Values(values)))
+    folder = exporting.export(root)
+    facts = json.loads((folder / "export.json").read_text())["sparse"]
+    assert facts["values"] == values
+    assert facts["bytes"] == (folder / "model.sparse").stat().st_size
+    assert facts["bytes"] < (folder / "model.onnx").stat().st_size
+    assert facts["bytes"] == read_record(folder)["size_bytes"]["sparse"]
+    assert not (folder / "model.sparse.kernels.json").exists()
+    told = capsys.readouterr().out
+    if values == "fp32":
+        assert facts["max_difference"] == 0.0
+        assert "it computes the same bits" in told
+    else:
+        assert 0.0 < facts["max_difference"] < 1e-2
+        assert "rounded, which changes outputs by up to" in told
+    exporting.export(root_of(checkpoint))  # without one: the old one does not stay
+    assert not (folder / "model.sparse").exists()

@@ -15,7 +15,6 @@ from support.graphs import Case, make_model
 
 from toolkit.artifact import parity
 from toolkit.artifact.agreement import onnxruntime_run
-from toolkit.artifact.qdq import read_weights
 from toolkit.compress.model import load_checkpoint
 from toolkit.compress.quantization.layers import (
     GRIDS_FILE,
@@ -28,8 +27,10 @@ from toolkit.compress.quantization.layers import (
 )
 from toolkit.compress.sparsity.masks import prune_once
 from toolkit.config import ExportRoot, default_sparsity
+from toolkit.engine.reader.graph import read_graph
 from toolkit.errors import GateError, InputError, UsageError
 from toolkit.export import export
+from toolkit.families import LINEARS
 from toolkit.record import read_record
 
 pytestmark = pytest.mark.slow
@@ -107,7 +108,9 @@ def test_layers_kept_in_float_and_outliers_moved(tmp_path: Path) -> None:
     graph = onnx.load(folder / "model.onnx").graph
     names = list(encoder_linears(model))
     kept = [name for name in names if name.startswith("layers.0.") or name.endswith(".output")]
-    weights = dict(zip(names, read_weights(folder / "model.onnx", names), strict=True))
+    layers = read_graph(folder / "model.onnx").layers
+    arrays = [getattr(layer, name).weight for layer in layers for name in LINEARS]
+    weights = dict(zip(names, arrays, strict=True))
     assert {name for name in names if weights[name].dtype == np.float32} == set(kept)
     for name in kept:
         np.testing.assert_array_equal(weights[name], encoder_linears(model)[name].weight.detach())

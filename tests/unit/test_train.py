@@ -1,5 +1,6 @@
 """`train` in this process: results, repeating, resuming, going on, and what is refused."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from support.configs import TINY, compose
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -143,7 +145,7 @@ def test_finished_run(
 
     called: list[str] = []
     monkeypatch.setattr("toolkit.export.export", lambda root: called.append(root.checkpoint))
-    monkeypatch.setattr("toolkit.bench.bench", lambda root: called.append(root.onnx))
+    monkeypatch.setattr("toolkit.train.bench", lambda root: called.append(root.onnx))
     train(configure(tmp_path, "resume=true", "then=[export,bench]"))
     assert called == [str(tmp_path / "checkpoint"), str(tmp_path / "export")]
     (tmp_path / "export").mkdir()
@@ -338,7 +340,11 @@ def test_structured_in_steps(
     assert [record["model"]["sparsity"]["encoder"] > 0.4 for record in (first, last)] == [0, 1]
     assert [record["config"]["sparsity"]["target_steps"] for record in (first, last)] == [1, 2]
     assert {path.name for path in whole.iterdir()} == {"checkpoint", "record.json", "steps"}
-    rows = report(ReportRoot(paths=[str(whole)], select=None, output_dir=str(tmp_path / "report")))
+    rows = report(
+        ReportRoot(
+            paths=[str(whole)], select=None, within=0.01, output_dir=str(tmp_path / "report")
+        )
+    )
     assert {row["folder"] for row in rows} == {str(whole), str(whole / "steps" / "1")}
 
     def end_in(function: str, *more: str) -> None:
@@ -457,6 +463,27 @@ def test_training_is_recorded(tmp_path: Path) -> None:
     assert b"train/sparsity" in events
 
 
+# transformers' MLflowCallback fails in __del__ where its own check has refused it
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_log_whose_package_is_missing_is_named(tmp_path: Path, name: str) -> None:
+    if importlib.util.find_spec(name) is not None:
+        pytest.skip(f"{name} is installed here")
+    with pytest.raises(UsageError, match=rf"trainer: .*requires {name} to be installed"):
+        train(configure(tmp_path, f"trainer.report_to={name}"))
+
+
+def test_quiet_training_says_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOOLKIT_VERBOSITY", "quiet")
+    train(configure(tmp_path, "trainer.logging_steps=1"))
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{tmp_path}/checkpoint: 2 layers")
+    assert out.count("\n") == 1
+    assert err == ""
+
+
 def test_pruning_without_training(tmp_path: Path) -> None:
     train(configure(tmp_path / "dense"))
     checkpoint = tmp_path / "dense" / "checkpoint"
@@ -547,6 +574,21 @@ def test_best_model_has_its_final_sparsity(
             ["sparsity=prune80"],
             r"ends at sparsity\.end_epoch=1\.5, but training ends after 1 epoch",
         ),
+        (
+            [
+                "rates=[{start_epoch:0,end_epoch:1,first:1,last:0,shape:linear}]",
+                *PRUNED,
+                "sparsity.rewind=0.1",
+            ],
+            r"rates and sparsity\.rewind both say the learning rate",
+        ),
+        (
+            [
+                "rates=[{start_epoch:0,end_epoch:1,first:1,last:0,shape:linear},"
+                "{start_epoch:0.5,end_epoch:1,first:1,last:0,shape:linear}]"
+            ],
+            r"ascending order that do not overlap; got \[\(0\.0, 1\.0\), \(0\.5, 1\.0\)\]",
+        ),
         (["depth=layers9"], "keeps 9 layers, but the model has only 2"),
         (["task.max_length=500"], r"task\.max_length must be at most 128"),
         ([*PRUNED, "sparsity.block_shape=[1,5]"], "must divide every pruned weight"),
@@ -620,6 +662,13 @@ def test_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (entry,) = record["speed"]
     assert entry["metrics"]["spearman"] == pytest.approx(record["metrics"]["spearman"], abs=0.5)
     assert "similarity" not in entry["metrics"]
+    card = ModelCard.load(tmp_path / "both" / "export" / "README.md").data
+    assert {result.metric_type for result in card.eval_results} == {"spearmanr", "similarity"}
+    assert [speed["engine"] for speed in card.toolkit["speed"]] == ["sparse"]
+    assert record["environment"]["cpu"] in card.toolkit["speed"][0]["machine"]
+    for name in ("checkpoint", "export"):  # both are folders of sentence-transformers
+        modules = json.loads((tmp_path / "both" / name / "modules.json").read_text())
+        assert modules[1]["type"].endswith("Pooling")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.engine.reader.onnx_file import Graph, read_onnx
+from toolkit.engine.reader.graph import find_file, read_file, read_graph
+from toolkit.engine.reader.onnx_file import Graph
 from toolkit.errors import InputError, UsageError
 from toolkit.families import LINEARS, MODEL_INPUTS, longest_text
 from toolkit.record import describe_model, read_record
@@ -50,26 +51,38 @@ def read_exported(place: Path) -> Exported:
         InputError: There is no ONNX file, it is damaged, or it is not a BERT; or a file beside it
             is damaged.
     """
-    file = place / "model.onnx" if place.is_dir() else place
+    file = find_file(place)
     if not file.is_file():
         raise InputError(
             f"expected an ONNX file, or an export folder that holds model.onnx, at {place}, but "
             "there is none: `toolkit export checkpoint=DIR` makes one"
         )
-    graph = read_onnx(file)
-    facts = _read_json(file.with_name("config.json"))
-    pad_id = facts.get("pad_token_id") or 0
-    positions = facts.get("max_position_embeddings", sys.maxsize)
+    graph = read_file(file)
+    pad_id, max_tokens = read_limits(file.parent)
     return Exported(
         onnx=file,
         inputs=graph.inputs,
         vocab_size=_vocab_size(file, graph),
         pad_id=pad_id,
-        max_tokens=longest_text(facts.get("model_type", ""), positions, pad_id),
+        max_tokens=max_tokens,
         record=read_record(file.parent) if file.with_name("record.json").exists() else None,
         is_quantized=any("Quantize" in node.operator for node in graph.nodes),
-        id2label=facts.get("id2label") or {},
+        id2label=read_json(file.with_name("config.json")).get("id2label") or {},
     )
+
+
+def read_limits(folder: Path) -> tuple[int, int]:
+    """Return the id of the padding token, and the tokens of the longest text, by `config.json`.
+
+    Without one the padding is 0 and texts may have any length.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    facts = read_json(folder / "config.json")
+    pad_id = facts.get("pad_token_id") or 0
+    positions = facts.get("max_position_embeddings", sys.maxsize)
+    return pad_id, longest_text(facts.get("model_type", ""), positions, pad_id)
 
 
 def find_checkpoint(onnx: Path) -> Path:
@@ -78,7 +91,7 @@ def find_checkpoint(onnx: Path) -> Path:
     Raises:
         UsageError: There is no such file or folder.
     """
-    name = _read_json(onnx.with_name("export.json")).get("checkpoint")
+    name = read_json(onnx.with_name("export.json")).get("checkpoint")
     checkpoint = onnx.parent / str(name)
     if name is None or not (checkpoint / "config.json").is_file():
         found = "names none" if name is None else f"names {checkpoint}, which is not there"
@@ -103,8 +116,6 @@ def describe_onnx(onnx: Path) -> dict[str, Any]:
     Returns:
         Only the name if the sparse engine cannot read the graph; other engines may run it.
     """
-    from toolkit.engine.reader.graph import read_graph
-
     try:
         plan = read_graph(onnx)
     except (InputError, ValueError):
@@ -115,7 +126,7 @@ def describe_onnx(onnx: Path) -> dict[str, Any]:
         for name in LINEARS
     }
     counted = {name: (weight.shape, _zeros(weight)) for name, weight in weights.items()}
-    constants = read_onnx(onnx).constants.values()
+    constants = read_file(onnx).constants.values()
     floats = [array for array in constants if array.dtype.kind == "f"]
     integers = [array for array in constants if array.dtype.itemsize == 1 and array.ndim == 2]
     # Integers that stand for zero need not be 0: of a quantized model only the layers' are counted.
@@ -154,7 +165,7 @@ def _vocab_size(file: Path, graph: Graph) -> int:
     raise InputError(f"{file} is not a BERT with the inputs {', '.join(MODEL_INPUTS)}: {wrong}")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; an absent file counts as empty."""
     if not file.is_file():
         return {}

@@ -13,15 +13,14 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.artifact.agreement import Batch, Run, largest_difference, onnxruntime_run
-from toolkit.artifact.qdq import read_weights
-from toolkit.compress.model import longest_text_of
+from toolkit.compress.model import check_vocabulary, longest_text_of
 from toolkit.compress.quantization.calibration import rounding_only
-from toolkit.compress.quantization.layers import encoder_linears, quantized_linears
+from toolkit.compress.quantization.layers import quantized_linears
 from toolkit.compress.sparsity.weights import prunable_weights
-from toolkit.config import ExportRoot
+from toolkit.config import ExportRoot, Values
 from toolkit.engine import Engine
 from toolkit.engine.reader.graph import read_graph
-from toolkit.errors import GateError, InputError, UsageError
+from toolkit.errors import GateError, UsageError
 from toolkit.families import LINEARS
 from toolkit.tasks import encode, load_examples
 from toolkit.tasks.features import collate, load_tokenizer
@@ -52,8 +51,7 @@ def parity_batches(
     if (checkpoint / "tokenizer.json").is_file():
         examples = load_examples(task, "eval", config.seed)
         features = encode(examples, load_tokenizer(checkpoint), task, training=False)[:count]
-        if max(max(f["input_ids"]) for f in features) >= model.config.vocab_size:
-            raise InputError(f"the tokenizer in {checkpoint} has more tokens than its model")
+        check_vocabulary(features, model, checkpoint)
         texts = f"{len(features)} texts of task={task.name}"
     else:
         features = [
@@ -148,12 +146,7 @@ def check_zeros(model: PreTrainedModel, onnx: Path) -> dict[str, Any]:
     Raises:
         GateError: They differ.
     """
-    written: list[Any]
-    if quantized_linears(model):
-        written = read_weights(onnx, list(encoder_linears(model)))
-    else:
-        layers = read_graph(onnx).layers
-        written = [getattr(layer, name).weight for layer in layers for name in LINEARS]
+    written = [getattr(layer, name).weight for layer in read_graph(onnx).layers for name in LINEARS]
     tensors = []
     for (name, weight), array in zip(prunable_weights(model).items(), written, strict=True):
         counts = [weight.numel() - int(torch.count_nonzero(weight))]
@@ -166,6 +159,36 @@ def check_zeros(model: PreTrainedModel, onnx: Path) -> dict[str, Any]:
         tensors.append({"name": name, "elements": array.size, "zeros": counts[1]})
     zeros, elements = (sum(t[key] for t in tensors) for key in ("zeros", "elements"))
     return {"encoder": zeros / elements, "equal_to_checkpoint": True, "tensors": tensors}
+
+
+def check_sparse(
+    config: ExportRoot, onnx: Path, sparse: Path, batches: Sequence[Batch]
+) -> dict[str, Any]:
+    """Compare what the engine computes of a sparse file with what it computes of the ONNX file.
+
+    Returns:
+        What float32 weights are stored as, the file's bytes, and the largest difference: exactly 0
+        unless they were rounded.
+
+    Raises:
+        GateError: It is not.
+    """
+    asked = config.engine
+    exact, found = (
+        Engine.load(file, asked.num_threads, asked.isa, asked.kernel, keep_timings=False)
+        for file in (onnx, sparse)
+    )
+    worst = max(
+        largest_difference(found.run(batch), exact.run(batch), batch["attention_mask"])
+        for batch in batches
+    )
+    if config.export.values is Values.fp32 and worst != 0.0:
+        raise GateError(
+            f"{sparse.name} computes other numbers than {onnx.name}, by up to {worst:.2g}: the "
+            "export was not kept"
+        )
+    values = config.export.values.value
+    return {"values": values, "bytes": sparse.stat().st_size, "max_difference": worst}
 
 
 def torch_run(model: PreTrainedModel, is_bf16: bool = False) -> Run:

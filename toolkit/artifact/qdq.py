@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from toolkit.compress.quantization.layers import Integers
-from toolkit.engine.reader.onnx_file import read_onnx
 
 Words = tuple[NDArray[np.int8], NDArray[np.float32]]
 
@@ -41,9 +40,8 @@ def write_qdq(path: Path, layers: Mapping[str, Integers], words: Words | None = 
         graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
-    def add(operator: str, inputs: list[str], output: str, axis: int | None = None) -> str:
-        more: dict[str, Any] = {} if axis is None else {"axis": axis}
-        nodes.append(helper.make_node(operator, inputs, [output], name=output, **more))
+    def add(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
     for node in graph.node:
@@ -51,14 +49,10 @@ def write_qdq(path: Path, layers: Mapping[str, Integers], words: Words | None = 
         if words is not None and is_lookup and tables.get(node.input[0]) == words[0].shape:
             table = constant("words.integers", words[0])
             scale = constant("words.scale", words[1])
-            row = add("Gather", [table, node.input[1]], "words.row_integers")
-            nodes.append(
-                helper.make_node(
-                    "Cast", [row], ["words.row"], name="words.row", to=onnx.TensorProto.FLOAT
-                )
-            )
+            integers = add("Gather", [table, node.input[1]], "words.row_integers")
+            row = add("Cast", [integers], "words.row", to=onnx.TensorProto.FLOAT)
             factor = add("Gather", [scale, node.input[1]], "words.row_scale")
-            add("Mul", ["words.row", factor], node.output[0])
+            add("Mul", [row, factor], node.output[0])
             words = None
             continue
         if node.name in missing:
@@ -97,21 +91,3 @@ def write_qdq(path: Path, layers: Mapping[str, Integers], words: Words | None = 
     has_outside = outside.exists()
     outside.unlink(missing_ok=True)
     onnx.save(model, path, save_as_external_data=has_outside, location=outside.name)
-
-
-def read_weights(path: Path, names: list[str]) -> list[NDArray[Any]]:
-    """Return weights of linear layers as a file written here has them: (N, K), int8 or float32.
-
-    Args:
-        path: The ONNX file.
-        names: Of the layers.
-    """
-    graph = read_onnx(path)
-    nodes = {node.name: node for node in graph.nodes}
-    weights = []
-    for name in names:
-        source = nodes[name].inputs[1]
-        if source not in graph.constants:
-            source = nodes[source].inputs[0]
-        weights.append(graph.constants[source].T)
-    return weights

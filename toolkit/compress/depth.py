@@ -20,7 +20,7 @@ def kept_layers(num_layers: int, depth: DepthConfig) -> list[int]:
 
     Args:
         num_layers: Encoder layers n of the model, at least 1.
-        depth: `keep` overrides `num_layers`; both None keeps all.
+        depth: `keep` or `drop` overrides `num_layers`; all None keeps all.
 
     Returns:
         Layer numbers in ascending order, first and last layer among them unless `keep` says
@@ -32,13 +32,19 @@ def kept_layers(num_layers: int, depth: DepthConfig) -> list[int]:
     Source: layers dropped by the recipes of Neural Magic (2021), "bert-base-6layers" and
         "bert-base-3layers".
     """
-    if depth.keep is not None:
-        if depth.keep[-1] >= num_layers:
+    for field in ("keep", "drop"):
+        named = getattr(depth, field)
+        if named is not None and named[-1] >= num_layers:
             raise UsageError(
-                f"depth.keep={list(depth.keep)} names layer {depth.keep[-1]}, but the model has "
-                f"only {num_layers} layers, numbered from 0"
+                f"depth.{field}={list(named)} names layer {named[-1]}, but the model has only "
+                f"{num_layers} layers, numbered from 0"
             )
+    if depth.keep is not None:
         return list(depth.keep)
+    if depth.drop is not None:
+        if len(depth.drop) == num_layers:
+            raise UsageError(f"depth.drop names all {num_layers} layers: keep at least one")
+        return [layer for layer in range(num_layers) if layer not in depth.drop]
     count = num_layers if depth.num_layers is None else depth.num_layers
     if count > num_layers:
         raise UsageError(

@@ -1,13 +1,16 @@
 """Models and tokenizers: loaded from the hub or a folder, or made anew. Writes plain HF folders."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -15,15 +18,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
+from toolkit.compress.layouts import architecture_of, is_odd, plain_config, plain_weights
 from toolkit.compress.quantization.layers import write_grids
+from toolkit.compress.sentence_modules import STOCK, write_modules
 from toolkit.compress.structured.widths import resize
-from toolkit.config import ModelConfig, TaskConfig, Weights
+from toolkit.config import ModelConfig, Pooling, TaskConfig, Weights
 from toolkit.errors import InputError, UsageError
 from toolkit.families import FAMILIES, inputs_of, longest_text
 from toolkit.files import new_folder
+from toolkit.progress import say, warn
 from toolkit.tasks import kind_of, problem_type
 from toolkit.tasks.demo import make_tokenizer
+from toolkit.tasks.features import Feature
 from toolkit.tasks.labels import either, names_in
 
 
@@ -44,17 +53,48 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
             sep_token="[SEP]",
             mask_token="[MASK]",
         )
-    check_folder(model.path)
+    return tokenizer_of(model.path)
+
+
+def tokenizer_of(path: str) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a checkpoint: `tokenizer.json`, or made of `vocab.txt` and the like.
+
+    Args:
+        path: A folder or hub id.
+
+    Raises:
+        InputError: As of `load_tokenizer`.
+    """
+    check_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model.path)
+        config = _config_of(path)  # what a tokenizer is like follows from `model_type`
+        tokenizer = AutoTokenizer.from_pretrained(path, config=config)
+    except InputError as error:
+        raise InputError(f"cannot use {path}: {error}") from None
     except Exception as error:  # OSError, ValueError, bare Exception of the Rust part, HTTP errors
-        raise InputError(_cannot_load("tokenizer", model.path, error)) from error
+        raise InputError(_cannot_load("tokenizer", path, error)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(
-            f"the tokenizer of {model.path} has no fast version (tokenizer.json), which this "
+            f"the tokenizer of {path} has no fast version (tokenizer.json), which this "
             "toolkit needs; convert it with transformers first"
         )
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers' own, for want of a file
+        raise InputError(
+            f"{path} has no tokenizer (tokenizer.json or vocab.txt): copy that of the model it was "
+            "made from into the folder"
+        )
     return tokenizer
+
+
+def folder_of(path: str) -> Path:
+    """Return where the files of a checkpoint lie: a folder, or in the cache what a hub id named.
+
+    Args:
+        path: Of a checkpoint that has been loaded.
+    """
+    config = cached_file(path, "config.json")
+    assert config is not None
+    return Path(config).parent
 
 
 def load_model(
@@ -117,13 +157,15 @@ def load_checkpoint(folder: str | Path, **more: Any) -> PreTrainedModel:
     path = f"{folder.parent}/{folder.name}" if isinstance(folder, Path) else folder
     check_folder(path)
     config = _read_config(path)
-    name = (config.architectures or ["no architecture"])[0]
+    name = config.architectures[0] if config.architectures else _find_architecture(path, config)
     model_class = getattr(transformers, name, None)
     if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
         raise InputError(
             f"{path}/config.json names the architecture {name!r}, which transformers "
-            f"{transformers.__version__} does not have"
+            f"{transformers.__version__} does not have: name the class there whose head it has, "
+            f"such as {_class_prefix(config)}ForSequenceClassification"
         )
+    config.architectures = [name]
     config.output_hidden_states = config.output_attentions = False
     model = _from_pretrained(model_class, path, config, is_fine_tuned=True, **more)
     model.train(False)
@@ -147,7 +189,7 @@ def check_task(model: PreTrainedModel, path: str, task: TaskConfig) -> None:
             f"{path} was made for {model.config.num_labels} labels, but task={task.name} has "
             f"{task.num_labels}: name a checkpoint that was fine-tuned on this task"
         )
-    theirs, names = names_in(model.config.id2label), task.label_names
+    theirs, names = names_in(model.config.id2label or {}), task.label_names
     if theirs is not None and names is not None and theirs != list(names):
         said = "in another order" if sorted(theirs) == sorted(names) else "which are others"
         raise InputError(
@@ -172,16 +214,28 @@ def known_labels(model: ModelConfig) -> list[str] | None:
     if model.weights is Weights.random or model.path is None:
         return None
     check_folder(model.path)
-    return names_in(_read_config(model.path).id2label)
+    return names_in(_read_config(model.path).id2label or {})
 
 
 def save_checkpoint(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    origin: str | None = None,
+    pooling: Pooling | None = None,
 ) -> None:
     """Write a plain Hugging Face folder: under a temporary name first, then renamed.
 
     Replaces a folder of that name. What a quantized model's weights do not say lies beside them, in
     a file that stock transformers leaves alone.
+
+    Args:
+        folder: Where to.
+        model: The model.
+        tokenizer: Its tokenizer.
+        origin: Folder or hub id that it was made from; its `modules.json` is carried along.
+        pooling: How its hidden states were made vectors, of a model of embeddings: the folder is
+            one of sentence-transformers, too.
 
     Raises:
         OSError, safetensors.SafetensorError: The disk is full or cannot be written; nothing
@@ -192,6 +246,14 @@ def save_checkpoint(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_grids(model, temporary)
+        if pooling is not None:
+            config = model.config.to_dict()
+            try:
+                source = None if origin is None else _modules_of(origin)
+                write_modules(source, temporary, config, STOCK, pooling)
+            except InputError as error:  # no reason to lose what was trained
+                warn(f"{error}; the checkpoint gets {pooling.value} pooling alone")
+                write_modules(None, temporary, config, STOCK, pooling)
 
 
 @contextmanager
@@ -210,6 +272,16 @@ def longest_text_of(config: PreTrainedConfig) -> int:
     return longest_text(config.model_type, config.max_position_embeddings, config.pad_token_id)
 
 
+def check_vocabulary(features: Sequence[Feature], model: PreTrainedModel, checkpoint: Path) -> None:
+    """Make sure that a model has an embedding for every token of some encoded texts.
+
+    Raises:
+        InputError: The tokenizer in `checkpoint` is another model's.
+    """
+    if max(max(feature["input_ids"]) for feature in features) >= model.config.vocab_size:
+        raise InputError(f"the tokenizer in {checkpoint} has more tokens than its model")
+
+
 def check_folder(path: str) -> None:
     """Tell a missing folder from a hub id, before transformers searches the hub for it.
 
@@ -220,8 +292,10 @@ def check_folder(path: str) -> None:
     looks_like_folder = path.startswith((".", "/", "~")) or path.count("/") > 1
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            parts = [part for part in ("training", "checkpoint") if (folder / part).is_dir()]
+            hint = f": name its folder {parts[0]}" if parts else ""
             raise InputError(
-                f"expected a Hugging Face checkpoint at {path}, but it has no config.json"
+                f"expected a Hugging Face checkpoint at {path}, but it has no config.json{hint}"
             )
     elif looks_like_folder or folder.exists():
         raise InputError(
@@ -238,6 +312,21 @@ def quiet_loading() -> None:
     """Switch off transformers' bars and tables about weights; missing ones become an error."""
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
+
+
+def _modules_of(origin: str) -> Path:
+    """Return the folder of a model, with what sentence-transformers keeps there if it knows it.
+
+    Raises:
+        InputError: The hub, which had the model, cannot be read any more.
+    """
+    if Path(origin).is_dir():
+        return Path(origin)
+    wanted = ["modules.json", "*/config.json", "[0-9]_*/*", "*sentence_*config*.json"]
+    try:
+        return Path(snapshot_download(origin, allow_patterns=wanted))
+    except Exception as error:  # HTTP errors, offline
+        raise InputError(_cannot_load("pooling", origin, error)) from error
 
 
 def _load_config(
@@ -272,12 +361,22 @@ def _head(task: TaskConfig) -> dict[str, Any]:
 
 def _read_config(path: str, **changes: Any) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(path, **changes)
+        config = _config_of(path, **changes)
+    except InputError as error:
+        raise InputError(f"cannot use {path}: {error}") from None
     except Exception as error:  # OSError, ValueError (unknown model_type), KeyError, HTTP errors
         raise InputError(_cannot_load("configuration", path, error)) from error
     assert isinstance(config, PreTrainedConfig)
     _check_architecture(config, path)
     return config
+
+
+def _config_of(path: str, **changes: Any) -> Any:
+    """Read a configuration; of another tool's, what it means."""
+    values, _ = PreTrainedConfig.get_config_dict(path)
+    if (plain := plain_config(values)) == values:
+        return AutoConfig.from_pretrained(path, **changes)
+    return transformers.CONFIG_MAPPING[plain["model_type"]].from_dict(plain, **changes)
 
 
 def _check_architecture(config: PreTrainedConfig, source: str) -> None:
@@ -306,19 +405,94 @@ def _from_pretrained(
     assert isinstance(model, PreTrainedModel)
     if widths is not None:
         model.__class__ = stock
+    missing_keys = set(found["missing_keys"])
+    if is_odd(found["unexpected_keys"]):
+        missing_keys = _load_odd(model, path)
     # A pretrained body lacks the task's head, and the pooler if its own task had no use for it.
     parts = ("embeddings", "embeddings_project", "encoder", "transformer")
     body = tuple(f"{model.base_model_prefix}.{part}." for part in parts)
-    missing = [
-        key for key in sorted(found["missing_keys"]) if is_fine_tuned or key.startswith(body)
-    ]
+    missing = [key for key in sorted(missing_keys) if is_fine_tuned or key.startswith(body)]
     if missing:
+        others = sorted(found["unexpected_keys"])
         raise InputError(
             f"{path} lacks {len(missing)} weights of a {config.model_type} model, such as "
-            f"{missing[0]}: the checkpoint is damaged or foreign"
+            f"{missing[0]}"
+            + (f", and has others, such as {others[0]}" if others else "")
+            + ": the checkpoint is damaged or foreign"
             + ("" if missing[0].startswith(body) else ", or not fine-tuned on this task")
         )
     return model
+
+
+def _load_odd(model: PreTrainedModel, path: str) -> set[str]:
+    """Load weights that another tool wrote in its own way; return what the model still lacks."""
+    weights, notes = _read_weights(path)
+    own, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    renamed = {}
+    for name, value in weights.items():
+        new = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        new = new.replace("LayerNorm.beta", "LayerNorm.bias")
+        new = next((n for n in (new, prefix + new, new.removeprefix(prefix)) if n in own), new)
+        renamed[new] = value
+    try:
+        missing = model.load_state_dict(renamed, strict=False).missing_keys
+    except RuntimeError as error:  # shapes
+        raise InputError(_cannot_load("weights", path, error)) from error
+    if notes:
+        say(f"{path}: {'; '.join(notes)}")
+    there = {own[name].data_ptr() for name in renamed if name in own}
+    return {name for name in missing if own[name].data_ptr() not in there}  # tied ones are there
+
+
+def _read_weights(path: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Read a checkpoint's file, without running code that may be in it.
+
+    Raises:
+        InputError: It cannot be read, or `plain_weights` refuses it.
+    """
+    try:
+        files: dict[str, Any] = {
+            name: cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+            for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
+        }
+        if not any(files.values()):
+            raise InputError(
+                f"{path} has no weights: expected {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} there"
+            )
+        if files[SAFE_WEIGHTS_NAME]:
+            weights = load_file(files[SAFE_WEIGHTS_NAME])
+        else:
+            weights = torch.load(files[WEIGHTS_NAME], "cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # OSError, SafetensorError, UnpicklingError, HTTP errors
+        raise InputError(_cannot_load("weights", path, error)) from error
+    try:
+        return plain_weights(weights)
+    except InputError as error:
+        raise InputError(f"cannot use {path}: {error}") from None
+
+
+def _find_architecture(path: str, config: PreTrainedConfig) -> str:
+    """Name the class that config.json leaves out, by the weights.
+
+    Raises:
+        InputError: They have no head that is known.
+    """
+    weights, _ = _read_weights(path)
+    name = architecture_of(weights, config.model_type)
+    if name is None:
+        raise InputError(
+            f"{path}/config.json names no architecture, and the weights have no head that is "
+            f'known: write it there, such as "architectures": '
+            f'["{_class_prefix(config)}ForSequenceClassification"]'
+        )
+    say(f"{path}/config.json names no architecture: by its weights it is a {name}")
+    return name
+
+
+def _class_prefix(config: PreTrainedConfig) -> str:
+    return type(config).__name__.removesuffix("Config")
 
 
 def _sized(stock: Any, widths: list[list[int]]) -> Any:
@@ -333,7 +507,14 @@ def _sized(stock: Any, widths: list[list[int]]) -> Any:
 
 def _cannot_load(what: str, path: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, UnpicklingError):
+        return (
+            f"{path} holds Python objects besides weights, which may run code when they are read, "
+            "or is damaged: it was not read"
+        )
     if Path(path).is_dir():
+        if list(Path(path).glob("*.h5")) + list(Path(path).glob("*.msgpack")):
+            reason += "; weights of TensorFlow or Flax: convert them with transformers 4 first"
         if isinstance(error, json.JSONDecodeError):
             reason = f"broken JSON, line {error.lineno}"
         return f"cannot read the {what} in {path} ({reason}): the checkpoint is damaged or foreign"

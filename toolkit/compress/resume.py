@@ -13,18 +13,12 @@ from safetensors import SafetensorError
 
 from toolkit.compress.quantization.callback import RANGES_FILE
 from toolkit.compress.sparsity.callback import MASKS_FILE
-from toolkit.config import TrainRoot
-from toolkit.environment import is_first_process as is_first_process
-from toolkit.environment import say as say
+from toolkit.config import NOT_COMPARED, TrainRoot
 from toolkit.errors import InputError, UsageError
 from toolkit.files import write_text
+from toolkit.progress import is_first_process, say
 from toolkit.record import plain
 
-# Options that `resume=true` may change, since the weights do not depend on them.
-NOT_COMPARED = (
-    "bench", "engine", "export", "min_accuracy", "output_dir", "published", "resume",
-    "teacher.cache", "then",
-)  # fmt: skip
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How safetensors (Rust) and torch.save (C++) word these errors.
 FULL_DISK_TEXTS = ("No space left", "quota exceeded", "File too large", "failed writing file")

@@ -274,7 +274,7 @@ class DistillationTrainer(Trainer):
         else:
             teachers = {name: teachers[name] for name in students}
             pair = choices(students, mask), choices(teachers, mask)
-            problem = self.model.config.problem_type  # type: ignore[union-attr]
+            problem: Any = self.model.config.problem_type  # type: ignore[union-attr]
             loss = distillation_loss(*pair, loss, self.hardness, self.temperature, problem)
         if self.hidden_weight > 0:
             ours = outputs["hidden_states"][1:]  # 0 are the embeddings

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from toolkit.compress.distillation import is_per_token, taught
 from toolkit.compress.model import input_names
-from toolkit.compress.resume import is_first_process, say
 from toolkit.config import Pooling
 from toolkit.errors import InputError
 from toolkit.files import new_file
+from toolkit.progress import bar, is_first_process, say
 from toolkit.tasks.features import Feature, collate
 
 ROW = "teacher_row"  # a training feature's number among the N
@@ -137,7 +137,7 @@ def compute(
     lengths = np.array([len(feature["input_ids"]) for feature in features])
     found: dict[str, list[Any]] = {}
     per_token = set()
-    for batch in batches(lengths):
+    for batch in bar(batches(lengths), "teacher"):
         arrays = collate([features[i] for i in batch], pad_id)
         inputs = {name: torch.from_numpy(arrays[name]).to(device) for name in names}
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):

@@ -1,5 +1,6 @@
 """The Trainer of a run: its arguments, its data, and what it is judged by."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     TrainerCallback,
     TrainingArguments,
 )
@@ -17,7 +20,7 @@ from transformers import (
 from toolkit.compress.class_weights import describe, find_weights, weighted_loss
 from toolkit.compress.model import input_names
 from toolkit.compress.quantization.callback import QuantizationCallback
-from toolkit.compress.resume import say
+from toolkit.compress.rates import RatesCallback
 from toolkit.compress.sparsity.calibration import Batches, draw_batches
 from toolkit.compress.sparsity.callback import KEEPS_ZEROS, SparsificationCallback
 from toolkit.compress.sparsity.floor import check_floor, parse_floor
@@ -25,6 +28,7 @@ from toolkit.compress.teacher import DistillationTrainer, needs_states
 from toolkit.compress.teacher_outputs import ROW, compute, find_outputs, pays
 from toolkit.config import Attention, Schedule, TrainRoot
 from toolkit.errors import GateError, UsageError, nearest
+from toolkit.progress import is_quiet, say, shows_bars
 from toolkit.record import plain
 from toolkit.tasks import check_names, encode, evaluate, kind_of, load_examples, problem_type
 from toolkit.tasks.embedding import TEACHER_VECTOR
@@ -62,6 +66,26 @@ def check_training(config: TrainRoot) -> None:
         parse_floor(config.sparsity.floor, config.task.metrics)
     if config.quantization.is_on:
         _check_quantization(config)
+    if config.rates is not None:
+        _check_rates(config)
+
+
+def _check_rates(config: TrainRoot) -> None:
+    rates = config.rates or []
+    if not rates or any(
+        one.end_epoch > other.start_epoch + 1e-9  # rounding of cycles
+        for one, other in itertools.pairwise(rates)
+    ):
+        raise UsageError(
+            "rates must list ranges in ascending order that do not overlap; got "
+            f"{[(each.start_epoch, each.end_epoch) for each in rates]}"
+        )
+    for option, value in (
+        ("sparsity.rewind", config.sparsity.rewind if config.sparsity.is_on else None),
+        ("quantization.learning_rate", config.quantization.learning_rate),
+    ):
+        if value is not None:
+            raise UsageError(f"rates and {option} both say the learning rate: set one of them")
 
 
 def _check_quantization(config: TrainRoot) -> None:
@@ -105,6 +129,8 @@ def make_callbacks(
     if config.quantization.is_on:
         is_rewound = config.sparsity.rewind is not None and config.sparsity.is_on
         callbacks.append(QuantizationCallback(config.quantization, is_rewound))
+    if config.rates is not None:
+        callbacks.append(RatesCallback(config.rates))
     return callbacks
 
 
@@ -136,9 +162,12 @@ def training_arguments(config: TrainRoot, output: Path) -> TrainingArguments:
             raise UsageError(f"trainer has no key '{key}'; {nearest(key, valid)}")
         if key in ("output_dir", "seed", "remove_unused_columns"):
             raise UsageError(f"trainer.{key} cannot be set: the toolkit decides it")
+    if not shows_bars():
+        transformers.logging.disable_progress_bar()
     has_gpu = torch.accelerator.is_available()
     defaults = {
         "dataloader_pin_memory": torch.cuda.is_available(),  # true without a GPU makes torch warn
+        "disable_tqdm": not shows_bars(),
         "use_cpu": not has_gpu,  # unset, bf16 is refused on any CPU
         "bf16": not has_gpu
         and cpu_multiplies_bf16()
@@ -277,8 +306,12 @@ def make_trainer(
             embedding_loss=config.teacher.embedding_loss,
             label_loss=label_loss,
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "to be installed" not in str(error):
+            raise
         raise UsageError(f"trainer: {error}") from None
+    if is_quiet():
+        trainer.remove_callback(PrinterCallback)
     # Ours come first, since what they add to the log is for those that show it.
     trainer.callback_handler.callbacks.sort(key=lambda callback: callback not in callbacks)
     return trainer

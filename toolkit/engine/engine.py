@@ -24,7 +24,7 @@ from toolkit.engine.kernel_choice import (
 from toolkit.engine.packing import STEPS, pack_embeddings, pack_layers, pack_linear
 from toolkit.engine.plan import Plan
 from toolkit.engine.profile import Timed, profile_rows
-from toolkit.engine.reader.graph import read_graph
+from toolkit.engine.reader.graph import find_file, read_graph
 from toolkit.engine.roofline import call_of, fma_peaks
 from toolkit.engine.schedule import Schedule
 from toolkit.engine.tail import find_token_head, run_tail
@@ -118,10 +118,10 @@ class Engine:
         precision: str = "fp32",
         keep_timings: bool = True,
     ) -> "Engine":
-        """Read an ONNX file and pack its weights.
+        """Read an ONNX file, or a sparse file, and pack its weights.
 
         Args:
-            path: `model.onnx`, or a folder that holds it.
+            path: `model.onnx`, `model.sparse`, or a folder that holds one of them.
             num_threads: Threads per call; 0 decides from affinity and cgroup quota.
             isa: `auto` takes the best this CPU runs, or what the environment variable
                 TOOLKIT_ISA names.
@@ -132,15 +132,15 @@ class Engine:
                 `kernel="dense"`, `bf16` is bfloat16 everywhere; with `"table"` or `"generated"`,
                 `fp16` is half.
             keep_timings: Keep what `auto` measured beside the file, in `model.onnx.kernels.json`,
-                and use it at the next load.
+                and use it at the next load (of `model.sparse` in
+                `model.sparse.kernels.json`).
 
         Raises:
             InputError: The file is missing, damaged, or not a model the engine knows.
             ValueError: This CPU does not support `isa`, or this ISA or system not `kernel` or
                 `precision`.
         """
-        path = Path(path)
-        path = path / "model.onnx" if path.is_dir() else path
+        path = find_file(Path(path))
         number, reason = decide_num_threads(num_threads)
         timings = path_beside(path) if keep_timings else None
         isa = find_isa(isa)

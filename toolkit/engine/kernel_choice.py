@@ -232,9 +232,7 @@ def choose(plan: Plan, isa: str, forms: Forms, num_threads: int, path: Path | No
     layers = {name for name in weights if name not in plan.linears and name != PROJECTION}
     with ThreadPoolExecutor(num_threads, "counting") as pool:
         counts = list(pool.map(lambda weight: _count(weight[0]), weights.values()))
-        shares = [1.0] * len(counts)
-        if {"bf16_block", "s8_block"} & {*forms.layers, *forms.integers}:
-            shares = list(pool.map(lambda weight: live_share(weight[0]), weights.values()))
+        shares = list(pool.map(lambda weight: _live_share(weight[0], forms), weights.values()))
     kinds = {
         name: kind_of_weight(parts, is_residual, name in layers, int(count.sum()), share)
         for (name, (parts, is_residual)), count, share in zip(
@@ -301,6 +299,13 @@ def live_share(parts: Sequence[Linear]) -> float:
         found = np.logical_or.reduceat(found, lines, axis=1)
         live, blocks = live + int(found.sum()), blocks + found.size
     return live / blocks
+
+
+def _live_share(parts: Sequence[Linear], forms: Forms) -> float:
+    """`live_share` where a form looks at it; to count it reads the whole weight."""
+    is_integer = parts[0].quantization is not None
+    is_timed = "s8_block" in forms.integers if is_integer else "bf16_block" in forms.layers
+    return live_share(parts) if is_timed else 1.0
 
 
 def candidates(kind: WeightKind, allowed: Forms) -> list[str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from toolkit.config import BenchRoot
 from toolkit.errors import GateError, UsageError
+from toolkit.progress import say
 from toolkit.record import SPEED_KEY, speed_key
 
 SAME_SPARSITY = 0.005  # models pruned to one target differ by less
@@ -58,7 +59,7 @@ def compare(config: BenchRoot, baseline: dict[str, Any], entry: dict[str, Any]) 
     )
     if ratio < 1 - config.max_regression:
         raise GateError(f"{sentence}, below {1 - config.max_regression:g} (max_regression)")
-    print(sentence)
+    say(sentence)
 
 
 def _zeros(model: dict[str, Any]) -> Any:

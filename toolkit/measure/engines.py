@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.artifact.agreement import Batch, onnxruntime_run
-from toolkit.errors import UsageError, nearest
+from toolkit.errors import UsageError
 
 # DeepSparse pins numpy and onnx to versions that nothing else here runs with: it lives in an
 # environment of its own, whose interpreter this variable names.
@@ -192,61 +192,6 @@ ENGINES = {
         python=DEEPSPARSE_PYTHON,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Contender:
-    """What is measured: an engine, the precision it is asked for, and perhaps a file of its own.
-
-    Attributes:
-        engine: A key of `ENGINES`.
-        precision: One of the engine's `precisions`.
-        onnx: The ONNX file or export folder that it runs; None: that of `bench`.
-    """
-
-    engine: str
-    precision: str = "fp32"
-    onnx: str | None = None
-
-    @property
-    def label(self) -> str:
-        """`ENGINE`, `ENGINE:PRECISION`, `ENGINE@FILE` or both: as it is asked for and shown."""
-        precision = "" if self.precision == "fp32" else f":{self.precision}"
-        return self.engine + precision + ("" if self.onnx is None else f"@{self.onnx}")
-
-
-def parse_contender(text: str) -> Contender:
-    """Read `ENGINE[:PRECISION][@FILE]`, the inverse of `Contender.label`.
-
-    Raises:
-        UsageError: There is no such engine, or it has not the precision.
-    """
-    named, at, onnx = text.partition("@")
-    engine, _, precision = named.partition(":")
-    if engine not in ENGINES:
-        raise UsageError(f"'{engine}' is no engine; {nearest(engine, ENGINES)}")
-    if at and not onnx:
-        raise UsageError(f"'{text}' must name an ONNX file or export folder behind @")
-    contender = Contender(engine, precision or "fp32", onnx or None)
-    known = ENGINES[engine].precisions
-    if contender.precision not in known:
-        raise UsageError(
-            f"engine {engine} can be asked for precision {', '.join(known)}; "
-            f"got {contender.precision!r}"
-        )
-    if at and ENGINES[engine].reads_checkpoint:
-        raise UsageError(f"engine {engine} runs a checkpoint: it takes no file behind @")
-    return contender
-
-
-def engine_of(label: str) -> str:
-    """Return the engine of a contender's label, which may be one that is not in `ENGINES`."""
-    return label.partition("@")[0].partition(":")[0]
-
-
-def precision_of(label: str) -> str:
-    """Return the precision of a contender's label."""
-    return label.partition("@")[0].partition(":")[2] or "fp32"
 
 
 def check_engine(name: str) -> None:

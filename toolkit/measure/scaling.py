@@ -2,18 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.engine import Engine
 from toolkit.engine.engine import find_isa
-from toolkit.engine.plan import Embeddings, Layer, LayerNorm, Linear, Node, Plan
-from toolkit.families import LINEARS
+from toolkit.measure.random_plan import BERT_BASE, make_embeddings, make_layer, make_plan, prune
+from toolkit.progress import bar
 
-HIDDEN, HEADS, INNER, VOCABULARY, POSITIONS = 768, 12, 3072, 30522, 512  # BERT-base
+Key = TypeVar("Key")
+
 BATCHES = [1, 2, 4, 8, 16, 32, 64]
 LENGTHS = [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
 BATCH_LENGTH = 256  # a whole batch is measured up to here: beyond, one call takes seconds
@@ -69,8 +68,8 @@ def sweeps(threads: int, is_quick: bool) -> list[Sweep]:
 
 
 def measure_cases(
-    cases: Sequence[Case], run: Callable[[Case], float], rounds: int
-) -> dict[Case, list[float]]:
+    cases: Sequence[Key], run: Callable[[Key], float], rounds: int
+) -> dict[Key, list[float]]:
     """Measure every case once per round, in turn, after one round that does not count.
 
     Args:
@@ -80,14 +79,14 @@ def measure_cases(
     Returns:
         Milliseconds per call, one mean per round.
     """
-    found: dict[Case, list[float]] = {case: [] for case in cases}
-    for number in range(rounds + 1):
-        for case in cases:
-            calls = [run(case)]
-            while number and sum(calls) < CALLS_S:
-                calls.append(run(case))
-            if number:
-                found[case].append(1e3 * sum(calls) / len(calls))
+    found: dict[Key, list[float]] = {case: [] for case in cases}
+    turns = [(number, case) for number in range(rounds + 1) for case in cases]
+    for number, case in bar(turns, "measuring"):
+        calls = [run(case)]
+        while number and sum(calls) < CALLS_S:
+            calls.append(run(case))
+        if number:
+            found[case].append(1e3 * sum(calls) / len(calls))
     return found
 
 
@@ -121,79 +120,20 @@ def cliffs(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def make_layer(rng: np.random.Generator) -> Layer:
-    """Draw one dense encoder layer."""
-
-    def linear(name: str, rows: int, columns: int) -> Linear:
-        weight = rng.standard_normal((columns, rows), np.float32).T  # as ONNX stores it
-        return Linear(name, weight / np.float32(columns**0.5), np.zeros(rows, np.float32))
-
-    norm = LayerNorm(np.ones(HIDDEN, np.float32), np.zeros(HIDDEN, np.float32), 1e-12)
-    square = {
-        name: linear(name, HIDDEN, HIDDEN) for name in ("query", "key", "value", "attention_output")
-    }
-    return Layer(
-        **square,
-        attention_norm=norm,
-        intermediate=linear("intermediate", INNER, HIDDEN),
-        output=linear("output", HIDDEN, INNER),
-        output_norm=norm,
-        num_heads=HEADS,
-        scale=(HIDDEN // HEADS) ** -0.5,
-        activation="gelu",
-    )
-
-
-def prune(layer: Layer, zeros: float) -> Layer:
-    """Zero the smallest weights of every matrix; `zeros` is their fraction, in [0, 1)."""
-
-    def pruned(linear: Linear) -> Linear:
-        size = np.abs(linear.weight)
-        threshold = np.quantile(size, zeros) if zeros else -1.0
-        return replace(linear, weight=np.where(size > threshold, linear.weight, np.float32(0)))
-
-    changes: dict[str, Any] = {name: pruned(getattr(layer, name)) for name in LINEARS}
-    return replace(layer, **changes)
-
-
-def make_embeddings(rng: np.random.Generator) -> Embeddings:
-    """Draw BERT-base's tables."""
-
-    def table(rows: int) -> NDArray[np.float32]:
-        return rng.standard_normal((rows, HIDDEN), np.float32)
-
-    norm = LayerNorm(np.ones(HIDDEN, np.float32), np.zeros(HIDDEN, np.float32), 1e-12)
-    return Embeddings(table(VOCABULARY), table(POSITIONS), table(2), norm, None, None)
-
-
 class Engines:
-    """Makes engines when a case needs them. All layers of one hold the same weights, packed one by
-    one, and answer questions: two logits per token."""
+    """Makes engines when a case needs them."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self._embeddings = make_embeddings(rng)
-        self._layer = make_layer(rng)
-        self._head = rng.standard_normal((2, HIDDEN), np.float32)
+        self._embeddings = make_embeddings(rng, BERT_BASE)
+        self._layer = make_layer(rng, BERT_BASE)
         self._engines: dict[tuple[int, float, int], Engine] = {}
-        self.inputs = ["input_ids", "attention_mask", "token_type_ids"]
 
     def get(self, case: Case) -> Engine:
         """Return the engine of a case."""
         key = case[:3]
         if key not in self._engines:
-            layer = prune(self._layer, case.zeros)
-            plan = Plan(
-                inputs=self.inputs,
-                outputs=["logits"],
-                embeddings=self._embeddings,
-                layers=[layer] * case.layers,
-                hidden="hidden",
-                first_token_only=False,
-                tail=[Node("head", "Linear", ["hidden"], ["logits"])],
-                constants={},
-                linears={"head": Linear("head", self._head, np.zeros(2, np.float32))},
-            )
+            plan = make_plan(self._embeddings, prune(self._layer, case.zeros), case.layers)
             self._engines[key] = Engine(plan, case.threads, "asked for", find_isa("auto"))
         return self._engines[key]
 
@@ -203,9 +143,14 @@ class Engines:
 
     def run(self, case: Case) -> float:
         """Run a case once and return its seconds."""
-        engine = self.get(case)
-        ids = np.random.default_rng(0).integers(VOCABULARY, size=(case.batch, case.length))
-        inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
-        start = time.perf_counter()
-        engine.run(inputs)
-        return time.perf_counter() - start
+        return call_s(self.get(case), BERT_BASE.vocabulary, case.batch, case.length)
+
+
+def call_s(engine: Engine, vocabulary: int, batch: int, length: int) -> float:
+    """Run a batch of random words without padding once and return its seconds."""
+    ids = np.random.default_rng(0).integers(2, vocabulary, size=(batch, length))
+    known = {"input_ids": ids, "attention_mask": ids * 0 + 1}
+    inputs = {name: known.get(name, ids * 0) for name in engine.inputs}
+    start = time.perf_counter()
+    engine.run(inputs)
+    return time.perf_counter() - start

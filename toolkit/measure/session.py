@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 from toolkit.artifact.agreement import Batch, largest_difference
 from toolkit.artifact.exported import Exported, find_checkpoint
 from toolkit.config import BenchRoot
+from toolkit.engine.reader.sparse_file import SUFFIX
 from toolkit.engine.roofline import points
 from toolkit.errors import GateError, UsageError
 from toolkit.measure.batches import collate_batches, feed, random_batch
-from toolkit.measure.engines import ENGINES, Contender, interpreter_of, is_installed
+from toolkit.measure.contenders import Contender
+from toolkit.measure.engines import ENGINES, interpreter_of, is_installed
 from toolkit.measure.worker import Worker, load_batches, save_batches
+from toolkit.progress import say
 from toolkit.tasks import evaluate, kind_of
 from toolkit.tasks.features import Example, Feature
 
@@ -61,7 +64,8 @@ def check_outputs(
 ) -> dict[str, float]:
     """Compare outputs with ONNX Runtime's of the same file, on a padded batch and on a timed one.
 
-    Where ONNX Runtime is not installed, float64 arithmetic takes its place, on the padded batch.
+    Where ONNX Runtime is not installed or cannot read the file, float64 arithmetic takes its place,
+    on the padded batch.
 
     Args:
         contenders: All that run `model`.
@@ -77,15 +81,16 @@ def check_outputs(
     padded = random_batch(model, np.minimum(lengths, config.seq_len).tolist(), config.seed)
     checked = [padded, batches[0]]
     judge = Contender("onnxruntime", onnx=contenders[0].onnx)
-    reference = judge.engine
+    reference, is_sparse = judge.engine, model.onnx.suffix == SUFFIX
     if judge.label in workers:
         expected = run(model, workers[judge.label], checked, folder)
-    elif is_installed(reference):
+    elif is_installed(reference) and not is_sparse:
         with start_worker(config, judge, folder) as worker:
             load(config, model, judge, worker, folder)
             expected = run(model, worker, checked, folder)
     else:
-        print("onnxruntime is not installed: outputs are checked against float64 arithmetic")
+        reason = "reads no sparse file" if is_sparse else "is not installed"
+        say(f"onnxruntime {reason}: outputs are checked against float64 arithmetic")
         reference, checked = "float64 arithmetic", [padded]
         expected = [_run_in_float64(model, padded)]
     largest = max(float(np.abs(value).max()) for batch in expected for value in batch.values())

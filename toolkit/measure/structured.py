@@ -29,6 +29,7 @@ from toolkit.errors import UsageError
 from toolkit.files import write_text
 from toolkit.measure.latency import CostTable, latency_meter
 from toolkit.measure.timing import warn_if_busy
+from toolkit.progress import say
 from toolkit.record import read_record
 
 Facts = dict[str, Any]  # `structured` of the record
@@ -73,14 +74,11 @@ def shrink_to_target(
             write_onnx(original.cpu(), onnx)
         warn_if_busy()
         shape = f"{config.bench.batch_size} x {config.bench.seq_len} tokens"
-        print(
-            f"timing layers of many widths at {shape} (bench.batch_size, bench.seq_len) …",
-            flush=True,
-        )
+        say(f"timing layers of many widths at {shape} (bench.batch_size, bench.seq_len) …")
         with latency_meter(config, onnx) as meter:
             table = meter.table(NEURON_MULTIPLE)
             budget = budget_ms(config.sparsity, table, before, steps_left)
-            print(f"choosing by {config.sparsity.num_calibration} texts …", flush=True)
+            say(f"choosing by {config.sparsity.num_calibration} texts …")
             batches = calibration_batches(
                 model, features, config.sparsity.num_calibration, config.seed
             )

@@ -4,9 +4,9 @@ The rounds go A B C A B C, so a drift of the machine hits all engines alike; rat
 a round. R: rounds.
 """
 
-import sys
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from toolkit.artifact.agreement import Batch
 from toolkit.config import BenchRoot
+from toolkit.progress import bar, warn
 from toolkit.record import now
 
 BUSY = 0.2  # share of the CPUs that others use, above which a measurement is doubtful
@@ -45,7 +46,13 @@ def time_rounds(
     passes = {name: max(1, round(round_s / once)) for name, once in pass_s.items()}
     rounds: dict[str, list[list[float]]] = {name: [] for name in asks}
     peaks: dict[str, int] = {}
-    while not all(_is_enough(calls, seconds, min_iterations) for calls in rounds.values()):
+
+    def until_enough() -> Iterator[None]:
+        while not all(_is_enough(calls, seconds, min_iterations) for calls in rounds.values()):
+            yield
+
+    expected = max(MIN_ROUNDS, math.ceil(seconds / round_s)) if round_s else MIN_ROUNDS
+    for _ in bar(until_enough(), "measuring", expected):
         for name, ask in asks.items():
             answer = ask("time", passes=passes[name])
             rounds[name].append(answer["call_s"])
@@ -99,11 +106,7 @@ def warn_if_busy(stat: Path = Path("/proc/stat")) -> None:
     ticks = [after - before for before, after in zip(*spent, strict=True)]
     busy = 1 - (ticks[3] + ticks[4]) / max(1, sum(ticks))
     if busy > BUSY:
-        print(
-            f"warning: other programs are using {busy:.0%} of the CPUs, which makes these figures "
-            "worse",
-            file=sys.stderr,
-        )
+        warn(f"other programs are using {busy:.0%} of the CPUs, which makes these figures worse")
 
 
 def speed_ratio(

@@ -2,11 +2,13 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from toolkit.artifact.exported import Exported, read_exported
+from toolkit.artifact.exported import Exported, describe_onnx, read_exported
 from toolkit.config import BenchRoot, ExportRoot, Weights, narrow
 from toolkit.errors import UsageError
 from toolkit.measure.worker import Worker
+from toolkit.progress import say
 from toolkit.record import plain
 
 
@@ -33,7 +35,7 @@ def find_model(config: BenchRoot, folder: Path) -> Exported:
 def make_model(config: BenchRoot, folder: Path) -> Path:
     """Export the described model with random, pruned weights, in a process of its own: this one
     stays free of torch. Returns the export folder."""
-    print(f"making {config.model.name} with random weights …", flush=True)
+    say(f"making {config.model.name} with random weights …")
     root = narrow(
         config,
         ExportRoot,
@@ -45,3 +47,11 @@ def make_model(config: BenchRoot, folder: Path) -> Path:
     with Worker("toolkit export", log, threads, module="toolkit.export") as worker:
         worker.ask("export", config=plain(asdict(root)))
     return folder / "export"
+
+
+def model_facts(config: BenchRoot, model: Exported) -> dict[str, Any]:
+    """Return the `model` of the record: from the one beside the ONNX file, or from its graph."""
+    if config.onnx is None:
+        known = (model.record or {}).get("model", {})
+        return {**known, "name": config.model.name, "random_weights": True}
+    return describe_onnx(model.onnx) if model.record is None else dict(model.record["model"])

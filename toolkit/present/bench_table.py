@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import BenchRoot, Lengths, Scenario
-from toolkit.measure.engines import ENGINES, engine_of
+from toolkit.engine.reader.sparse_file import SUFFIX
+from toolkit.measure.contenders import engine_of
+from toolkit.measure.engines import ENGINES
 from toolkit.present.tables import text_table
+from toolkit.progress import say, tell
 from toolkit.record import metrics_of
 
 
@@ -29,17 +32,17 @@ def print_results(
         f"{limit}{config.seq_len} tokens each",
         *_agreement(entries),
     ]
-    print(", ".join(facts))
+    say(", ".join(facts))
     rows = [_cells(config, record["size_bytes"], entry) for entry in entries]
-    print(text_table(list(rows[0]), [list(row.values()) for row in rows]))
+    say(text_table(list(rows[0]), [list(row.values()) for row in rows]))
     for entry in entries:
         if "profile" in entry:
-            print(f"{entry['engine']}, one call by operation:")
+            say(f"{entry['engine']}, one call by operation:")
             rows = [_operation_cells(row) for row in entry["profile"]]
-            print(text_table(list(rows[0]), [list(row.values()) for row in rows]))
+            say(text_table(list(rows[0]), [list(row.values()) for row in rows]))
     if config.roofline:
-        print(f"roofline: {Path(config.output_dir) / 'roofline.png'}")
-    print(f"record: {Path(config.output_dir) / 'record.json'}")
+        say(f"roofline: {Path(config.output_dir) / 'roofline.png'}")
+    tell(f"record: {Path(config.output_dir) / 'record.json'}")
 
 
 def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> dict[str, str]:
@@ -51,9 +54,9 @@ def _cells(config: BenchRoot, sizes: dict[str, int], entry: dict[str, Any]) -> d
     }
     ratio = entry["ratio_to"]
     first = ratio["engine"]
-    size = sizes.get(
-        "checkpoint" if ENGINES[engine_of(entry["engine"])].reads_checkpoint else "onnx", 0
-    )
+    file = "sparse" if (config.onnx or "").endswith(SUFFIX) else "onnx"
+    reads_checkpoint = ENGINES[engine_of(entry["engine"])].reads_checkpoint
+    size = sizes.get("checkpoint" if reads_checkpoint else file, 0)
     metrics = {
         f"{name} %": f"{value:.2f}" for name, value in metrics_of(entry.get("metrics", {})).items()
     }

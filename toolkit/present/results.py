@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.measure.engines import ENGINES, engine_of
+from toolkit.measure.contenders import engine_of, precision_of
+from toolkit.measure.engines import ENGINES
+from toolkit.present.published import published_f1
 from toolkit.record import root_id, speed_key
 
 Row = dict[str, Any]
 
 DENSE = 0.01  # below this fraction of zeros a model counts as dense: training leaves some by chance
 SETTING = ("batch_size", "seq_len", "lengths", "num_threads", "cpu")
-SIZES = ("checkpoint", "onnx", "packed")
+SIZES = ("checkpoint", "onnx", "sparse", "packed")
 
 
 def merge_runs(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -23,7 +25,7 @@ def merge_runs(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str,
 
     Returns:
         One record per run, with `folder` (of its first record). What a later record knows replaces
-        what an earlier one said; `config` is that of the command that made the model.
+        what an earlier one said; `run` and `config` are those of the command that made the model.
     """
     runs: dict[str, dict[str, Any]] = {}
     ordered = sorted(
@@ -39,11 +41,12 @@ def merge_runs(records: Iterable[tuple[Path, dict[str, Any]]]) -> list[dict[str,
             run[part] = {**run[part], **record[part]}
         if record["run"]["verb"] == "train":
             run["config"], run["folder"] = record["config"], str(file.parent)
+            run["run"] = record["run"]
     return list(runs.values())
 
 
 def make_rows(run: dict[str, Any]) -> list[Row]:
-    """Flatten a run: one row per measurement, or one without speed."""
+    """Flatten a run: one row per entry of its `speed`, in that order, or one without speed."""
     model, config, sizes = run["model"], run["config"], run["size_bytes"]
     sparsity = model.get("sparsity", {})
     of_run = {
@@ -55,16 +58,24 @@ def make_rows(run: dict[str, Any]) -> list[Row]:
         "quantization": model.get("quantization", {}).get("precision"),
         "parameters": model.get("parameters"),
         "teacher": (config.get("teacher") or {}).get("name"),
+        "teacher_path": (config.get("teacher") or {}).get("path"),
         "seed": run["run"]["seed"],
+        "command": run["run"].get("command"),
         "folder": run["folder"],
         "id": root_id(run),
         **{f"{name}_mb": sizes[name] / 1e6 if name in sizes else None for name in SIZES},
     }
-    return [of_run | _metrics(run, entry) | _speed(entry) for entry in run["speed"] or [{}]]
+    rows = [of_run | _metrics(run, entry) | _speed(entry) for entry in run["speed"] or [{}]]
+    for row in rows:
+        if row["engine"]:
+            row["precision"] = row["quantization"] or precision_of(row["engine"])
+        if row["published"] is None:
+            row["published"] = published_f1(row)
+    return rows
 
 
 def add_ratios(rows: Sequence[Row]) -> list[str]:
-    """Add `speedup`, `speedup_same_engine` and `recovery` to the rows of one group.
+    """Add `speedup`, `speedup_same_engine`, `recovery` and others to the rows of one group.
 
     All compare with the group's baseline: the run with the most layers, among those the fewest
     zeros, and rather one in float. `speedup` takes its speed through the most usual engine it was
@@ -76,12 +87,10 @@ def add_ratios(rows: Sequence[Row]) -> list[str]:
     measured = [row for row in rows if row["items_per_s"] is not None and row["layers"] is not None]
     for row in rows:
         row |= {"speedup": None, "speedup_same_engine": None, "recovery": None, "baseline": False}
+        row["compared_with"] = None
     if not measured:
         return []
-    best = min(
-        measured,
-        key=lambda row: (-row["layers"], row["encoder_sparsity"] or 0.0, row["quantization"] or ""),
-    )
+    best = min(measured, key=density_order)
     engines = set()
     for panel in groups(measured, panel_of):
         by_engine = {row["engine"]: row for row in panel if row["id"] == best["id"]}
@@ -92,6 +101,7 @@ def add_ratios(rows: Sequence[Row]) -> list[str]:
         engines.add(usual["engine"])
         for row in panel:
             row["speedup"] = row["items_per_s"] / usual["items_per_s"]
+            row["compared_with"] = f"{usual['run']} through {usual['engine']}"
             same = by_engine.get(row["engine"])
             row["speedup_same_engine"] = same and row["items_per_s"] / same["items_per_s"]
     for row in rows:
@@ -104,6 +114,11 @@ def add_ratios(rows: Sequence[Row]) -> list[str]:
         f"{best['group']}: speedup compares with {kind}, {best['run']} through {through}"
         + ("; recovery with its score." if best["score"] else ".")
     ]
+
+
+def density_order(row: Row) -> tuple[Any, ...]:
+    """Order runs from the densest: the most layers, among those the fewest zeros, and float."""
+    return -(row["layers"] or 0), row["encoder_sparsity"] or 0.0, row["quantization"] or ""
 
 
 def is_plotted(row: Row) -> bool:
@@ -142,15 +157,17 @@ def title_of(row: Row) -> str:
 
 
 def left_out(rows: Sequence[Row]) -> list[str]:
-    """Say which runs are listed but not plotted, and why."""
+    """Say of which runs speed or accuracy is missing, which keeps them from the front."""
     notes = []
-    for column, reason in (
-        ("items_per_s", "speed was not measured (`toolkit bench onnx=DIR` does)"),
-        ("score", "accuracy was not measured"),
+    for column, what in (
+        ("items_per_s", "Speed was not measured (`toolkit bench onnx=DIR` does)"),
+        ("score", "Accuracy was not measured"),
     ):
-        runs = dict.fromkeys(row["run"] for row in rows if row[column] is None)
-        if runs:
-            notes.append(f"Listed but not plotted, because {reason}: {', '.join(runs)}.")
+        missing = dict.fromkeys(row["run"] for row in rows if row[column] is None)
+        if missing and any(row[column] is not None for row in rows):
+            notes.append(f"{what}: {', '.join(missing)}.")
+        elif missing:
+            notes.append(f"{what} of any run.")
     return notes
 
 
@@ -159,7 +176,7 @@ def labelled(rows: Sequence[Row]) -> list[Row]:
 
     Its other engines lie at the same height, so that labels there would only hide each other.
     """
-    runs = groups(rows, lambda row: row["id"])
+    runs = groups(rows, lambda row: (row.get("set"), row["id"]))
     fastest = [max(run, key=lambda row: row["items_per_s"]) for run in runs]
     return fastest + [row for row in rows if row["baseline"] and row not in fastest]
 
@@ -206,6 +223,7 @@ def _speed(entry: dict[str, Any]) -> Row:
             f"latency_{name}_ms": latency.get(name) for name in ("p50", "p90", "p99", "mean", "std")
         },
         "peak_rss_mb": None if rss is None else rss / 1e6,
+        "precision": None,
         "pareto": False,
     }
 

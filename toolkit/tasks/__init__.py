@@ -39,6 +39,7 @@ from tokenizers import Tokenizer
 
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
+from toolkit.progress import bar, shows_bars
 from toolkit.tasks import (
     embedding,
     question_answering,
@@ -178,10 +179,10 @@ def load_examples(task: TaskConfig, split: str, seed: int) -> Sequence[Example]:
     check_names(task)
     limit = task.max_train_samples if split == "train" else task.max_eval_samples
     if task.train_file is not None and task.eval_file is None:
-        whole = OnDisk(_examples(task, "train", seed))
+        whole = OnDisk(bar(_examples(task, "train", seed), "reading train"))
         examples = whole.pick(_held_out(whole, task, split, seed))[:limit]
     else:
-        examples = OnDisk(islice(_examples(task, split, seed), limit))
+        examples = OnDisk(bar(islice(_examples(task, split, seed), limit), f"reading {split}"))
     if not examples:
         raise InputError(f"task={task.name} has no examples in split {split!r}")
     return examples
@@ -206,7 +207,7 @@ def encode(
     """
 
     def parts() -> Iterator[Feature]:
-        for start in range(0, len(examples), ENCODED):
+        for start in bar(range(0, len(examples), ENCODED), "encoding"):
             part = [examples[i] for i in range(start, min(start + ENCODED, len(examples)))]
             for feature in kind_of(task).encode(part, tokenizer, task, training):
                 feature["example_index"] += start
@@ -309,6 +310,8 @@ def _names_on_hub(rows: Any, task: TaskConfig) -> list[str] | None:
 def _read_hub(path: Sequence[str], task: TaskConfig, split: str, limit: int | None) -> Any:
     import datasets
 
+    if not shows_bars():
+        datasets.disable_progress_bars()
     part = task.splits[split] + (f"[:{limit}]" if limit is not None else "")
     try:
         rows = datasets.load_dataset(*path, split=part)

@@ -8,7 +8,8 @@ import json
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tokenizers import Encoding, Tokenizer
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
 from toolkit.files import read_text
-from toolkit.tasks.features import Example, Feature, feature_of, unset
+from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
 from toolkit.tasks.rows import found, read_rows, text_of
 
 AUTO_CLASS = "AutoModelForQuestionAnswering"
@@ -163,26 +164,16 @@ def encode(
     Raises:
         UsageError: A question leaves no room for the stride within `max_length`.
     """
-    tokenizer = unset(tokenizer)
-    max_length, doc_stride = task.max_length, task.doc_stride
-    features = []
     try:
-        tokenizer.enable_truncation(max_length, stride=doc_stride, strategy="only_second")
         # leading blanks of a question would count as tokens that are never cut off
-        encodings = tokenizer.encode_batch(
-            [(example["question"].lstrip(), example["context"]) for example in examples]
-        )
-    except BaseException as error:  # tokenizers panics with a BaseException of its own
-        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
-            raise
-        raise UsageError(
-            f"task.max_length={max_length} leaves no room for a context window beside the longest "
-            f"question with task.doc_stride={doc_stride} ({error}): raise the first or lower the "
-            "second"
-        ) from None
-    for index, (example, first) in enumerate(zip(examples, encodings, strict=True)):
-        for window in [first, *first.overflowing]:
-            offsets = _context_offsets(window)
+        cut = window_cutter(tokenizer, task.max_length, task.doc_stride)
+        windows = cut([(example["question"].lstrip(), example["context"]) for example in examples])
+    except ValueError as error:
+        raise UsageError(f"task.max_length={task.max_length} {error}") from None
+    features = []
+    for index, (example, of_example) in enumerate(zip(examples, windows, strict=True)):
+        for window in of_example:
+            offsets = context_offsets(window)
             if training:
                 start, end = _answer_tokens(offsets, example["answers"])
                 targets = {"start_positions": start, "end_positions": end}
@@ -190,6 +181,31 @@ def encode(
             else:
                 features.append(feature_of(window, index, offsets=offsets))
     return features
+
+
+def window_cutter(
+    tokenizer: Tokenizer, max_length: int, doc_stride: int
+) -> Callable[[Sequence[tuple[str, str]]], list[list[Encoding]]]:
+    """Return a function from pairs of question and context to the windows of each pair.
+
+    Args:
+        tokenizer: Left as it is; what is returned has a copy, and may be called by several threads.
+        max_length: Tokens of a window, the question and special tokens among them.
+        doc_stride: Tokens of the context that two neighbouring windows share.
+
+    Raises:
+        ValueError: There is no room for the stride beside the longest question; also when called.
+    """
+    tokenizer = unset(tokenizer)
+
+    def cut(pairs: Sequence[tuple[str, str]]) -> list[list[Encoding]]:
+        with _telling_room(doc_stride):
+            encodings = encode_texts(tokenizer, pairs)
+        return [[first, *first.overflowing] for first in encodings]
+
+    with _telling_room(doc_stride):
+        tokenizer.enable_truncation(max_length, stride=doc_stride, strategy="only_second")
+    return cut
 
 
 def score(
@@ -268,20 +284,47 @@ def best_span(
     Returns:
         Score, first character and past-the-end character in the context; None if there is none.
     """
-    starts = _largest(start_logits[: len(offsets)])
-    ends = _largest(end_logits[: len(offsets)])
-    in_context = np.array([offset is not None for offset in offsets])
-    length = ends[None, :] - starts[:, None] + 1  # (starts, ends), in tokens
-    allowed = (length >= 1) & (length <= MAX_ANSWER_LENGTH)
-    allowed &= in_context[starts][:, None] & in_context[ends][None, :]
-    if not allowed.any():
+    found = best_spans(offsets, start_logits, end_logits, 1, MAX_ANSWER_LENGTH, N_BEST_SIZE)
+    if not found:
         return None
-    scores = start_logits[starts][:, None] + end_logits[ends][None, :]
-    row, column = np.unravel_index(np.argmax(np.where(allowed, scores, -np.inf)), scores.shape)
-    first, last = offsets[starts[row]], offsets[ends[column]]
+    ((score, start, end),) = found
+    first, last = offsets[start], offsets[end]
     assert first is not None
     assert last is not None
-    return float(scores[row, column]), first[0], last[1]
+    return score, first[0], last[1]
+
+
+def best_spans(
+    offsets: Sequence[tuple[int, int] | None],
+    start_scores: NDArray[Any],
+    end_scores: NDArray[Any],
+    count: int,
+    max_length: int,
+    num_candidates: int,
+) -> list[tuple[float, int, int]]:
+    """Find the spans of one window with the largest sums of start and end score.
+
+    Args:
+        offsets: T entries of `context_offsets`.
+        start_scores: (at least T,)
+        end_scores: (at least T,)
+        count: Spans wanted at most.
+        max_length: Tokens of a span at most.
+        num_candidates: Best starts and best ends that are combined; T combines them all.
+
+    Returns:
+        Score, first token and last token, best first.
+    """
+    starts = _largest(start_scores[: len(offsets)], num_candidates)
+    ends = _largest(end_scores[: len(offsets)], num_candidates)
+    in_context = np.array([offset is not None for offset in offsets])
+    length = ends[None, :] - starts[:, None] + 1  # (starts, ends), in tokens
+    allowed = (length >= 1) & (length <= max_length)
+    allowed &= in_context[starts][:, None] & in_context[ends][None, :]
+    rows, columns = np.nonzero(allowed)
+    scores = start_scores[starts[rows]] + end_scores[ends[columns]]
+    best = np.argsort(-scores, kind="stable")[:count]
+    return [(float(scores[i]), int(starts[rows[i]]), int(ends[columns[i]])) for i in best]
 
 
 def exact_match_and_f1(
@@ -367,11 +410,26 @@ def normalize(answer: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def _context_offsets(window: Encoding) -> list[tuple[int, int] | None]:
+def context_offsets(window: Encoding) -> list[tuple[int, int] | None]:
+    """Return each token's (first, past-the-end) characters of the context, None outside of it."""
     return [
         offset if sequence == 1 else None
         for offset, sequence in zip(window.offsets, window.sequence_ids, strict=True)
     ]
+
+
+@contextmanager
+def _telling_room(doc_stride: int) -> Iterator[None]:
+    """Say what is wrong with a length, whose name and number the caller puts in front."""
+    try:
+        yield
+    except BaseException as error:  # tokenizers panics with a BaseException of its own
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
+        raise ValueError(
+            "leaves no room for a context window beside the longest question with a stride of "
+            f"{doc_stride} ({error}): raise the first or lower the second"
+        ) from None
 
 
 def _answer_tokens(
@@ -391,9 +449,9 @@ def _answer_tokens(
     return context[start], context[end]
 
 
-def _largest(logits: NDArray[Any]) -> NDArray[np.intp]:
-    """Return the positions of the `N_BEST_SIZE` largest logits, best first."""
-    return np.argsort(logits)[-1 : -N_BEST_SIZE - 1 : -1]
+def _largest(scores: NDArray[Any], count: int) -> NDArray[np.intp]:
+    """Return the positions of the `count` largest scores, best first."""
+    return np.argsort(scores)[-1 : -count - 1 : -1]
 
 
 def _answers(place: str, column: str, value: Any, context: str) -> list[dict[str, Any]]:

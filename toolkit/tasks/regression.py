@@ -17,7 +17,7 @@ from toolkit.errors import InputError
 from toolkit.tasks.features import Example, Feature
 from toolkit.tasks.metrics import OF_NUMBERS
 from toolkit.tasks.rows import columns_of, found
-from toolkit.tasks.text_classification import encode_texts, text_part, text_rows
+from toolkit.tasks.text_classification import encode_labelled, text_part, text_rows
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 OUTPUTS = ("logits",)
@@ -52,7 +52,7 @@ def encode(
     examples: Sequence[Example], tokenizer: Tokenizer, task: TaskConfig, training: bool
 ) -> list[Feature]:
     """Encode one feature per example, cut at `task.max_length` tokens, with `labels` (float)."""
-    return encode_texts(examples, tokenizer, task, [example["label"] for example in examples])
+    return encode_labelled(examples, tokenizer, task, [example["label"] for example in examples])
 
 
 def score(

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
-from toolkit.tasks.features import Example, Feature, feature_of, unset
+from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
 from toolkit.tasks.labels import number_of, spell
 from toolkit.tasks.metrics import OF_LABELS
 from toolkit.tasks.rows import columns_of, found, read_rows, text_of
@@ -81,11 +81,11 @@ def encode(
     is longer than `task.max_length`.
     """
     if not task.multi_label:
-        return encode_texts(examples, tokenizer, task, [e["label"] for e in examples])
+        return encode_labelled(examples, tokenizer, task, [e["label"] for e in examples])
     targets = np.zeros((len(examples), task.num_labels or 0))
     for row, example in zip(targets, examples, strict=True):
         row[example["label"]] = 1.0
-    return encode_texts(examples, tokenizer, task, targets.tolist())
+    return encode_labelled(examples, tokenizer, task, targets.tolist())
 
 
 def score(
@@ -129,7 +129,7 @@ def text_part(
     }
 
 
-def encode_texts(
+def encode_labelled(
     examples: Sequence[Example], tokenizer: Tokenizer, task: TaskConfig, labels: Sequence[Any]
 ) -> list[Feature]:
     """Encode one feature per example, with its `labels`."""
@@ -142,7 +142,7 @@ def encode_texts(
     return [
         feature_of(encoding, index, labels=label, is_cut=bool(encoding.overflowing))
         for index, (label, encoding) in enumerate(
-            zip(labels, tokenizer.encode_batch(texts), strict=True)
+            zip(labels, encode_texts(tokenizer, texts), strict=True)
         )
     ]
 

@@ -15,8 +15,10 @@ from toolkit.config import DepthConfig
 from toolkit.errors import UsageError
 
 
-def depth(num_layers: int | None = None, keep: list[int] | None = None) -> DepthConfig:
-    return DepthConfig(name="test", num_layers=num_layers, keep=keep)
+def depth(
+    num_layers: int | None = None, keep: list[int] | None = None, drop: list[int] | None = None
+) -> DepthConfig:
+    return DepthConfig(name="test", num_layers=num_layers, keep=keep, drop=drop)
 
 
 def test_published_lists() -> None:
@@ -43,6 +45,16 @@ def test_keep_overrides() -> None:
     assert kept_layers(12, depth(3, keep=[1, 2])) == [1, 2]
     with pytest.raises(UsageError, match=r"names layer 12, but the model has only 12 layers"):
         kept_layers(12, depth(keep=[0, 12]))
+
+
+def test_drop_is_what_keep_leaves() -> None:
+    assert kept_layers(12, depth(drop=[1, 3, 5, 7, 9, 10])) == kept_layers(12, depth(6))
+    with pytest.raises(UsageError, match=r"depth.drop=\[1, 12\] names layer 12"):
+        kept_layers(12, depth(drop=[1, 12]))
+    with pytest.raises(UsageError, match="names all 2 layers: keep at least one"):
+        kept_layers(2, depth(drop=[0, 1]))
+    with pytest.raises(ValueError, match="two ways to say the same"):
+        depth(keep=[0], drop=[1])
 
 
 def test_more_layers_than_there_are() -> None:

@@ -14,9 +14,10 @@ from toolkit.compress.sparsity.masks import (
     mask_of,
     masks_of,
     n_of_m_mask,
+    prune_once,
 )
 from toolkit.compress.sparsity.schedule import rewound_rate, sparsity_at
-from toolkit.compress.sparsity.weights import prunable_weights
+from toolkit.compress.sparsity.weights import prunable_weights, zero_share
 from toolkit.config import Schedule, default_sparsity
 from toolkit.errors import UsageError
 
@@ -106,9 +107,29 @@ def test_targets_per_layer() -> None:
         final_targets(weights, default_sparsity(final_sparsity=0.5, layer_sparsity=[0.1] * 3))
 
 
+def test_targets_of_parts() -> None:
+    """The first pattern that fits counts; 0 leaves a layer dense."""
+    weights = prunable_weights(make_model("distilbert"))
+    parts = {"layers.1.query": 0.6, "layers.1.*": 0.0, "*.output": 0.7}
+    sparsity = default_sparsity(final_sparsity=0.5, parts=parts)
+    targets = list(final_targets(weights, sparsity).values())
+    assert targets == [0.5] * 5 + [0.7, 0.6] + [0.0] * 5
+    prune_once(model := make_model("distilbert"), sparsity)
+    shares = [zero_share([weight]) for weight in prunable_weights(model).values()]
+    assert shares == pytest.approx(targets, abs=5e-3)
+    with pytest.raises(UsageError, match=r"parts names 'layers\.2\.\*', but no layer is called so"):
+        final_targets(weights, default_sparsity(final_sparsity=0.5, parts={"layers.2.*": 0.1}))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"parts": {"*": 1.0}}, r"parts must have numbers in \[0, 1\)"),
+        ({"parts": {"*": 0.5}, "ranking": "global"}, "goes with neither"),
+        ({"parts": {"*": 0.5}, "method": "soft_movement"}, "sets final sparsities, which"),
+        ({"parts": {"*": 0.5}, "final_sparsity": 0.0}, "exceptions from sparsity.final_sparsity"),
+        ({"parts": {"*": 0.2}, "initial_sparsity": 0.3}, "exceptions from sparsity.final_sparsity"),
+        ({"parts": {"*": 0.2}, "n_of_m": [2, 4]}, "may leave layers dense beside it"),
         ({"n_of_m": [2, 4], "final_sparsity": 0.7}, r"\[2,4\] means sparsity.final_sparsity=0.5"),
         ({"n_of_m": [5, 4]}, "1 <= n <= m"),
         ({"n_of_m": [2, 4], "block_shape": [1, 4]}, "ranks single weights"),

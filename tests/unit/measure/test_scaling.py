@@ -10,13 +10,12 @@ import pytest
 
 from toolkit import scaling as command
 from toolkit.measure import scaling
+from toolkit.measure.random_plan import Sizes, make_layer, prune, round_layer
 from toolkit.measure.scaling import (
     Case,
     Sweep,
     cliffs,
-    make_layer,
     measure_cases,
-    prune,
     summarise_sweep,
     sweeps,
 )
@@ -86,11 +85,26 @@ def test_pruning_keeps_the_largest() -> None:
     assert np.array_equal(prune(layer, 0.0).query.weight, layer.query.weight)
 
 
+def test_pruning_in_blocks_and_rounding_keep_the_zeros() -> None:
+    layer = make_layer(np.random.default_rng(0), Sizes(hidden=48, heads=3, inner=64))
+    pruned = prune(layer, 0.75, (1, 4))
+    weight = pruned.intermediate.weight  # (64, 48)
+    blocks = (weight != 0).reshape(64, 12, 4)
+    assert np.array_equal(blocks.any(2), blocks.all(2))
+    assert blocks.any(2).mean() == pytest.approx(0.25, abs=0.01)
+    rounded = round_layer(pruned).intermediate
+    assert rounded.weight.dtype == np.int8
+    assert not rounded.weight[weight == 0].any()
+    assert rounded.quantization is not None
+    found = rounded.weight * rounded.quantization.scale[:, None]
+    assert np.abs(found - weight).max() <= rounded.quantization.scale.max() / 2 * 1.001
+
+
 def test_the_whole_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {"HIDDEN": 48, "HEADS": 3, "INNER": 64, "VOCABULARY": 30}.items():
-        monkeypatch.setattr(scaling, name, value)
+    small = Sizes(hidden=48, heads=3, inner=64, vocabulary=30)
+    monkeypatch.setattr(scaling, "BERT_BASE", small)
     monkeypatch.setattr(scaling, "CALLS_S", 0.0)
     command.main([str(tmp_path / "out"), "--quick", "--rounds", "1"])
     result = json.loads((tmp_path / "out" / "scaling.json").read_text())

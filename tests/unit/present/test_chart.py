@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.records import record, rows_of, speed, sweep
+from support.records import published_grid, record, rows_of, speed, sweep
 
 from toolkit.measure.engines import ENGINES
 from toolkit.present.chart import (
@@ -75,9 +75,50 @@ def test_a_quantized_model_has_a_curve_of_its_own() -> None:
     assert found == {"full": False, "half": True}
 
 
-def test_what_has_no_score_is_in_no_panel() -> None:
+def test_a_panel_without_scores_has_no_metric() -> None:
     rows = rows_of([record(speeds=(speed("sparse", 3.0),)), record(zeros=0.5, accuracy=3.0)])
-    assert make_panels(rows) == []
+    (panel,) = make_panels(rows)
+    assert panel.metric is None  # so that there is no picture
+    assert [curve.rows for curve in panel.curves] == [[0]]
+    assert not panel.front
+    assert not panel.labels
+
+
+def test_published_figures_stand_beside_ours_at_our_speed() -> None:
+    speeds = (speed("sparse", 113.0), speed("onnxruntime", 12.0))
+    ours = record("bert_base", 6, 0.9, 83.0, speeds, id="ours")
+    ours["metrics"] = {"f1": 83.0, "task": "squad", "num_examples": 9}
+    rows = rows_of([ours, *published_grid()])
+    squad, what_if = make_panels(rows)
+    shown = {curve.name: [rows[i]["items_per_s"] for i in curve.rows] for curve in squad.curves}
+    assert shown == {
+        "6 layers, onnxruntime": [12.0],
+        "6 layers, sparse": [113.0],
+        "6 layers, published F1": [113.0],  # once, at the better speed
+    }
+    assert [(label.text, label.y) for label in squad.labels] == [("90 %", "score")] * 2
+    published = {
+        curve.depth: [rows[i]["published"] for i in curve.rows]
+        for curve in what_if.curves
+        if curve.y == "published"
+    }
+    assert published == {
+        "12 layers": [88.44, 88.62, 87.23, 83.93],
+        "6 layers": [85.92, 83.6, 80.48],
+        "3 layers": [80.0, 78.7, 76.1],
+    }
+    assert what_if.metric == "f1"
+    assert {label.y for label in what_if.labels} == {"published"}
+    assert len(what_if.labels) == 10
+
+
+def test_the_earlier_of_two_sets_is_faint() -> None:
+    rows = [row | {"set": name} for name in ("old", "new") for row in rows_of(sweep())]
+    (panel,) = make_panels(rows, "old")
+    assert {(curve.name.rpartition("(")[2], curve.is_faint) for curve in panel.curves} == {
+        ("old)", True),
+        ("new)", False),
+    }
 
 
 @settings(deadline=None)  # a busy machine is no failure

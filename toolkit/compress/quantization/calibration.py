@@ -16,18 +16,21 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.compress.flow import TextBatch, seen
-from toolkit.compress.model import input_names, longest_text_of
+from toolkit.compress.model import check_vocabulary, input_names, longest_text_of
 from toolkit.compress.quantization.layers import (
     QuantizedLinear,
     chosen_layers,
     encoder_linears,
     quantize,
     quantized_linears,
+    read_grids,
+    round_weights,
     unquantize,
 )
 from toolkit.compress.quantization.ranges import BINS, choose_range
 from toolkit.config import ExportRoot, QuantizationConfig, TaskConfig
-from toolkit.errors import InputError, UsageError
+from toolkit.errors import UsageError
+from toolkit.progress import bar
 from toolkit.tasks import encode, evaluate, kind_of, load_examples
 from toolkit.tasks.features import Feature, collate, load_tokenizer
 
@@ -36,6 +39,28 @@ RANDOM_TEXTS = 16  # of random ids, for a model whose outputs mean nothing
 RANDOM_LENGTH = 64  # tokens of the longest of them
 
 Modules = Mapping[str, QuantizedLinear]
+
+
+def quantize_for_export(
+    config: ExportRoot, model: PreTrainedModel, checkpoint: Path, tokenized: Path
+) -> dict[str, Any]:
+    """Quantize as the checkpoint was trained to be, or by calibration if that is asked for.
+
+    Args:
+        checkpoint: Its folder.
+        tokenized: The folder of its tokenizer.
+
+    Returns:
+        `method`, and what calibration tells; empty for a model that stays in float32.
+    """
+    facts: dict[str, Any] = {}
+    if read_grids(model, checkpoint):
+        facts = {"method": "qat"}
+    elif config.quantization.is_on:
+        facts = {"method": config.quantization.calibration.value}
+        facts |= calibrate(config, model, tokenized)
+    round_weights(model)
+    return facts
 
 
 def calibrate(config: ExportRoot, model: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
@@ -167,7 +192,7 @@ def sensitivities(
     with rounding_only(modules, ()):
         expected = _outputs(model, batches)
     changes = {}
-    for name in modules:
+    for name in bar(modules, "sensitivity of layers"):
         with rounding_only(modules, [name]):
             error = _outputs(model, batches) - expected
         changes[name] = float(error.square().mean().sqrt() / expected.square().mean().sqrt())
@@ -229,7 +254,7 @@ def _inputs(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield what each watched layer takes of every batch, (tokens, K), padding left out."""
     with torch.inference_mode(), rounding_only(modules, ()), seen(watched) as values:
-        for batch in batches:
+        for batch in bar(batches, "calibrating"):
             model(**batch)
             is_token = batch["attention_mask"].bool()
             yield from ((i, value[is_token]) for i, value in enumerate(values))
@@ -258,13 +283,12 @@ def _training_texts(
     checkpoint: Path,
     options: QuantizationConfig,
     seed: int,
-) -> list[Feature]:
+) -> Sequence[Feature]:
     """Draw training examples and encode them."""
     examples, count = load_examples(task, "train", seed), options.num_calibration_examples
     drawn = random.Random(seed).sample(examples, min(count, len(examples)))
     features = encode(drawn, load_tokenizer(checkpoint), task, training=True)[:count]
-    if max(max(feature["input_ids"]) for feature in features) >= model.config.vocab_size:
-        raise InputError(f"the tokenizer in {checkpoint} has more tokens than its model")
+    check_vocabulary(features, model, checkpoint)
     return features
 
 

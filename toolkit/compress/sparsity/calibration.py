@@ -29,6 +29,7 @@ from toolkit.compress.sparsity.masks import (
 from toolkit.compress.sparsity.weights import prunable_weights, zero_share
 from toolkit.config import Method, Ranking, SparsityConfig
 from toolkit.errors import UsageError
+from toolkit.progress import bar
 
 HESSIAN_DAMPING = 0.01  # of the mean of the diagonal, as published
 COLUMNS_AT_ONCE = 128  # pruned before the columns behind them are corrected, as published
@@ -80,7 +81,7 @@ def layerwise_step(
     masks: dict[str, torch.Tensor] = {}
     with evaluating(model):
         flows = [enter(model, _on_device(model, batch)) for batch in texts()]
-        for layer in encoder_layers(model):
+        for layer in bar(encoder_layers(model), "pruning layers"):
             linears = {
                 names[id(module.weight)]: module
                 for module in layer.modules()
@@ -166,7 +167,10 @@ def _second_order_masks(
         part = {name: weights[name] for name in names}
         with evaluating(model):
             found = inverse_fisher(
-                part, lambda batch: _backward(model, batch), gradients(), sparsity.fisher
+                part,
+                lambda batch: _backward(model, batch),
+                bar(gradients(), "gradients", sparsity.fisher.num_gradients),
+                sparsity.fisher,
             )
         model.zero_grad(set_to_none=True)
         return found

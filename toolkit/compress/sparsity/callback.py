@@ -26,6 +26,7 @@ from toolkit.compress.sparsity.weights import prunable_weights, zero_share
 from toolkit.config import Method, Ranking, Schedule, default_sparsity
 from toolkit.errors import InputError, UsageError
 from toolkit.files import new_file
+from toolkit.progress import say
 
 MASKS_FILE = "masks.safetensors"
 SCORES_FILE = "movement.safetensors"
@@ -192,10 +193,9 @@ class SparsificationCallback(TrainerCallback):
         if verdict is Verdict.roll_back:
             self._restore(kwargs["model"])
         if state.is_world_process_zero:
-            print(
+            say(
                 f"epoch {state.epoch:g}: {floor.metric} {value:.2f} % at {self.current:.1%} zeros, "
-                f"floor {floor.least:g} %: {verdict.value}",
-                flush=True,
+                f"floor {floor.least:g} %: {verdict.value}"
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -256,10 +256,9 @@ class SparsificationCallback(TrainerCallback):
             Method.sparsegpt: s.num_calibration,
         }.get(s.method)
         if looked_at is not None and s.schedule not in KEEPS_ZEROS:
-            print(
+            say(
                 f"pruning by {s.method.value}: {len(self._updates())} mask updates, each looks at "
-                f"{looked_at} examples (sparsity.update_frequency sets how many updates)",
-                flush=True,
+                f"{looked_at} examples (sparsity.update_frequency sets how many updates)"
             )
 
     def _initial_sparsity(self) -> dict[str, float]:
@@ -281,7 +280,7 @@ class SparsificationCallback(TrainerCallback):
         s, steps = self.sparsity, self.sparsity.steps or ()
         targets = {}
         for name, final in final_targets(self.weights, s).items():
-            if self.initial[name] > final + 1e-3:
+            if final > 0 and self.initial[name] > final + 1e-3:
                 raise UsageError(
                     f"{name} already has {self.initial[name]:.1%} zeros, more than the final "
                     f"sparsity of {final:.1%}: ask for more, or keep its zeros with "

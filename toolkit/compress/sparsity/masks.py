@@ -4,13 +4,15 @@ Scores are (N, K) like their weights, N outputs, K inputs; the larger, the soone
 """
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 import torch
 from transformers import PreTrainedModel
 
 from toolkit.compress.sparsity.weights import prunable_weights
 from toolkit.config import Ranking, SparsityConfig
-from toolkit.errors import UsageError
+from toolkit.errors import UsageError, nearest
+from toolkit.families import LINEARS
 
 
 def masks_of(
@@ -162,8 +164,11 @@ def final_targets(
     """Return the final sparsity of each weight.
 
     Raises:
-        UsageError: `layer_sparsity` has another number of layers than the model.
+        UsageError: `layer_sparsity` has another number of layers than the model, or `parts` names
+            a layer that it lacks.
     """
+    if sparsity.parts is not None:
+        return _targets_of_parts(list(weights), sparsity.parts, sparsity.final_sparsity)
     if sparsity.layer_sparsity is None:
         return dict.fromkeys(weights, sparsity.final_sparsity)
     layers = [int(next(part for part in name.split(".") if part.isdigit())) for name in weights]
@@ -174,6 +179,27 @@ def final_targets(
         )
     return {
         name: sparsity.layer_sparsity[layer] for name, layer in zip(weights, layers, strict=True)
+    }
+
+
+def _targets_of_parts(
+    weights: list[str], parts: Mapping[str, float], final_sparsity: float
+) -> dict[str, float]:
+    """Let the first pattern that fits a weight's layer, such as `layers.0.query`, decide."""
+    count = len(LINEARS)
+    names = [f"layers.{i // count}.{LINEARS[i % count]}" for i in range(len(weights))]
+    for pattern in parts:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"sparsity.parts names '{pattern}', but no layer is called so; "
+                f"{nearest(pattern, names)}"
+            )
+    return {
+        weight: next(
+            (value for pattern, value in parts.items() if fnmatchcase(name, pattern)),
+            final_sparsity,
+        )
+        for weight, name in zip(weights, names, strict=True)
     }
 
 

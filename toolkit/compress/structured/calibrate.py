@@ -15,6 +15,7 @@ from toolkit.compress.flow import TextBatch, enter, run_layer, seen
 from toolkit.compress.model import evaluating
 from toolkit.compress.structured.order import damped
 from toolkit.compress.structured.widths import linears_of
+from toolkit.progress import bar
 
 REPAIRED = ("attention_output", "output")
 
@@ -32,7 +33,7 @@ def input_grams(
         flows = [enter(model, batch) for batch in batches]
         tokens = sum(int(flow.is_token.sum()) for flow in flows)
         grams = []
-        for layer in encoder_layers(model):
+        for layer in bar(encoder_layers(model), "calibrating"):
             linears = linears_of(layer)
             sums: dict[str, Any] = dict.fromkeys(REPAIRED, 0.0)
             for flow in flows:
@@ -121,7 +122,7 @@ def output_sensitivities(
     sums: list[Any] = [0.0] * len(modules)
     tokens = 0
     with evaluating(model), torch.enable_grad():
-        for batch in batches:
+        for batch in bar(batches, "calibrating"):
             with seen(modules, made=True) as made:
                 outputs = model(**batch)
             is_token = batch["attention_mask"].bool()

@@ -47,6 +47,7 @@ def steps_of(config: TrainRoot) -> list[TrainRoot]:
             final_sparsity=0.0,
             schedule=whole.schedule if is_locked else Schedule.cubic,  # stepwise would want steps
             steps=None,
+            parts=None,
             floor=None,
         ),
         quantization=replace(config.quantization, bits=None),
@@ -62,7 +63,7 @@ def steps_of(config: TrainRoot) -> list[TrainRoot]:
         path = str(folder / "checkpoint")
         start = {
             "model": replace(config.model, path=path, weights=Weights.pretrained),
-            "depth": replace(config.depth, name="full", num_layers=None, keep=None),
+            "depth": replace(config.depth, name="full", num_layers=None, keep=None, drop=None),
         }
     return [*steps, replace(last, **start)]
 
@@ -85,6 +86,11 @@ def _check(config: TrainRoot) -> None:
             f"of its own; got sparsity.end_epoch={s.end_epoch:g}: train longer "
             "(trainer.num_train_epochs) or end pruning earlier"
         )
+    if config.rates is not None:
+        raise UsageError(
+            f"{asked} trains anew after each step, but rates says the learning rate of one "
+            "training: choose one"
+        )
     if teacher.kind is TeacherKind.self and config.model.weights is Weights.random:
         raise UsageError(
             f"{asked} with teacher=self learns in every step from the model that the run begins "
@@ -92,7 +98,8 @@ def _check(config: TrainRoot) -> None:
             "with model=local model.path=DIR"
         )
     is_compared = teacher.kind is not TeacherKind.none and teacher.hidden_weight > 0
-    drops = config.depth.num_layers is not None or config.depth.keep is not None
+    depth = config.depth
+    drops = any(value is not None for value in (depth.num_layers, depth.keep, depth.drop))
     if is_compared and drops and teacher.layer_map is None:
         raise UsageError(
             f"{asked} with teacher.hidden_weight: a step after the first cannot tell which layers "

@@ -11,6 +11,7 @@ from toolkit.engine.reader.integer_operators import INTEGER, join_products
 from toolkit.engine.reader.interpret import interpret, make_probes
 from toolkit.engine.reader.onnx_file import Graph, read_onnx
 from toolkit.engine.reader.quantized import QUANTIZING, is_relu, plain, unrounded
+from toolkit.engine.reader.sparse_file import SUFFIX, read_sparse
 from toolkit.engine.reader.symbols import (
     Dequantized,
     Dynamic,
@@ -30,7 +31,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def read_graph(path: Path) -> Plan:
-    """Turn an ONNX file into a plan.
+    """Turn an ONNX file, or a sparse file, into a plan.
 
     Args:
         path: A BERT-like encoder with any head, exported with dynamic batch and length.
@@ -42,7 +43,7 @@ def read_graph(path: Path) -> Plan:
         InputError: The file is missing, damaged, no such encoder, or holds a node that the engine
             does not know; the sentence names node and operator.
     """
-    graph = read_onnx(path)
+    graph = read_file(path)
     if "input_ids" not in graph.inputs or not set(graph.inputs) <= set(INPUTS):
         raise InputError(
             f"{path} is not a BERT encoder the engine can read: its inputs are {graph.inputs}; "
@@ -62,6 +63,23 @@ def read_graph(path: Path) -> Plan:
     except (InputError, TypeError, ValueError) as error:  # the last two: odd attributes of a head
         raise InputError(f"{path} cannot be run: {_first_reason(values) or error}") from error
     return plan
+
+
+def read_file(path: Path) -> Graph:
+    """Read an ONNX file, or by its suffix a sparse file.
+
+    Raises:
+        InputError: It is missing, damaged or of another kind.
+    """
+    return read_sparse(path) if path.suffix == SUFFIX else read_onnx(path)
+
+
+def find_file(place: Path) -> Path:
+    """Return the file of an export folder that is run: `model.onnx`, else `model.sparse`."""
+    if not place.is_dir():
+        return place
+    onnx, sparse = place / "model.onnx", place / f"model{SUFFIX}"
+    return sparse if sparse.is_file() and not onnx.exists() else onnx
 
 
 def _plan(graph: Graph, values: Mapping[str, Value]) -> Plan:

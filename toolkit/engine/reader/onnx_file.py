@@ -22,6 +22,8 @@ from toolkit.engine.plan import Node
 from toolkit.errors import InputError
 
 Array = NDArray[Any]
+# By name, of tensors whose data lie elsewhere: ONNX type and shape in, bytes out.
+ReadOutside = Callable[[dict[str, tuple[int, tuple[int, ...]]]], dict[str, memoryview]]
 
 OLDEST_OPSET = 11
 
@@ -85,6 +87,21 @@ def read_onnx(path: Path) -> Graph:
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         reason = getattr(error, "strerror", None) or "it is empty"
         raise InputError(f"cannot read the ONNX file {path}: {reason}") from error
+    return parse_graph(content, path)
+
+
+def parse_graph(content: memoryview, path: Path, read_outside: ReadOutside | None = None) -> Graph:
+    """Turn the content of an ONNX file into a graph.
+
+    Args:
+        content: All of it.
+        path: Where it comes from, for messages; external data lies beside it.
+        read_outside: Given type and shape of every tensor whose data are not in `content`, returns
+            their bytes, by name; None: each has its data.
+
+    Raises:
+        InputError: It is truncated, not ONNX, or its parts contradict each other.
+    """
     try:
         model, graph, initializers = _parse(content)
     except (DecodeError, _TruncatedError) as error:
@@ -104,6 +121,18 @@ def read_onnx(path: Path) -> Graph:
             f"{path} uses ONNX opset {opset}; the engine reads {OLDEST_OPSET} and newer: "
             "export the model again"
         )
+    if read_outside is not None:
+        outside = read_outside(
+            {
+                tensor.name: (tensor.data_type, tuple(tensor.dims))
+                for tensor, raw in initializers
+                if raw is None
+                and not tensor.HasField("raw_data")
+                and not _typed(tensor)
+                and math.prod(tensor.dims) != 0
+            }
+        )
+        initializers = [(tensor, outside.get(tensor.name, raw)) for tensor, raw in initializers]
     constants = {tensor.name: _tensor(tensor, raw, path.parent) for tensor, raw in initializers}
     inputs = [value for value in graph.input if value.name not in constants]
     for value in inputs:

@@ -146,16 +146,18 @@ def linear(name: str, affine: Affine) -> Linear:
     weight, bias = affine.weight, affine.bias
     size = (weight.integers if isinstance(weight, Dequantized) else weight).shape[1]
     bias = np.zeros(size, np.float32) if bias is None else bias
-    try:
-        if affine.rounded is None and not isinstance(weight, Dequantized):
-            raise MismatchError("")
-        integers, quantization = _quantized(weight, affine.rounded)
-    except MismatchError as reason:
-        floats = float_weight(weight)
-        if affine.factor is not None:
-            floats = floats * affine.factor[:, None]
-        return Linear(name, weight_of(floats), bias, None, str(reason))
-    return Linear(name, integers.T, bias, replace(quantization, x_factor=affine.factor))
+    note = ""
+    if affine.rounded is not None or isinstance(weight, Dequantized):
+        try:
+            integers, quantization = _quantized(weight, affine.rounded)
+        except MismatchError as reason:
+            note = str(reason)
+        else:
+            return Linear(name, integers.T, bias, replace(quantization, x_factor=affine.factor))
+    floats = float_weight(weight)
+    if affine.factor is not None:
+        floats = floats * affine.factor[:, None]
+    return Linear(name, weight_of(floats), bias, None, note)
 
 
 def in_float(layer: Linear, note: str) -> Linear:

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 from support.figures import are_apart, lines_of, points_of, text_boxes
-from support.records import record, rows_of, speed, sweep
+from support.records import published_grid, record, rows_of, speed, sweep
 
 from toolkit.measure.engines import ENGINES
 from toolkit.present.chart import COLOURS, make_panels
@@ -54,6 +54,22 @@ def test_what_is_drawn_of_a_sweep() -> None:
     assert baseline.get_linestyle() == "--"
     (top_axis,) = axes.child_axes
     assert top_axis.get_xlim() == pytest.approx((low / 10, high / 10))
+
+
+def test_published_figures_are_drawn_where_there_is_no_score() -> None:
+    rows = rows_of(published_grid())
+    figure = draw_pareto(make_panels(rows), rows)
+    (axes,) = figure.axes
+    lines = {name: points_of(line) for name, line in lines_of(axes).items()}
+    assert lines == {
+        "12 layers, published F1": [[8.8, 88.44], [36, 88.62], [54, 87.23], [70, 83.93]],
+        "6 layers, published F1": [[72, 85.92], [113, 83.6], [150, 80.48]],
+        "3 layers, published F1": [[86, 80.0], [145, 78.7], [226, 76.1]],
+        "baseline": [[6.4, 88.44]],
+    }
+    boxes = text_boxes(figure, axes)
+    assert sum(map(len, boxes.values())) == 10
+    assert are_apart(list(chain(*boxes.values())))
 
 
 def test_every_engine_looks_different() -> None:

@@ -10,11 +10,11 @@ from support.figures import are_apart, lines_of, points_of, text_boxes
 
 from cython_kernels import _kernels
 from toolkit.present.chart import COLOURS
-from toolkit.present.figures.roofline import (
+from toolkit.present.figures.roofline import draw_roofline
+from toolkit.present.roofline import (
     FORMS,
     GAP,
     OTHER,
-    draw_roofline,
     form_of,
     label_places,
     limits,

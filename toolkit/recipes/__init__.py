@@ -1,0 +1,1 @@
+"""SparseML recipes: files → modifiers → an overlay of our configuration. Imports no torch."""

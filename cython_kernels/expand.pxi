@@ -3,8 +3,8 @@
 
 cdef extern from *:
     """
-    /* Put `values` where a bit is set, in order; elsewhere `out` stays. Returns how many bits are set, or -1 if they are
-     * more than the values, or one lies beyond `count`. Inlined for each size, so that a copy is one instruction. */
+    /* Put `values` where a bit is set, in order; elsewhere `out` stays. Returns how many bits are set, or -1 if they
+     * are more than the values, or one lies beyond `count`. Inlined for each size: a copy is one instruction. */
     static inline int64_t expand_of_size(const uint8_t *bits, int64_t count, const uint8_t *values, int64_t num_values,
                                          const size_t size, uint8_t *out) {
         int64_t used = 0;

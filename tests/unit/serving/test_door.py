@@ -135,6 +135,8 @@ def test_the_log_has_numbers_but_no_text(
     lines = [json.loads(caplog.handler.format(record)) for record in caplog.records]
     assert "SECRET" not in json.dumps(lines)
     requests = [line for line in lines if line["event"] == "request"]
+    # the server of the test before may still say what it answered last
+    requests = [line for line in requests if line["path"] != "/metrics"]
     assert [(line["path"], line["status"], line["texts"]) for line in requests] == [
         ("/embed", 200, 2),
         ("/embed", 422, 0),

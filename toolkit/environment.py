@@ -6,7 +6,6 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable
-from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,6 @@ FEATURES = (
     *("avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "amx_fp16"),
     *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
-
-
-def is_first_process() -> bool:
-    """Tell whether this process writes: the only one, or the first that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(sentence: str) -> None:
-    """Print once, however many processes train."""
-    if is_first_process():
-        print(sentence, flush=True)
-
-
-@cache
-def say_once(sentence: str) -> None:
-    """Print once, however often a process comes here, as it does when it reads a file again."""
-    say(sentence)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -38,6 +39,12 @@ def say(sentence: str) -> None:
     """Print a sentence, once in a distributed run, unless `-q` was given."""
     if is_first_process() and not is_quiet():
         print(sentence, flush=True)
+
+
+@cache
+def say_once(sentence: str) -> None:
+    """Print once, however often a process comes here, as it does when it reads a file again."""
+    say(sentence)
 
 
 def warn(sentence: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import TaskConfig
-from toolkit.environment import say_once
 from toolkit.errors import InputError, nearest
+from toolkit.progress import say_once
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]  # where a row stands, such as `own.csv, line 3`, and its columns

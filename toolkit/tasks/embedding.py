@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from toolkit.config import Pooling, TaskConfig
 from toolkit.errors import InputError, UsageError
-from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
+from toolkit.tasks.features import Example, Feature, feature_of, unset
 from toolkit.tasks.metrics import spearman
 from toolkit.tasks.regression import number
 from toolkit.tasks.rows import READERS, check_is_file, lines_of, read_rows, text_of
@@ -104,7 +104,7 @@ def encode(
     tokenizer = unset(tokenizer)
     tokenizer.enable_truncation(task.max_length)
     numbered = [(i, text) for i, example in enumerate(examples) for text in example["texts"]]
-    encodings = encode_texts(tokenizer, [text for _, text in numbered])
+    encodings = tokenizer.encode_batch([text for _, text in numbered])
     return [feature_of(encoding, i) for (i, _), encoding in zip(numbered, encodings, strict=True)]
 
 

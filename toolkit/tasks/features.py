@@ -13,9 +13,7 @@ from tokenizers import Encoding, Tokenizer
 
 from toolkit.errors import InputError
 from toolkit.families import MODEL_INPUTS
-from toolkit.progress import bar
 
-ENCODED_AT_ONCE = 1000  # enough for all of the tokenizer's threads
 IGNORED = -100  # the label of a token that has none, as torch's cross entropy has it
 Example = dict[str, Any]
 Feature = dict[str, Any]
@@ -44,16 +42,6 @@ def unset(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.no_padding()
     return tokenizer
-
-
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[Any]) -> list[Encoding]:
-    """Encode texts, or pairs of them, with a bar where that takes long."""
-    starts = bar(range(0, len(texts), ENCODED_AT_ONCE), "encoding")
-    return [
-        encoding
-        for start in starts
-        for encoding in tokenizer.encode_batch(texts[start : start + ENCODED_AT_ONCE])
-    ]
 
 
 def feature_of(encoding: Encoding, example_index: int, **more: Any) -> Feature:

@@ -20,7 +20,7 @@ from tokenizers import Encoding, Tokenizer
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
 from toolkit.files import read_text
-from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
+from toolkit.tasks.features import Example, Feature, feature_of, unset
 from toolkit.tasks.rows import found, read_rows, text_of
 
 AUTO_CLASS = "AutoModelForQuestionAnswering"
@@ -200,7 +200,7 @@ def window_cutter(
 
     def cut(pairs: Sequence[tuple[str, str]]) -> list[list[Encoding]]:
         with _telling_room(doc_stride):
-            encodings = encode_texts(tokenizer, pairs)
+            encodings = tokenizer.encode_batch(list(pairs))
         return [[first, *first.overflowing] for first in encodings]
 
     with _telling_room(doc_stride):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from toolkit.config import TaskConfig
 from toolkit.errors import InputError, UsageError
-from toolkit.tasks.features import Example, Feature, encode_texts, feature_of, unset
+from toolkit.tasks.features import Example, Feature, feature_of, unset
 from toolkit.tasks.labels import number_of, spell
 from toolkit.tasks.metrics import OF_LABELS
 from toolkit.tasks.rows import columns_of, found, read_rows, text_of
@@ -142,7 +142,7 @@ def encode_labelled(
     return [
         feature_of(encoding, index, labels=label, is_cut=bool(encoding.overflowing))
         for index, (label, encoding) in enumerate(
-            zip(labels, encode_texts(tokenizer, texts), strict=True)
+            zip(labels, tokenizer.encode_batch(texts), strict=True)
         )
     ]
 

@@ -81,13 +81,24 @@ def read_onnx(path: Path) -> Graph:
     Raises:
         InputError: The file is missing, truncated, not ONNX, or its parts contradict each other.
     """
+    return parse_graph(map_file(path, "ONNX"), path)
+
+
+def map_file(path: Path, kind: str) -> memoryview:
+    """Map a whole file.
+
+    Args:
+        kind: What it is, for the message.
+
+    Raises:
+        InputError: It is missing or empty.
+    """
     try:
         with path.open("rb") as file:
-            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         reason = getattr(error, "strerror", None) or "it is empty"
-        raise InputError(f"cannot read the ONNX file {path}: {reason}") from error
-    return parse_graph(content, path)
+        raise InputError(f"cannot read the {kind} file {path}: {reason}") from error
 
 
 def parse_graph(content: memoryview, path: Path, read_outside: ReadOutside | None = None) -> Graph:

@@ -10,7 +10,6 @@ part. `toolkit/artifact/sparse_writer.py` writes it.
 
 import json
 import math
-import mmap
 import os
 import zlib
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_kernels._kernels import expand
-from toolkit.engine.reader.onnx_file import DTYPES, Graph, parse_graph
+from toolkit.engine.reader.onnx_file import DTYPES, Graph, map_file, parse_graph
 from toolkit.errors import InputError
 
 SUFFIX = ".sparse"
@@ -56,12 +55,7 @@ def read_sparse(path: Path) -> Graph:
     Raises:
         InputError: The file is missing, damaged, of another kind, or of a newer version.
     """
-    try:
-        with path.open("rb") as file:
-            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        reason = getattr(error, "strerror", None) or "it is empty"
-        raise InputError(f"cannot read the sparse file {path}: {reason}") from error
+    content = map_file(path, "sparse")
     try:
         parts, metadata = _read_header(content)
         if metadata.get("format") != FORMAT:

@@ -68,7 +68,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with start([*LONG, "output_dir=run"], folder) as process:
         _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    assert "100%|" in stderr  # the progress bar
     return folder / "run"
 
 

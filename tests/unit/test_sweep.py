@@ -19,6 +19,8 @@ from toolkit.overrides import explain
 from toolkit.record import write_record
 from toolkit.sweep import Cell, identity, locked, read_cells, summary, table, write_cells
 
+pytestmark = pytest.mark.slow
+
 UNLUCKY = 13  # the seed that fails
 Toolkit = Callable[..., int]
 

@@ -199,6 +199,7 @@ def write(
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_pickled", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_all_weights_arrive_with_their_zeros(

@@ -26,6 +26,7 @@ def forms_by_step(engine: Engine) -> dict[str, str]:
     return {name.rpartition(".")[2]: weight.form for name, weight in weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("is_dynamic", [False, True])
 @pytest.mark.parametrize("isa", ALL_ISAS)
@@ -51,6 +52,7 @@ def test_integers_are_close_to_the_oracle(isa: str, is_dynamic: bool, name: str)
             assert np.median(error) < 1e-5 * largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_dynamic", [False, True])
 @pytest.mark.parametrize("isa", ALL_ISAS)
 def test_one_set_of_bits(isa: str, is_dynamic: bool) -> None:

@@ -43,6 +43,7 @@ def errors_of(name: str, engine: Engine) -> Iterator[tuple[float, float]]:
             yield float(error.max()), float(np.abs(expected[output]).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("isa", BF16_ISAS)
 def test_bf16_is_close_to_the_oracle_but_not_float32(isa: str, name: str) -> None:
@@ -56,6 +57,7 @@ def test_bf16_is_close_to_the_oracle_but_not_float32(isa: str, name: str) -> Non
         assert error > 1e-4 or name == "bert_empty"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize(("isa", "kernel"), F16_CASES)
 def test_fp16_is_closer_to_the_oracle_than_bf16(isa: str, kernel: str, name: str) -> None:
@@ -68,6 +70,7 @@ def test_fp16_is_closer_to_the_oracle_than_bf16(isa: str, kernel: str, name: str
         assert error > 1e-5 or name == "bert_empty"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("isa", "precision", "kernel"),
     [(isa, "bf16", "dense") for isa in BF16_ISAS]

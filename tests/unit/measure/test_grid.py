@@ -103,6 +103,7 @@ def test_engines_have_the_zeros_and_integers_of_their_cells() -> None:
         assert logits.std() > 0
 
 
+@pytest.mark.slow
 def test_published_figures_are_those_of_the_recipes() -> None:
     published = read_published(config_of().model, 12)
     cells = {each.recipe: each for each in published}
@@ -115,6 +116,7 @@ def test_published_figures_are_those_of_the_recipes() -> None:
     assert read_published(config_of("model=minilm_l6").model, 6) == []
 
 
+@pytest.mark.slow
 def test_a_cell_carries_what_was_published_for_its_pattern() -> None:
     config = config_of("batch_size=10")
     cells = [Cell(12, 0.9, "fp32"), Cell(12, 0.9, "int8"), Cell(6, 0.7, "fp32"),
@@ -141,6 +143,7 @@ def test_all_cells_take_turns() -> None:
     assert all(len(times) == 2 and min(times) > 0 for times in found.values())
 
 
+@pytest.mark.slow
 def test_the_whole_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(*SMALL, "rounds=1", "sparsities=[0,0.9]", "precisions=[fp32]", "depths=[3]")
     config.output_dir = str(tmp_path)

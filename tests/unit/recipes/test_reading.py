@@ -207,6 +207,7 @@ for name, text in json.load(sys.stdin).items():
 """
 
 
+@pytest.mark.slow
 def test_hostile_files_get_one_sentence_in_bounded_time_and_memory(tmp_path: Any) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

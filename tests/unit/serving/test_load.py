@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from support.load import embed_alone, measure
 from support.serving import serving, slowly
 
@@ -11,6 +12,7 @@ TEXTS = [f"the {noun} was {word}" for noun in ("soup", "bread", "wine") for word
 BATCH_S = 0.05
 
 
+@pytest.mark.slow
 def test_twice_the_capacity(exports: Callable[[str], Path]) -> None:
     limits = {"max_batch": 4, "max_texts": 4, "max_queue": 8}
     with serving(exports("embedding"), slowly(BATCH_S), **limits) as url:

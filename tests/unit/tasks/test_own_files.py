@@ -310,6 +310,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         OnDisk(["x"])
 
 
+@pytest.mark.slow
 def test_a_file_is_never_in_memory_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

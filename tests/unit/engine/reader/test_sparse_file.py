@@ -42,6 +42,7 @@ def sparse_file(onnx_file: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_bit_comes_back(onnx_file: Path, sparse_file: Path) -> None:
     written, found = read_file(onnx_file), read_file(sparse_file)
     assert (written.inputs, written.outputs, written.opset) == (

@@ -16,10 +16,12 @@ PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").g
 
 
 def commands(page: Path) -> list[str]:
-    """Find the command lines in a page's blocks, those over several lines joined."""
+    """Find the command lines in a page's blocks, over several lines too, variables filled in."""
     blocks = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", page.read_text(), re.M | re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("toolkit ")]
+    text = "\n".join(blocks).replace("\\\n", " ")
+    for name, value in re.findall(r'^([A-Z]+)="(.*)"$', text, re.M):
+        text = text.replace(f"${name} ", f"{value} ")
+    return [line for line in text.splitlines() if line.startswith("toolkit ")]
 
 
 def plain(verb: str, words: list[str]) -> list[str]:

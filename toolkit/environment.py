@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-# As Linux spells them in /proc/cpuinfo: x86, then Arm.
-FEATURES = (
+# What the kernels use or could use, as Linux spells it in /proc/cpuinfo.
+FEATURES_X86 = (
     *("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
     *("avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "amx_fp16"),
-    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
+FEATURES_ARM = ("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -48,14 +48,16 @@ def summary() -> str:
     """Describe the machine in a few lines of text, as `toolkit info` prints it."""
     found = describe_machine()
     _, reason = decide_num_threads(0)
+    has, lacks = cpu_features()
     lines = [
         f"CPU       {found['cpu']} ({found['machine']}, {found['cores']} logical cores)",
-        f"features  {' '.join(cpu_features()) or 'unknown'}",
+        f"features  {' '.join(has) or 'unknown'}",
+        f"missing   {' '.join(lacks) or 'nothing that the kernels could use'}",
         f"ISA       {', '.join(found['isas'])}",
         f"precision {used_precisions()}",
         f"threads   {reason}",
         f"python    {found['python']}",
-        *(f"{package:<14}{number}" for package, number in found["versions"].items()),
+        *(f"{package:<24}{number}" for package, number in found["versions"].items()),
     ]
     return "\n".join(lines)
 
@@ -85,19 +87,22 @@ def decide_num_threads(requested: int) -> tuple[int, str]:
     )
 
 
-def cpu_features() -> list[str]:
-    """Name what the CPU has of the instructions that the kernels use or could use."""
+def cpu_features() -> tuple[list[str], list[str]]:
+    """Name what the CPU has, and what it lacks, of the instructions that the kernels could use."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
+        return [], []
     flags: set[str] = set()
     for line in lines:
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):  # x86, Arm
             flags = set(value.split())
             break
-    return [feature for feature in FEATURES if feature in flags]
+    features = FEATURES_X86 if platform.machine() in ("x86_64", "AMD64") else FEATURES_ARM
+    return [name for name in features if name in flags], [
+        name for name in features if name not in flags
+    ]
 
 
 def used_precisions() -> str:

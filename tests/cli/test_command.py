@@ -46,7 +46,16 @@ def test_info_decides_threads_and_says_why(toolkit: Run) -> None:
     out = toolkit("info").stdout
     assert "because the" in out
     assert "generic" in out
-    assert "hydra-core" in out
+    assert "hydra-core  " in out
+
+
+def test_info_names_what_the_cpu_has_and_lacks(toolkit: Run) -> None:
+    lines = dict(line.split(maxsplit=1) for line in toolkit("info").stdout.splitlines())
+    flags = re.findall(r"^(?:flags|Features)\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)[0]
+    has, lacks = lines["features"].split(), set(lines["missing"].split())
+    assert has
+    assert set(has) <= set(flags.split())
+    assert lacks.isdisjoint(flags.split())
 
 
 @pytest.mark.parametrize(

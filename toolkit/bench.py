@@ -22,7 +22,7 @@ from toolkit.measure.what_if import find_model, model_facts
 from toolkit.measure.worker import save_batches
 from toolkit.present.bench_table import print_results
 from toolkit.progress import bar
-from toolkit.record import new_record, read_record, root_id, speed_key, write_record
+from toolkit.record import check_output, new_record, read_record, root_id, speed_key, write_record
 from toolkit.tasks.labels import learnt
 
 
@@ -48,6 +48,7 @@ def bench(config: BenchRoot) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="toolkit-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         model = find_model(config, folder)
+        check_output(Path(config.output_dir), model.record)
         facts = model_facts(config, model)
         if baseline is not None:
             check_comparable(config, baseline, record["environment"]["cpu"], facts)

@@ -159,6 +159,27 @@ def root_id(record: dict[str, Any]) -> str:
     return str(run["parent"] or run["id"])
 
 
+def check_output(folder: Path, record: dict[str, Any] | None) -> None:
+    """Refuse to write over the record of a training of another model, as a calibrated one is.
+
+    Args:
+        folder: Where a record is going to be written.
+        record: Of the export that is measured, if it has one.
+
+    Raises:
+        InputError: The folder has such a record.
+    """
+    file = folder / "record.json"
+    there = read_record(file) if file.exists() else None
+    if there is None or there["run"]["verb"] != "train":
+        return
+    if record is None or root_id(record) != root_id(there):
+        raise InputError(
+            f"output_dir={folder} holds the record of a training that made another model than the "
+            "one measured; give output_dir=DIR, a folder of its own"
+        )
+
+
 def speed_key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """Name what an entry of `speed` measured: a newer one with the same key replaces it."""
     return tuple(entry[name] for name in SPEED_KEY)

@@ -488,6 +488,16 @@ def test_the_record_of_the_same_run_is_extended(onnx_file: Path, tmp_path: Path)
     assert [entry["seq_len"] for entry in record["speed"]] == [4, 8]
 
 
+def test_the_record_of_another_training_is_kept(onnx_file: Path, tmp_path: Path) -> None:
+    training = tmp_path / "out" / "record.json"
+    write_record(training, new_record("train", make_config()))
+    before = training.read_bytes()
+    write_record(onnx_file.with_name("record.json"), new_record("export", make_config()))
+    with pytest.raises(InputError, match="made another model than the one measured"):
+        bench_here(onnx_file, tmp_path / "out")
+    assert training.read_bytes() == before
+
+
 def test_speed_is_compared_with_a_baseline(
     onnx_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

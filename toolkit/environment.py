@@ -55,7 +55,7 @@ def summary() -> str:
         f"precision {used_precisions()}",
         f"threads   {reason}",
         f"python    {found['python']}",
-        *(f"{package:<14}{number}" for package, number in found["versions"].items()),
+        *(f"{package:<16}{number}" for package, number in found["versions"].items()),
     ]
     return "\n".join(lines)
 

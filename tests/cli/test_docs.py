@@ -137,7 +137,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     squad = {"data": [{"paragraphs": [{"context": "the soup was good", "qas": questions}]}]}
     for name in ("train", "dev"):
         glue = "sentence\tlabel\tQuality\t#1 String\t#2 String\n"
-        glue += "".join(f"the soup was good {i}\t{i % 2}\t{i % 2}\tsoup\tgood\n" for i in range(64))
+        glue += "".join(
+            f"the soup was good {i}\t{i % 2}\t{i % 2}\tsoup\tgood\n" for i in range(128)
+        )
         (data / f"{name}.tsv").write_text(glue)
         (data / f"{name}-v1.1.json").write_text(json.dumps(squad))
 
@@ -171,8 +173,8 @@ def shortened(line: str, page: str, shelf: Path) -> str:
     if (task := getattr(config, "task", None)) and task.path and not task.train_file:
         more.append(f"task.data_dir={shelf}/data")
     if task:
-        more += ["task.max_train_samples=32", "task.max_eval_samples=32"]
-    model = getattr(config, "model", None)
+        more += ["task.max_train_samples=128", "task.max_eval_samples=32"]
+    model: Any = getattr(config, "model", None)
     if verb in ("bench", "grid") and not getattr(config, "onnx", None) and model.name != "demo":
         more += SMALL_SHAPE
     if verb in ("train", "export") and model.path and str(model.path).count("/") == 1:

@@ -76,8 +76,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(REPO / name, source / name, ignore=unwanted)
     for file in filter(Path.is_file, REPO.iterdir()):
         shutil.copy(file, source)
-    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", source]
-    subprocess.run(command, check=True, capture_output=True)
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation"]
+    subprocess.run([*build, str(source)], check=True, capture_output=True)
     return next((source / "dist").glob("*.tar.gz"))
 
 

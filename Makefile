@@ -36,6 +36,9 @@ quick: setup ## the same in a minute: lint, types, the tests that start no proce
 	$(MAKE) --no-print-directory lint types
 	$(BIN)/pytest $(PYTEST) -m "not slow" tests/unit tests/kernels
 
+nightly: setup ## run the commands of README and docs, shortened, page by page; a failure shows its output
+	$(BIN)/pytest -m nightly tests/cli/test_docs.py
+
 lint: setup ## formatting, ruff, cython-lint, and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -102,4 +105,4 @@ clean: ## remove what was built and measured, .venv included
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check quick lint types format sanitize docs fuzz demo screenshot clean
+.PHONY: help setup check quick nightly lint types format sanitize docs fuzz demo screenshot clean

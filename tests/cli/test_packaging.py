@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -67,17 +68,26 @@ def run(folder: Path, *args: str | Path, cwd: Path) -> "subprocess.CompletedProc
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a clean copy, so that nothing built earlier slips in."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pack the sources from a clean copy, so that nothing built earlier slips in."""
     source = tmp_path_factory.mktemp("source")
     unwanted = shutil.ignore_patterns("__pycache__", "*.so", "*.c", "*.egg-info")
     for name in PACKAGES:
         shutil.copytree(REPO / name, source / name, ignore=unwanted)
     for file in filter(Path.is_file, REPO.iterdir()):
         shutil.copy(file, source)
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation"]
+    subprocess.run([*build, str(source)], check=True, capture_output=True)
+    return next((source / "dist").glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from the sdist alone."""
+    folder = tmp_path_factory.mktemp("dist")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--no-index", "--wheel-dir", source / "dist", source], check=True)
-    return next((source / "dist").glob("*.whl"))
+    subprocess.run([*pip, "--no-index", "--wheel-dir", folder, sdist], check=True)
+    return next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +128,18 @@ def trained(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = run(folder, "toolkit", "train", *args, *quick, cwd=empty)
     assert train.returncode == 0, train.stderr
     return empty / "run"
+
+
+def test_the_sdist_holds_all_sources_and_nothing_generated(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        paths = [member.name.partition("/")[2] for member in archive if member.isfile()]
+    for package in PACKAGES:
+        for file in (REPO / package).rglob("*"):
+            if file.is_file() and not re.search(r"\.(pyc|so|c)$", file.name):
+                assert file.relative_to(REPO).as_posix() in paths
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= set(paths)
+    assert {f"requirements-{use}.txt" for use in ("engine", "serve")} <= set(paths)
+    assert not [path for path in paths if re.search(r"\.(pyc|so|c)$", path)]
 
 
 def test_the_wheel_holds_all_files_and_no_sources_of_the_extension(wheel: Path) -> None:

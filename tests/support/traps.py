@@ -26,15 +26,9 @@ def _install() -> list[str]:
         return []
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "traps.so"
-        command = [
-            compiler,
-            "-O3",
-            "-march=native",
-            "-shared",
-            "-fPIC",
-            Path(__file__).with_suffix(".c"),
-        ]
-        subprocess.run([*command, "-o", library], check=True, timeout=100)
+        flags = ["-O3", "-march=native", "-shared", "-fPIC"]
+        source = Path(__file__).with_suffix(".c")
+        subprocess.run([compiler, *flags, source, "-o", library], check=True, timeout=100)
         traps = ctypes.CDLL(str(library))
     if traps.install_traps():
         raise OSError("the handler of SIGILL could not be installed")

@@ -55,6 +55,8 @@ cdef const kernels_t *find_kernels(str isa) except NULL:
             return MODELS[i]
     if code_model() != NULL and code_model().isa.decode() == isa:
         return code_model()
+    if trapped_kernels() != NULL and trapped_kernels().isa.decode() == isa:
+        return trapped_kernels()
     raise ValueError(f"isa {isa!r} is not supported on this CPU (available: {', '.join(available_isas())})")
 
 

@@ -75,6 +75,18 @@ static inline const kernels_t *code_model(void) {
     return NULL;
 }
 
+/* The kernels of AMX by another name, where the CPU lacks no instruction of theirs but AMX and FP16: a test runs these on
+ * their traps, tests/support/traps.c. NULL: it lacks more. */
+static inline const kernels_t *trapped_kernels(void) {
+#ifdef HAS_AMX
+    static kernels_t kernels_amx_code;
+    kernels_amx_code = kernels_amx_bf16;
+    kernels_amx_code.isa = "amx_bf16_code";
+    if (is_supported_avx512_bf16() && __builtin_cpu_supports("avx512vbmi2")) return &kernels_amx_code;
+#endif
+    return NULL;
+}
+
 /* Fill `tables` with what this CPU runs, best first; return how many, at least 1. */
 static int available_kernels(const kernels_t *tables[NUM_ISAS]) {
     int n = 0;

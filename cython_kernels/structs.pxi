@@ -142,6 +142,7 @@ cdef extern from "dispatch.h" nogil:
     const kernels_t *MODELS[]
     int available_kernels(const kernels_t **tables)
     const kernels_t *code_model()
+    const kernels_t *trapped_kernels()
     bint is_amx_refused()
 
 

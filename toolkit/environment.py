@@ -106,13 +106,19 @@ def cpu_features() -> tuple[list[str], list[str]]:
 
 
 def used_precisions() -> str:
-    """Say which precisions the best instruction set multiplies in, and what the system refuses."""
+    """Say what the instruction set in use multiplies in, and what the system refuses.
+
+    That is the best one, or what the environment variable TOOLKIT_ISA names, as for an engine.
+    """
     from cython_kernels._kernels import precisions_of, refused_features
 
-    best = isas()[0]
-    return "; ".join(
-        filter(None, [f"{', '.join(precisions_of(best))} by {best}", refused_features()])
-    )
+    used = os.environ.get("TOOLKIT_ISA")
+    if used and used not in isas():
+        return f"none: TOOLKIT_ISA={used}, which this CPU does not run"
+    forced = ", because of TOOLKIT_ISA" if used else ""
+    used = used or isas()[0]
+    precisions = f"{', '.join(precisions_of(used))} by {used}{forced}"
+    return "; ".join(filter(None, [precisions, refused_features()]))
 
 
 def affinity() -> int:

@@ -21,7 +21,9 @@ INLINE void SYM(configure_tiles)(void) {
 #define TILES_BEGIN SYM(configure_tiles)();
 #define TILES_REGISTERS
 #define TILES_END _tile_release();
-#define TILE_LOAD(number, from, stride) _tile_loadd(number, from, stride)
+/* gcc's intrinsic does not say that it reads memory, so that what was written there may come too late, or never. */
+#define TILE_LOAD(number, from, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #number : : "r"(from), "r"((ptrdiff_t)(stride)) : "memory")
 #define TILE_STORE(number, to, stride) _tile_stored(number, to, stride)
 #define TILE_ZERO(number) _tile_zero(number)
 #define TILE_BF16_DOT(sum, a, b) _tile_dpbf16ps(sum, a, b)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cython_kernels import _kernels
 from toolkit import environment
 
 
@@ -80,6 +81,20 @@ def test_threads_requested_are_kept() -> None:
     threads, why = environment.decide_num_threads(7)
     assert threads == 7
     assert "engine.num_threads=7" in why
+
+
+def test_what_the_engine_uses_of_the_cpu_follows_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TOOLKIT_ISA", raising=False)
+    assert environment.used_precisions().endswith(f" by {environment.isas()[0]}")
+    monkeypatch.setenv("TOOLKIT_ISA", "generic")
+    assert environment.used_precisions() == "fp32 by generic, because of TOOLKIT_ISA"
+    refusal = "AMX: the system refused"
+    monkeypatch.setattr(_kernels, "refused_features", lambda: refusal)
+    assert environment.used_precisions().endswith(f"; {refusal}")
+    monkeypatch.setenv("TOOLKIT_ISA", "sve9")
+    assert "TOOLKIT_ISA=sve9, which this CPU does not run" in environment.used_precisions()
 
 
 def test_affinity_is_what_the_scheduler_allows() -> None:

@@ -310,9 +310,8 @@ def find_isa(requested: str) -> str:
     if requested == "auto":
         return available[0]
     if requested not in available:
-        raise ValueError(
-            f"isa {requested!r} is not supported on this CPU (available: {', '.join(available)})"
-        )
+        refused = "; ".join(filter(None, [", ".join(available), _kernels.refused_features()]))
+        raise ValueError(f"isa {requested!r} is not supported on this CPU (available: {refused})")
     return requested
 
 

@@ -26,6 +26,7 @@ from support.plans import (
 )
 from support.scripts import run_script
 
+from cython_kernels import _kernels
 from toolkit.engine import reference
 from toolkit.engine.engine import Engine, find_isa
 from toolkit.engine.plan import LayerNorm, Linear
@@ -348,6 +349,12 @@ def test_isa_is_the_best_the_forced_or_a_sentence(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TOOLKIT_ISA", "sve2")
     with pytest.raises(ValueError, match=sentence):
         find_isa("auto")
+
+
+def test_a_refused_amx_is_told_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernels, "refused_features", lambda: "AMX: refused")
+    with pytest.raises(ValueError, match=r"isa 'amx' is not .*generic; AMX: refused\)"):
+        find_isa("amx")
 
 
 @pytest.mark.parametrize("isa", ISAS)

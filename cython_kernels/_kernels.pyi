@@ -182,7 +182,8 @@ class PackedLinear:
         """Fraction of nonzero weights, in [0, 1]."""
     @property
     def values(self) -> _Float32:
-        """Weights as kernels read them, each block on cache lines of its own; none if generated.
+        """Weights as kernels read them, each block on cache lines of its own; none where they lie
+        in memory of generated code.
 
         An element of bfloat16 is a pair: columns k and k + 1 in its lower and upper half.
         """
@@ -204,6 +205,15 @@ class PackedLinear:
     @property
     def nbytes(self) -> int:
         """Bytes of everything the kernels read, generated code included."""
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of `nbytes`, but for a table's numbers that lie in generated code's memory."""
+    @property
+    def table(self) -> PackedLinear | None:
+        """Of `s8_generated`, if packed `with_table`: the same weight as `s8_table`.
+
+        Its numbers are those that the code reads, and lie where the code does.
+        """
 
     @staticmethod
     def pack(
@@ -217,6 +227,7 @@ class PackedLinear:
         allocate: Callable[[int, Any], NDArray[Any]] = ...,
         memory: CodeMemory | None = None,
         quantization: _Quantization | None = None,
+        with_table: bool = False,
     ) -> PackedLinear:
         """Pack a weight in blocks of panel_rows × kblock.
 
@@ -236,6 +247,7 @@ class PackedLinear:
                 its own.
             quantization: What the integers stand for; None with any form but those of 8 bits. Where
                 `x_scale` is None each token has its own scale in each k-block.
+            with_table: Of `s8_generated` keep `table`.
 
         Raises:
             ValueError: Sizes out of range, or an unknown form or isa, or `generated` where the isa

@@ -77,6 +77,7 @@ cdef class PackedLinear:
     cdef readonly bint is_residual
     cdef readonly double density
     cdef readonly object values, offsets, row_numbers, runs, bias
+    cdef readonly PackedLinear table  # of generated code in 8 bits: the table form that has its numbers there, or None
     cdef form_t kind
     cdef generator_t generator
     cdef const float[::1] x_factor  # of 8 bits (K,), or None
@@ -94,7 +95,7 @@ cdef class PackedLinear:
 
     @staticmethod
     def pack(weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock, bint is_residual=False,
-             allocate=np.empty, CodeMemory memory=None, quantization=None):
+             allocate=np.empty, CodeMemory memory=None, quantization=None, bint with_table=False):
         """Pack `weight` (N, K) of any strides at any address, in blocks of panel_rows × kblock."""
         cdef PackedLinear self = PackedLinear()
         cdef const kernels_t *kernels = find_kernels(isa)
@@ -120,6 +121,9 @@ cdef class PackedLinear:
         self.bias = allocate(n, np.float32)
         self.bias[:] = bias
         self.num_blocks = <int>((n + self.panel_rows - 1) // self.panel_rows * ((k + self.kblock - 1) // self.kblock))
+        if self.is_generated() and self.kind.is_s8:
+            self.table = PackedLinear.pack(weight, bias, "s8_table", isa, panel_rows, kblock, is_residual, allocate, None,
+                                           quantization)
         if self.kind.is_s8:
             weight = self.take_integers(weight, quantization)
         cdef const float[:, :] numbers = weight
@@ -129,6 +133,8 @@ cdef class PackedLinear:
         if self.is_generated():
             self.memory = CodeMemory() if memory is None else memory
             self.generate_code(numbers)
+            if not with_table:
+                self.table = None
             if memory is None:
                 self.memory.seal()
         else:
@@ -162,9 +168,11 @@ cdef class PackedLinear:
         padded = np.zeros((self.rows, (self.k + QUAD - 1) // QUAD * QUAD), np.int8)
         padded[:, :self.k] = weight
         self.density = np.count_nonzero(padded) / (<double>self.rows * self.k)
-        sums = np.add.reduceat(padded, range(0, self.k, self.kblock), axis=1, dtype=np.int32)
-        extra = np.empty((sums.shape[1], S8_EXTRA, self.rows), np.float32)
-        extra[:, 0] = np.ascontiguousarray(-sums.T).view(np.float32)
+        # not reduceat, which would make an int32 copy of the weight
+        sums = np.stack([padded[:, first:first + self.kblock].sum(1, dtype=np.int32)
+                         for first in range(0, self.k, self.kblock)])
+        extra = np.empty((len(sums), S8_EXTRA, self.rows), np.float32)
+        extra[:, 0] = (-sums).view(np.float32)
         extra[:, 1] = scale
         self.extra = extra
         return padded.view(np.float32)
@@ -328,30 +336,35 @@ cdef class PackedLinear:
 
     cdef int generate_code(self, const float[:, :] weight) except -1:
         """Write every block's weights and the code behind them."""
-        cdef float[::1] columns = np.empty((self.columns(self.kblock) + S8_EXTRA) * self.panel_rows, np.float32)
-        cdef size_t bound = 0
+        cdef float[::1] columns = np.empty(self.columns(self.kblock) * self.panel_rows, np.float32)
+        cdef size_t stream
         cdef int b, start
         cdef uint8_t *at
         cdef uint8_t *code
         cdef uint8_t *end
         cdef block_t *block
+        cdef block_t *table
         cdef block_t cut
         for b in range(self.num_blocks):
-            block = &self.blocks[b]
-            bound += self.stream_bytes(block) + lines(self.generator.code_bound(block))
-        at = self.memory.take(bound)
-        with nogil:
-            for b in range(self.num_blocks):
-                block = &self.blocks[b]
-                code = at + self.stream_bytes(block)
+            block, table = &self.blocks[b], &self.table.blocks[b] if self.kind.is_s8 else NULL
+            stream = self.stream_bytes(block if table == NULL else table)
+            at = self.memory.take(stream + lines(self.generator.code_bound(block)))
+            with nogil:
+                code = at + stream
                 block.values, block.memory, block.code = <float *>at, at, code
-                cut = self.in_columns(b)
-                self.copy_block(weight, &cut, &columns[0])
+                cut = block[0]
+                if table == NULL:
+                    copy_columns(weight, &cut, &columns[0])
+                else:
+                    memcpy(at, table.values, table.num_values * FLOAT_BYTES)
+                    table.values = table.memory = block.values
+                    cut.offsets, cut.row_numbers, cut.runs = table.offsets, table.row_numbers, table.runs
                 start = START_Y if block.first_k else START_INIT if self.is_residual else START_BIAS
-                end = self.generator.generate(block, &columns[0], start)
-                at = code + lines(end - code)
-                block.memory_bytes = at - <const uint8_t *>block.memory
-        self.memory.at = at
+                end = self.generator.generate(&cut, &columns[0], start)
+                self.memory.at = code + lines(end - code)
+                block.memory_bytes = self.memory.at - at
+        if self.kind.is_s8:
+            self.table.memory, self.table.values = self.memory, self.values  # none
         return 0
 
     def unpack(self):
@@ -453,13 +466,20 @@ cdef class PackedLinear:
     @property
     def nbytes(self) -> int:
         """Bytes of everything the kernels read."""
-        arrays = (self.values, self.offsets, self.row_numbers, self.runs, self.bias)
-        cdef size_t generated = 0
+        arrays = (self.offsets, self.row_numbers, self.runs, self.bias)
+        cdef size_t weights = 0
         cdef int b
-        if self.is_generated():
-            for b in range(self.num_blocks):
-                generated += self.blocks[b].memory_bytes
-        return sum(a.nbytes for a in arrays) + generated
+        for b in range(self.num_blocks):
+            weights += lines(self.blocks[b].memory_bytes)
+        return sum(a.nbytes for a in arrays) + weights
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of `nbytes` that are not another form's."""
+        cdef int b
+        if self.memory is None or self.is_generated():
+            return self.nbytes
+        return self.nbytes - sum(lines(self.blocks[b].memory_bytes) for b in range(self.num_blocks))
 
 
 def count_nonzeros(const float[:, :] weight, int kblock):

@@ -137,6 +137,9 @@ class _Quantization(Protocol):
     @property
     def x_factor(self) -> _Float32 | None: ...
 
+def give_back_memory() -> None:
+    """Give the system the pages back that malloc keeps for later (glibc; nothing elsewhere)."""
+
 @final
 class CodeMemory:
     """Memory for generated code and its weights: written until `seal`, executable from then on.

@@ -108,6 +108,7 @@ class Engine:
         large = [getattr(layer, step)[1].form for layer in layers for step in STEPS]
         self._group_tiles = group_tiles(isa, large)
         self._lock = threading.Lock()
+        _kernels.give_back_memory()
 
     @staticmethod
     def load(

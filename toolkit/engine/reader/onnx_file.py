@@ -1,22 +1,22 @@
 """Read an ONNX file into plain nodes and arrays; sizes that it states are checked first.
 
-Large tensors are views of the mapped file, since protobuf would hold every byte three times (file,
-message, copy). Therefore the file's outer levels are walked here and only the rest is given to
-protobuf.
+Large tensors are views of the mapped file. The few messages that matter here are walked by hand:
+protobuf would hold every byte three times (file, message, copy), and the package `onnx`, which
+brings it, 16 MB in each process that loads a model.
+
+Source: https://protobuf.dev/programming-guides/encoding/ and onnx.proto, whose field numbers these
+are.
 """
 
 import math
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from toolkit.engine.plan import Node
 from toolkit.errors import InputError
@@ -27,27 +27,47 @@ ReadOutside = Callable[[dict[str, tuple[int, tuple[int, ...]]]], dict[str, memor
 
 OLDEST_OPSET = 11
 
-# Field numbers of onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
-GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
-SMALL = 1024  # bytes up to which a tensor goes through protobuf
+SMALL = 1024  # bytes up to which a tensor is copied: a view would keep the whole file mapped
 
+# Of TensorProto.DataType.
 DTYPES: dict[int, Any] = {
-    TensorProto.FLOAT: np.float32,
-    TensorProto.DOUBLE: np.float64,
-    TensorProto.FLOAT16: np.float16,
-    TensorProto.INT8: np.int8,
-    TensorProto.UINT8: np.uint8,
-    TensorProto.INT16: np.int16,
-    TensorProto.UINT16: np.uint16,
-    TensorProto.INT32: np.int32,
-    TensorProto.INT64: np.int64,
-    TensorProto.BOOL: np.bool_,
+    1: np.float32,
+    2: np.uint8,
+    3: np.int8,
+    4: np.uint16,
+    5: np.int16,
+    6: np.int32,
+    7: np.int64,
+    9: np.bool_,
+    10: np.float16,
+    11: np.float64,
 }
 # Two numbers lie in a byte of these; read, each has its own, of a type that tells where from.
 NIBBLES: dict[int, Any] = {
-    TensorProto.INT4: np.dtype(np.int8, metadata={"bits": 4}),
-    TensorProto.UINT4: np.dtype(np.uint8, metadata={"bits": 4}),
+    21: np.dtype(np.uint8, metadata={"bits": 4}),
+    22: np.dtype(np.int8, metadata={"bits": 4}),
 }
+OTHER_TYPES = {8: "STRING", 12: "UINT32", 13: "UINT64", 16: "BFLOAT16", 17: "FLOAT8E4M3FN"}
+
+# A message by field number: a varint is an int, what has a length a view, a fixed number its bytes.
+Message = dict[int, list[int | bytes | memoryview]]
+
+
+class Tensor(NamedTuple):
+    """A TensorProto.
+
+    Attributes:
+        raw: Its bytes, if they are there in raw form.
+        typed: Its numbers, if they are there one by one.
+        outside: Where its bytes lie, by `location`, `offset` and `length`; None: they are here.
+    """
+
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+    raw: bytes | memoryview | None
+    typed: Array
+    outside: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -114,44 +134,52 @@ def parse_graph(content: memoryview, path: Path, read_outside: ReadOutside | Non
         InputError: It is truncated, not ONNX, or its parts contradict each other.
     """
     try:
-        model, graph, initializers = _parse(content)
-    except (DecodeError, _TruncatedError) as error:
+        return _read_graph(_message(content), path, read_outside)
+    except (_TruncatedError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is not a complete ONNX file: it is damaged, truncated or of another kind"
         ) from error
-    if not graph.node:
+
+
+def _read_graph(model: Message, path: Path, read_outside: ReadOutside | None) -> Graph:
+    graph: Message = {}
+    for part in _payloads(model, 7):
+        for number, values in _message(part).items():
+            graph.setdefault(number, []).extend(values)
+    nodes, initializers, sparse = (_payloads(graph, number) for number in (1, 5, 15))
+    if not nodes:
         raise InputError(f"{path} is not an ONNX model: it holds no node")
-    if graph.sparse_initializer:
+    if sparse:
         raise InputError(
             f"{path} stores sparse initializers, which the engine does not read: "
             "export the model with ordinary dense ones (zeros are found by the engine)"
         )
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    sets = [_message(payload) for payload in _payloads(model, 8)]
+    opset = max((_int(o, 2) for o in sets if _text(o, 1) in ("", "ai.onnx")), default=0)
     if opset < OLDEST_OPSET:
         raise InputError(
             f"{path} uses ONNX opset {opset}; the engine reads {OLDEST_OPSET} and newer: "
             "export the model again"
         )
+    tensors = [_tensor(payload) for payload in initializers]
     if read_outside is not None:
         outside = read_outside(
             {
-                tensor.name: (tensor.data_type, tuple(tensor.dims))
-                for tensor, raw in initializers
-                if raw is None
-                and not tensor.HasField("raw_data")
-                and not _typed(tensor)
-                and math.prod(tensor.dims) != 0
+                tensor.name: (tensor.data_type, tensor.shape)
+                for tensor in tensors
+                if tensor.raw is None and not tensor.typed.size and math.prod(tensor.shape) != 0
             }
         )
-        initializers = [(tensor, outside.get(tensor.name, raw)) for tensor, raw in initializers]
-    constants = {tensor.name: _tensor(tensor, raw, path.parent) for tensor, raw in initializers}
-    inputs = [value for value in graph.input if value.name not in constants]
+        tensors = [tensor._replace(raw=outside.get(tensor.name, tensor.raw)) for tensor in tensors]
+    constants = {tensor.name: _array(tensor, path.parent) for tensor in tensors}
+    inputs = [_message(payload) for payload in _payloads(graph, 11)]
+    inputs = [value for value in inputs if _text(value, 1) not in constants]
     for value in inputs:
         _check_dynamic(value)
     return Graph(
-        inputs=[value.name for value in inputs],
-        outputs=[value.name for value in graph.output],
-        nodes=[_node(node, path.parent) for node in graph.node],
+        inputs=[_text(value, 1) for value in inputs],
+        outputs=[_text(_message(payload), 1) for payload in _payloads(graph, 12)],
+        nodes=[_node(_message(payload), path.parent) for payload in nodes],
         constants=constants,
         opset=opset,
     )
@@ -161,65 +189,30 @@ class _TruncatedError(Exception):
     """A length points behind the end."""
 
 
-Initializers = list[tuple[TensorProto, memoryview | None]]
-
-
-def _parse(content: memoryview) -> tuple[ModelProto, GraphProto, Initializers]:
-    """Split off the initializers' raw data, and let protobuf parse what is left."""
-    model_rest, graph_rest = bytearray(), bytearray()
-    initializers: Initializers = []
-    for number, field, payload in _fields(content):
-        if number != GRAPH or payload is None:
-            model_rest += field
-            continue
-        for inner_number, inner_field, inner_payload in _fields(payload):
-            if inner_number == INITIALIZER and inner_payload is not None:
-                initializers.append(_parse_tensor(inner_payload))
-            else:
-                graph_rest += inner_field
-    return (
-        ModelProto.FromString(bytes(model_rest)),
-        GraphProto.FromString(bytes(graph_rest)),
-        initializers,
-    )
-
-
-def _parse_tensor(content: memoryview) -> tuple[TensorProto, memoryview | None]:
-    rest, raw = bytearray(), None
-    for number, field, payload in _fields(content):
-        if number == RAW_DATA and payload is not None and len(payload) > SMALL:
-            raw = payload
-        else:
-            rest += field
-    return TensorProto.FromString(bytes(rest)), raw
-
-
-def _fields(content: memoryview) -> Iterator[tuple[int, memoryview, memoryview | None]]:
-    """Walk one level of a protobuf message: (number, whole field, payload if it has a length).
-
-    Source: https://protobuf.dev/programming-guides/encoding/
-    """
+def _message(content: memoryview) -> Message:
+    """Walk one level of a message."""
+    message: Message = {}
     position, end = 0, len(content)
     while position < end:
-        start = position
         tag, position = _varint(content, position)
         number, wire = tag >> 3, tag & 7
-        payload = None
+        value: int | bytes | memoryview
         if wire == 0:
-            _, position = _varint(content, position)
-        elif wire == 1:
-            position += 8
+            value, position = _varint(content, position)
         elif wire == 2:
             length, position = _varint(content, position)
-            payload = content[position : position + length]
+            value = content[position : position + length]
             position += length
-        elif wire == 5:
-            position += 4
+        elif wire in (1, 5):
+            length = 8 if wire == 1 else 4
+            value = bytes(content[position : position + length])
+            position += length
         else:
             raise _TruncatedError
-        if position > end:
+        if position > end or number == 0:
             raise _TruncatedError
-        yield number, content[start:position], payload
+        message.setdefault(number, []).append(value)
+    return message
 
 
 def _varint(content: memoryview, position: int) -> tuple[int, int]:
@@ -235,14 +228,77 @@ def _varint(content: memoryview, position: int) -> tuple[int, int]:
     raise _TruncatedError
 
 
-def _tensor(tensor: TensorProto, raw: memoryview | None, folder: Path) -> Array:
+# Fields of a message. One of another kind than is asked for is none, as for protobuf.
+
+
+def _payloads(message: Message, number: int) -> list[memoryview]:
+    return [value for value in message.get(number, []) if isinstance(value, memoryview)]
+
+
+def _text(message: Message, number: int) -> str:
+    return bytes(([b"", *_payloads(message, number)])[-1]).decode()
+
+
+def _int(message: Message, number: int) -> int:
+    return int(([0, *_ints(message, number)])[-1])
+
+
+def _ints(message: Message, number: int) -> Array:
+    """Return a repeated field (n,), int64: the numbers of varints, alone or packed."""
+    found = []
+    for value in message.get(number, []):
+        if isinstance(value, int):
+            found.append(np.array([value & (1 << 64) - 1], np.uint64))
+        elif isinstance(value, memoryview) and len(value):
+            data = np.frombuffer(value, np.uint8)
+            last = np.flatnonzero(data < 0x80)
+            first = np.concatenate([[0], last[:-1] + 1])
+            if not len(last) or last[-1] != len(data) - 1 or (last - first).max() > 9:
+                raise _TruncatedError
+            shift = 7 * (np.arange(len(data)) - np.repeat(first, last - first + 1))
+            parts = (data & 0x7F).astype(np.uint64) << shift.astype(np.uint64)
+            found.append(np.add.reduceat(parts, first))
+    return np.concatenate([np.empty(0, np.uint64), *found]).view(np.int64)
+
+
+def _fixed(message: Message, number: int, dtype: str) -> Array:
+    """Return a repeated field (n,) of fixed numbers, alone or packed."""
+    size = np.dtype(dtype).itemsize
+    found = []
+    for value in message.get(number, []):
+        if isinstance(value, memoryview) or (isinstance(value, bytes) and len(value) == size):
+            if len(value) % size:
+                raise _TruncatedError
+            found.append(np.frombuffer(value, dtype))
+    return found[0] if len(found) == 1 else np.concatenate([np.empty(0, dtype), *found])
+
+
+def _tensor(content: memoryview) -> Tensor:
+    message = _message(content)
+    data_type, raw = _int(message, 2), ([None, *_payloads(message, 9)])[-1]
+    if data_type in (1, 11):
+        typed = _fixed(message, *((4, "<f4") if data_type == 1 else (10, "<f8")))
+    else:
+        typed = _ints(message, 7 if data_type == 7 else 5)
+    entries = [_message(payload) for payload in _payloads(message, 13)]
+    return Tensor(
+        name=_text(message, 8),
+        data_type=data_type,
+        shape=tuple(_ints(message, 1).tolist()),
+        raw=bytes(raw) if raw is not None and len(raw) <= SMALL else raw,
+        typed=typed,
+        outside={_text(e, 1): _text(e, 2) for e in entries} if _int(message, 14) == 1 else None,
+    )
+
+
+def _array(tensor: Tensor, folder: Path) -> Array:
     """Turn a tensor into an array after checking that its size is what its shape says."""
-    name, shape = tensor.name, tuple(tensor.dims)
+    name, shape, raw = tensor.name, tensor.shape, tensor.raw
     is_packed = tensor.data_type in NIBBLES
     if not is_packed and tensor.data_type not in DTYPES:
-        known = TensorProto.DataType.DESCRIPTOR.values_by_number.get(tensor.data_type)
         raise InputError(
-            f"tensor {name!r} has the type {known.name if known else tensor.data_type}, "
+            f"tensor {name!r} has the type "
+            f"{OTHER_TYPES.get(tensor.data_type, tensor.data_type)}, "
             "which the engine does not read: export the model as float32"
         )
     dtype = np.dtype((NIBBLES if is_packed else DTYPES)[tensor.data_type])
@@ -250,45 +306,37 @@ def _tensor(tensor: TensorProto, raw: memoryview | None, folder: Path) -> Array:
         raise InputError(f"tensor {name!r} has the impossible shape {shape}")
     count = math.prod(shape)
     stored = -(-count // 2) if is_packed else count
-    if tensor.data_location == TensorProto.EXTERNAL:
+    if tensor.outside is not None:
         raw = _external(tensor, folder)
-    elif raw is None and tensor.HasField("raw_data"):
-        raw = memoryview(tensor.raw_data)
+    values: Array
     if raw is None:
-        try:
-            values = onnx.numpy_helper.to_array(tensor) if _typed(tensor) >= stored else None
-        except (ValueError, TypeError) as error:
-            raise InputError(f"tensor {name!r} cannot be read: {error}") from error
-        if values is None or values.shape != shape:
-            raise InputError(f"tensor {name!r} holds less data than its shape {shape} needs")
-        return values.astype(dtype, copy=False)
-    if len(raw) != stored * dtype.itemsize:
+        if len(tensor.typed) != stored:
+            found = len(tensor.typed)
+            raise InputError(
+                f"tensor {name!r} of shape {shape} needs {stored} numbers and has {found}"
+            )
+        if dtype == np.float16:
+            values = tensor.typed.astype(np.uint16).view(np.float16)
+        else:
+            values = tensor.typed.astype(np.uint8 if is_packed else dtype)
+    elif len(raw) != stored * dtype.itemsize:
         raise InputError(
             f"tensor {name!r} of shape {shape} needs {stored * dtype.itemsize} bytes "
             f"and has {len(raw)}"
         )
+    else:
+        values = np.frombuffer(raw, np.uint8 if is_packed else dtype.newbyteorder("<"))
     if is_packed:
-        pairs = np.frombuffer(raw, np.uint8)
-        halves = np.stack([pairs & 15, pairs >> 4], axis=-1)  # the lower one comes first
+        halves = np.stack([values & 15, values >> 4], axis=-1)  # the lower one comes first
         if dtype.kind == "i":
             halves = (halves ^ 8) - 8  # modulo 256: the highest bit of four counts -8
-        return halves.reshape(-1)[:count].reshape(shape).view(dtype)
-    return np.frombuffer(raw, dtype.newbyteorder("<"), count).reshape(shape)
+        values = halves.reshape(-1)[:count].view(dtype)
+    return values.reshape(shape)
 
 
-def _typed(tensor: TensorProto) -> int:
-    """Count the values of a tensor that are not in raw form."""
-    return max(
-        len(tensor.float_data),
-        len(tensor.double_data),
-        len(tensor.int32_data),
-        len(tensor.int64_data),
-    )
-
-
-def _external(tensor: TensorProto, folder: Path) -> memoryview:
+def _external(tensor: Tensor, folder: Path) -> memoryview:
     """Map a tensor's bytes in its data file, which must lie in the model's folder."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = tensor.outside or {}
     path = (folder / entries.get("location", "")).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         raise InputError(
@@ -309,34 +357,47 @@ def _external(tensor: TensorProto, folder: Path) -> memoryview:
     return content[offset : offset + length]
 
 
-def _check_dynamic(value: onnx.ValueInfoProto) -> None:
-    shape = value.type.tensor_type.shape
-    fixed = [d.dim_value for d in shape.dim if d.HasField("dim_value")]
+def _check_dynamic(value: Message) -> None:
+    fixed = [
+        dim
+        for kind in _payloads(value, 2)
+        for tensor in _payloads(_message(kind), 1)
+        for shape in _payloads(_message(tensor), 2)
+        for size in _payloads(_message(shape), 1)
+        for dim in _ints(_message(size), 1).tolist()
+    ]
     if fixed:
         raise InputError(
-            f"input {value.name!r} has fixed sizes {fixed}; the engine runs any batch and length: "
-            "export the model with dynamic axes"
+            f"input {_text(value, 1)!r} has fixed sizes {fixed}; the engine runs any batch and "
+            "length: export the model with dynamic axes"
         )
 
 
-def _node(node: onnx.NodeProto, folder: Path) -> Node:
-    operator = node.op_type
-    if node.domain not in ("", "ai.onnx"):
-        operator = f"{node.domain}.{operator}"
+def _node(node: Message, folder: Path) -> Node:
+    operator, domain = _text(node, 4), _text(node, 7)
+    if domain not in ("", "ai.onnx"):
+        operator = f"{domain}.{operator}"
     attributes: dict[str, Any] = {}
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.TENSOR:
-            attributes[attribute.name] = _tensor(attribute.t, None, folder)
-        elif attribute.type in _ATTRIBUTES:
-            attributes[attribute.name] = _ATTRIBUTES[attribute.type](attribute)
-    name = node.name or (node.output[0] if node.output else operator)
-    return Node(name, operator, list(node.input), list(node.output), attributes)
+    for attribute in map(_message, _payloads(node, 5)):
+        kind = _int(attribute, 20)
+        if kind in _ATTRIBUTES:
+            attributes[_text(attribute, 1)] = _ATTRIBUTES[kind](attribute, folder)
+    inputs, outputs = ([bytes(n).decode() for n in _payloads(node, field)] for field in (1, 2))
+    return Node(
+        _text(node, 3) or (outputs[0] if outputs else operator),
+        operator,
+        inputs,
+        outputs,
+        attributes,
+    )
 
 
-_ATTRIBUTES: dict[int, Callable[[Any], Any]] = {
-    AttributeProto.FLOAT: lambda a: a.f,
-    AttributeProto.INT: lambda a: a.i,
-    AttributeProto.STRING: lambda a: a.s,
-    AttributeProto.FLOATS: lambda a: list(a.floats),
-    AttributeProto.INTS: lambda a: list(a.ints),
+# Of AttributeProto.AttributeType: float, int, string, tensor, floats, ints.
+_ATTRIBUTES: dict[int, Callable[[Message, Path], Any]] = {
+    1: lambda a, _: ([0.0, *_fixed(a, 2, "<f4").tolist()])[-1],
+    2: lambda a, _: _int(a, 3),
+    3: lambda a, _: bytes(([b"", *_payloads(a, 4)])[-1]),
+    4: lambda a, folder: _array(_tensor(([memoryview(b""), *_payloads(a, 5)])[-1]), folder),
+    6: lambda a, _: _fixed(a, 7, "<f4").tolist(),
+    7: lambda a, _: _ints(a, 8).tolist(),
 }

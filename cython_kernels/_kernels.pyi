@@ -191,8 +191,9 @@ class PackedLinear:
         An element of bfloat16 is a pair: columns k and k + 1 in its lower and upper half.
         """
     @property
-    def offsets(self) -> NDArray[np.uint16]:
-        """Table form: for each of `values` its column's byte offset in a tile; otherwise none."""
+    def offsets(self) -> NDArray[np.uint16 | np.uint8]:
+        """Table form: for each of `values` its column's byte offset in a tile, in 8 bits the number
+        of its quad; otherwise none."""
     @property
     def row_numbers(self) -> NDArray[np.uint16]:
         """Table form: rows of a block in the order they run; otherwise none."""
@@ -242,7 +243,8 @@ class PackedLinear:
             isa: One of `available_isas()`.
             panel_rows: In 1…65536.
             kblock: In 1…MAX_K, for generated code in 1…512; of bfloat16 even, or all K. In 8 bits
-                up to four times as many, a multiple of four, or all K.
+                up to four times as many, in table form and generated 1024, a multiple of four, or
+                all K.
             is_residual: Sums will start from `init`, not from the bias.
             allocate: `allocate(count, dtype)` returns a 16-byte aligned array; NumPy's `empty`
                 unless told.

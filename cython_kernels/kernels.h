@@ -94,7 +94,7 @@ typedef void (*block_fn)(const struct block *block, tiles_t x, tiles_t init, con
  *
  *     y[row] = start + float(sum of weight[row] * x_q - z * sum of weight[row]) * x_scale * scale[row]
  *
- * where the integers are exact. Generated code reads the numbers of the table form, and both may read the same ones. The
+ * where the integers are exact. The table form has the numbers of quads, a byte each, for offsets. Generated code reads the numbers of the table form, and both may read the same ones. The
  * dense and the block form of tile registers have steps of s8_dense_columns columns, as those of bfloat16. */
 typedef struct block {
     block_fn run;

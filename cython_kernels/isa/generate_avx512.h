@@ -312,7 +312,7 @@ static uint8_t *s8_generate__avx512(const block_t *block, const float *columns, 
     const size_t numbers = block->num_values;
     const size_t lines = (size_t)(QUAD_HEADER + k + (start == START_INIT ? 2 : 1) * rows);
     const run_t *run = block->runs;
-    const uint16_t *offsets = block->offsets;
+    const uint8_t *offsets = (const uint8_t *)block->offsets;
     uint32_t bundles = run->bundles; /* left of its run */
     size_t count = 0, line = 0, begin = 0; /* of the group's numbers */
     int base;
@@ -334,7 +334,7 @@ static uint8_t *s8_generate__avx512(const block_t *block, const float *columns, 
         const uint16_t *row_numbers = block->row_numbers + first;
         uint32_t counts[GROUP_BUNDLES], next[GROUP_ROWS] = {0};
         size_t at[GROUP_BUNDLES], size = 0; /* where a bundle's numbers begin, of the group's */
-        const uint16_t *offsets_of[GROUP_BUNDLES];
+        const uint8_t *offsets_of[GROUP_BUNDLES];
         for (int b = 0; b * BUNDLE < group; b++, bundles--) {
             if (bundles == 0) bundles = (++run)->bundles;
             counts[b] = run->count, at[b] = size, offsets_of[b] = offsets;
@@ -361,7 +361,7 @@ static uint8_t *s8_generate__avx512(const block_t *block, const float *columns, 
                 const int b = r / BUNDLE;
                 const size_t entry = (size_t)next[r] * BUNDLE + r % BUNDLE, number = at[b] + 2 * BUNDLE + entry;
                 const float zero = 0.0f;
-                if (next[r] == counts[b] || offsets_of[b][entry] != i * TILE * 4 ||
+                if (next[r] == counts[b] || offsets_of[b][entry] != i ||
                     !memcmp(block->values + begin + number, &zero, sizeof zero)) /* what fills up a bundle */
                     continue;
                 if (!is_loaded) p = emit_load_x(p, QUAD_HEADER + i);

@@ -125,8 +125,8 @@ cdef class PackedLinear:
         self.bias[:] = bias
         self.num_blocks = <int>((n + self.panel_rows - 1) // self.panel_rows * ((k + self.kblock - 1) // self.kblock))
         if self.is_generated() and self.kind.is_s8:
-            self.table = PackedLinear.pack(weight, bias, "s8_table", isa, panel_rows, kblock, is_residual, allocate, None,
-                                           quantization)
+            self.table = PackedLinear.pack(weight, bias, "s8_table", isa, panel_rows, kblock, is_residual, allocate,
+                                           quantization=quantization)
         if self.kind.is_s8:
             weight = self.take_integers(weight, quantization, allocate)
         cdef const float[:, :] numbers = weight

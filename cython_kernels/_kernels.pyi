@@ -137,6 +137,9 @@ class _Quantization(Protocol):
     @property
     def x_factor(self) -> _Float32 | None: ...
 
+def give_back_memory() -> None:
+    """Give the system the pages back that malloc keeps for later (glibc; nothing elsewhere)."""
+
 @final
 class CodeMemory:
     """Memory for generated code and its weights: written until `seal`, executable from then on.
@@ -182,13 +185,15 @@ class PackedLinear:
         """Fraction of nonzero weights, in [0, 1]."""
     @property
     def values(self) -> _Float32:
-        """Weights as kernels read them, each block on cache lines of its own; none if generated.
+        """Weights as kernels read them, each block on cache lines of its own; none where they lie
+        in memory of generated code.
 
         An element of bfloat16 is a pair: columns k and k + 1 in its lower and upper half.
         """
     @property
-    def offsets(self) -> NDArray[np.uint16]:
-        """Table form: for each of `values` its column's byte offset in a tile; otherwise none."""
+    def offsets(self) -> NDArray[np.uint16 | np.uint8]:
+        """Table form: for each of `values` its column's byte offset in a tile, in 8 bits the number
+        of its quad; otherwise none."""
     @property
     def row_numbers(self) -> NDArray[np.uint16]:
         """Table form: rows of a block in the order they run; otherwise none."""
@@ -204,6 +209,15 @@ class PackedLinear:
     @property
     def nbytes(self) -> int:
         """Bytes of everything the kernels read, generated code included."""
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of `nbytes`, but for a table's numbers that lie in generated code's memory."""
+    @property
+    def table(self) -> PackedLinear | None:
+        """Of `s8_generated`, if packed `with_table`: the same weight as `s8_table`.
+
+        Its numbers are those that the code reads, and lie where the code does.
+        """
 
     @staticmethod
     def pack(
@@ -217,6 +231,7 @@ class PackedLinear:
         allocate: Callable[[int, Any], NDArray[Any]] = ...,
         memory: CodeMemory | None = None,
         quantization: _Quantization | None = None,
+        with_table: bool = False,
     ) -> PackedLinear:
         """Pack a weight in blocks of panel_rows × kblock.
 
@@ -228,7 +243,8 @@ class PackedLinear:
             isa: One of `available_isas()`.
             panel_rows: In 1…65536.
             kblock: In 1…MAX_K, for generated code in 1…512; of bfloat16 even, or all K. In 8 bits
-                up to four times as many, a multiple of four, or all K.
+                up to four times as many, in table form and generated 1024, a multiple of four, or
+                all K.
             is_residual: Sums will start from `init`, not from the bias.
             allocate: `allocate(count, dtype)` returns a 16-byte aligned array; NumPy's `empty`
                 unless told.
@@ -236,6 +252,7 @@ class PackedLinear:
                 its own.
             quantization: What the integers stand for; None with any form but those of 8 bits. Where
                 `x_scale` is None each token has its own scale in each k-block.
+            with_table: Of `s8_generated` keep `table`.
 
         Raises:
             ValueError: Sizes out of range, or an unknown form or isa, or `generated` where the isa

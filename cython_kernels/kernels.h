@@ -94,7 +94,7 @@ typedef void (*block_fn)(const struct block *block, tiles_t x, tiles_t init, con
  *
  *     y[row] = start + float(sum of weight[row] * x_q - z * sum of weight[row]) * x_scale * scale[row]
  *
- * where the integers are exact. Generated code has the negative sums in front of a row group and the scales behind. The
+ * where the integers are exact. The table form has the numbers of quads, a byte each, for offsets. Generated code reads the numbers of the table form, and both may read the same ones. The
  * dense and the block form of tile registers have steps of s8_dense_columns columns, as those of bfloat16. */
 typedef struct block {
     block_fn run;
@@ -164,7 +164,8 @@ typedef struct {
 /* A generated form: NULL and 0 where there is none. `generate` reads a block's weights, columns[k][rows], of which
  * num_values are not 0. It writes these to block->values, and to block->code the function that `run` calls, for sums that
  * start from `start`; it returns the end of the code, which has at most code_bound bytes. Of the block both read rows,
- * k <= max_k, and num_values. */
+ * k <= max_k, and num_values. In 8 bits the weights are, instead of columns, the table form of the block, in its values,
+ * offsets, row_numbers and runs; num_values are its quads that are not 0 and the two numbers of each row. */
 typedef struct {
     block_fn run;
     int max_k;
@@ -199,8 +200,7 @@ typedef struct {
     void (*f16_convert)(const float *first, const float *second, int features, float *lines);
 
     /* Integers, exact: features of 8 bits without a sign times weights of 8 bits with one. Every instruction set has the
-     * table and the dense form; the block form, of gathered lines, is as that of bfloat16; s8_generated is
-     * made of quads: columns[k / 4][rows], then the negative sums and the scales of the rows.
+     * table and the dense form; the block form, of gathered lines, is as that of bfloat16.
      * u8_convert writes the header and the lines of one k-block of `features` features, round to nearest, ties to even:
      * x / scale + zero point, cut to 0 … 255; the header has what the kernels of this table take for the zero point. */
     block_fn s8_table;

@@ -49,6 +49,24 @@ cdef extern from *:
     void advise_huge(void *memory, size_t size) noexcept nogil
 
 
+cdef extern from *:
+    """
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static void trim_heap(void) { malloc_trim(0); }
+    #else
+    static void trim_heap(void) {}
+    #endif
+    """
+    void trim_heap() noexcept nogil
+
+
+def give_back_memory():
+    """Give the system the pages back that malloc keeps for later: after loading a model those are many."""
+    with nogil:
+        trim_heap()
+
+
 @cython.final
 @cython.no_gc  # the collector would empty `chunks` before __dealloc__ gives them back
 cdef class CodeMemory:

@@ -9,6 +9,7 @@ cdef enum:
     FLOAT_BYTES = 4
     QUAD = 4  # columns of 8 bits that are one number
     S8_EXTRA = 2  # numbers more per row: minus its sum, and its scale
+    S8_TABLE_QUADS = 256  # of a k-block, whose numbers fit a byte
 
 
 # What a form asks of its weights.
@@ -77,6 +78,7 @@ cdef class PackedLinear:
     cdef readonly bint is_residual
     cdef readonly double density
     cdef readonly object values, offsets, row_numbers, runs, bias
+    cdef readonly PackedLinear table  # of generated code in 8 bits: the table form that has its numbers there, or None
     cdef form_t kind
     cdef generator_t generator
     cdef const float[::1] x_factor  # of 8 bits (K,), or None
@@ -94,7 +96,7 @@ cdef class PackedLinear:
 
     @staticmethod
     def pack(weight, const float[::1] bias, str form, str isa, int panel_rows, int kblock, bint is_residual=False,
-             allocate=np.empty, CodeMemory memory=None, quantization=None):
+             allocate=np.empty, CodeMemory memory=None, quantization=None, bint with_table=False):
         """Pack `weight` (N, K) of any strides at any address, in blocks of panel_rows × kblock."""
         cdef PackedLinear self = PackedLinear()
         cdef const kernels_t *kernels = find_kernels(isa)
@@ -108,6 +110,8 @@ cdef class PackedLinear:
         most_k = MAX_KBLOCK * QUAD if self.kind.is_s8 else MAX_KBLOCK
         if self.is_generated():
             most_k = self.generator.max_k
+        if form == "s8_table":
+            most_k = S8_TABLE_QUADS * QUAD
         if not 1 <= kblock <= most_k or not 1 <= panel_rows <= 65536:
             raise ValueError(f"kblock must be in 1…{most_k} and panel_rows in 1…65536; got {kblock}, {panel_rows}")
         if kblock < k and kblock % (QUAD if self.kind.is_s8 else 2 if self.kind.operand == OPERAND_BF16 else 1):
@@ -120,8 +124,11 @@ cdef class PackedLinear:
         self.bias = allocate(n, np.float32)
         self.bias[:] = bias
         self.num_blocks = <int>((n + self.panel_rows - 1) // self.panel_rows * ((k + self.kblock - 1) // self.kblock))
+        if self.is_generated() and self.kind.is_s8:
+            self.table = PackedLinear.pack(weight, bias, "s8_table", isa, panel_rows, kblock, is_residual, allocate,
+                                           quantization=quantization)
         if self.kind.is_s8:
-            weight = self.take_integers(weight, quantization)
+            weight = self.take_integers(weight, quantization, allocate)
         cdef const float[:, :] numbers = weight
         cdef const int32_t[:, ::1] counts = count_each_row(numbers, self.columns(self.kblock), self.kind.is_s8)
         self.lay_out(numbers, counts)
@@ -129,6 +136,8 @@ cdef class PackedLinear:
         if self.is_generated():
             self.memory = CodeMemory() if memory is None else memory
             self.generate_code(numbers)
+            if not with_table:
+                self.table = None
             if memory is None:
                 self.memory.seal()
         else:
@@ -141,7 +150,7 @@ cdef class PackedLinear:
         self.linear.num_panels = self.num_blocks // self.linear.num_kblocks
         return self
 
-    cdef object take_integers(self, weight, quantization):
+    cdef object take_integers(self, weight, quantization, allocate):
         """Check the integers, keep what each row has beside them, return them as quads (N, ceil(K / 4))."""
         if weight.dtype != np.int8:
             raise ValueError(f"weights of 8 bits must be int8; got {weight.dtype}")
@@ -159,12 +168,15 @@ cdef class PackedLinear:
             if self.x_factor.shape[0] != self.k or not np.isfinite(self.x_factor).all():
                 raise ValueError(f"x_factor must be ({self.k},), finite")
             self.linear.rounding.factors = &self.x_factor[0]
-        padded = np.zeros((self.rows, (self.k + QUAD - 1) // QUAD * QUAD), np.int8)
-        padded[:, :self.k] = weight
+        columns = (self.k + QUAD - 1) // QUAD * QUAD
+        padded = allocate(self.rows * columns, np.int8).reshape(self.rows, columns)
+        padded[:, :self.k], padded[:, self.k:] = weight, 0
         self.density = np.count_nonzero(padded) / (<double>self.rows * self.k)
-        sums = np.add.reduceat(padded, range(0, self.k, self.kblock), axis=1, dtype=np.int32)
-        extra = np.empty((sums.shape[1], S8_EXTRA, self.rows), np.float32)
-        extra[:, 0] = np.ascontiguousarray(-sums.T).view(np.float32)
+        # not reduceat, which would make an int32 copy of the weight
+        sums = np.stack([padded[:, first:first + self.kblock].sum(1, dtype=np.int32)
+                         for first in range(0, self.k, self.kblock)])
+        extra = np.empty((len(sums), S8_EXTRA, self.rows), np.float32)
+        extra[:, 0] = (-sums).view(np.float32)
         extra[:, 1] = scale
         self.extra = extra
         return padded.view(np.float32)
@@ -258,21 +270,22 @@ cdef class PackedLinear:
             num_offsets += whole_lines(self.num_offsets(&self.blocks[b]))
         # there may be none of each
         self.values = allocate(0 if self.is_generated() else num_values, np.float32)
-        self.offsets = allocate(num_offsets, np.uint16)
+        self.offsets = allocate(num_offsets, np.uint8 if is_table and self.kind.is_s8 else np.uint16)
         self.row_numbers = allocate(num_rows if is_table else 0, np.uint16)
         self.runs = allocate(2 * num_runs, np.uint32)
         if self.is_generated():
             return 0
         cdef const float *values = <const float *><uintptr_t>self.values.ctypes.data
-        cdef const uint16_t *offsets = <const uint16_t *><uintptr_t>self.offsets.ctypes.data
+        cdef const char *offsets = <const char *><uintptr_t>self.offsets.ctypes.data
+        cdef int offset_bytes = self.offsets.itemsize
         cdef const uint16_t *row_numbers = <const uint16_t *><uintptr_t>self.row_numbers.ctypes.data
         cdef const run_t *runs = <const run_t *><uintptr_t>self.runs.ctypes.data
         for b in range(self.num_blocks):
             block = &self.blocks[b]
             block.values, block.memory, block.memory_bytes = values, values, block.num_values * FLOAT_BYTES
             values += whole_lines(block.num_values)
-            block.offsets, block.row_numbers, block.runs = offsets, row_numbers, runs
-            offsets += whole_lines(self.num_offsets(block))
+            block.offsets, block.row_numbers, block.runs = <const uint16_t *>offsets, row_numbers, runs
+            offsets += whole_lines(self.num_offsets(block)) * offset_bytes
             row_numbers += whole_bundles(block.rows) if is_table else 0
             runs += block.num_runs
         return 0
@@ -328,30 +341,35 @@ cdef class PackedLinear:
 
     cdef int generate_code(self, const float[:, :] weight) except -1:
         """Write every block's weights and the code behind them."""
-        cdef float[::1] columns = np.empty((self.columns(self.kblock) + S8_EXTRA) * self.panel_rows, np.float32)
-        cdef size_t bound = 0
+        cdef float[::1] columns = np.empty(self.columns(self.kblock) * self.panel_rows, np.float32)
+        cdef size_t stream
         cdef int b, start
         cdef uint8_t *at
         cdef uint8_t *code
         cdef uint8_t *end
         cdef block_t *block
+        cdef block_t *table
         cdef block_t cut
         for b in range(self.num_blocks):
-            block = &self.blocks[b]
-            bound += self.stream_bytes(block) + lines(self.generator.code_bound(block))
-        at = self.memory.take(bound)
-        with nogil:
-            for b in range(self.num_blocks):
-                block = &self.blocks[b]
-                code = at + self.stream_bytes(block)
+            block, table = &self.blocks[b], &self.table.blocks[b] if self.kind.is_s8 else NULL
+            stream = self.stream_bytes(block if table == NULL else table)
+            at = self.memory.take(stream + lines(self.generator.code_bound(block)))
+            with nogil:
+                code = at + stream
                 block.values, block.memory, block.code = <float *>at, at, code
-                cut = self.in_columns(b)
-                self.copy_block(weight, &cut, &columns[0])
+                cut = block[0]
+                if table == NULL:
+                    copy_columns(weight, &cut, &columns[0])
+                else:
+                    memcpy(at, table.values, table.num_values * FLOAT_BYTES)
+                    table.values = table.memory = block.values
+                    cut.offsets, cut.row_numbers, cut.runs = table.offsets, table.row_numbers, table.runs
                 start = START_Y if block.first_k else START_INIT if self.is_residual else START_BIAS
-                end = self.generator.generate(block, &columns[0], start)
-                at = code + lines(end - code)
-                block.memory_bytes = at - <const uint8_t *>block.memory
-        self.memory.at = at
+                end = self.generator.generate(&cut, &columns[0], start)
+                self.memory.at = code + lines(end - code)
+                block.memory_bytes = self.memory.at - at
+        if self.kind.is_s8:
+            self.table.memory, self.table.values = self.memory, self.values  # none
         return 0
 
     def unpack(self):
@@ -429,9 +447,12 @@ cdef class PackedLinear:
                                 value = float_of((<const uint16_t *>block.values)[at])
                             else:
                                 value = block.values[at + (row // BUNDLE + 1) * extra * BUNDLE]
+                            if self.kind.is_s8:
+                                place = (<const uint8_t *>block.offsets)[at]
+                            else:
+                                place = block.offsets[at] // (TILE * 4)
                             if not is_zero(value, self.kind.is_s8):
-                                out[block.first_row + block.row_numbers[row + j],
-                                    block.first_k + block.offsets[at] // (TILE * 4)] = value
+                                out[block.first_row + block.row_numbers[row + j], block.first_k + place] = value
                             at += 1
                     row += BUNDLE
         if self.kind.is_s8:
@@ -453,13 +474,20 @@ cdef class PackedLinear:
     @property
     def nbytes(self) -> int:
         """Bytes of everything the kernels read."""
-        arrays = (self.values, self.offsets, self.row_numbers, self.runs, self.bias)
-        cdef size_t generated = 0
+        arrays = (self.offsets, self.row_numbers, self.runs, self.bias)
+        cdef size_t weights = 0
         cdef int b
-        if self.is_generated():
-            for b in range(self.num_blocks):
-                generated += self.blocks[b].memory_bytes
-        return sum(a.nbytes for a in arrays) + generated
+        for b in range(self.num_blocks):
+            weights += lines(self.blocks[b].memory_bytes)
+        return sum(a.nbytes for a in arrays) + weights
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of `nbytes` that are not another form's."""
+        cdef int b
+        if self.memory is None or self.is_generated():
+            return self.nbytes
+        return self.nbytes - sum(lines(self.blocks[b].memory_bytes) for b in range(self.num_blocks))
 
 
 def count_nonzeros(const float[:, :] weight, int kblock):
@@ -600,6 +628,7 @@ cdef void fill_table(const float *columns, const block_t *block, const int32_t *
     """
     cdef float *values = <float *>block.values
     cdef uint16_t *offsets = <uint16_t *>block.offsets
+    cdef uint8_t *quads = <uint8_t *>block.offsets  # with `extra` columns
     cdef uint16_t *row_numbers = <uint16_t *>block.row_numbers
     cdef run_t *runs = <run_t *>block.runs
     cdef int rows = block.rows, slot, row, i, found, run = -1
@@ -632,19 +661,28 @@ cdef void fill_table(const float *columns, const block_t *block, const int32_t *
             row = order[slot]
             end = ends[row]
             values[end + before_each[row]] = columns[<int64_t>i * rows + row]
-            offsets[end] = <uint16_t>(i * TILE * FLOAT_BYTES)
+            if extra:
+                quads[end] = <uint8_t>i
+            else:
+                offsets[end] = <uint16_t>(i * TILE * FLOAT_BYTES)
             ends[row] = end + BUNDLE
     for row in range(rows):
         end = ends[row]
         while end < stops[row]:
             values[end + before_each[row]] = 0.0
-            offsets[end] = offsets[end - BUNDLE] if counts[block.first_row + row] else 0
+            if extra:
+                quads[end] = quads[end - BUNDLE] if counts[block.first_row + row] else 0
+            else:
+                offsets[end] = offsets[end - BUNDLE] if counts[block.first_row + row] else 0
             end += BUNDLE
     for slot in range(rows, whole_bundles(rows)):  # copies of the last row, beside it
         row = row_numbers[rows - 1]
         for i in range(count):
             end = stops[row] - <int64_t>(i + 1) * BUNDLE
-            offsets[end + slot - rows + 1] = offsets[end]
+            if extra:
+                quads[end + slot - rows + 1] = quads[end]
+            else:
+                offsets[end + slot - rows + 1] = offsets[end]
             end += before_each[row]
             values[end + slot - rows + 1] = values[end]
 

@@ -24,7 +24,7 @@ static int is_supported_avx512_vnni(void) {
 enum { S8_ROWS_AVX512_VNNI = S8_ROWS, S8_OPERATIONS_AVX512_VNNI = S8_OPERATIONS };
 #define KERNELS_AVX512_VNNI_SPARSE \
     .s8_table = s8_table__avx512_vnni, \
-    .s8_generated = {f32_generated__avx512, 4 * (GENERATED_MAX_K - QUAD_HEADER), s8_code_bound__avx512, \
+    .s8_generated = {f32_generated__avx512, 4 * 256, s8_code_bound__avx512, \
                      s8_generate__avx512}, \
     .u8_convert = u8_convert__avx512_vnni
 #define KERNELS_AVX512_VNNI \

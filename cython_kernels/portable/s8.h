@@ -114,7 +114,8 @@ INLINE void SYM(s8_table_tiles)(const block_t *block, const int tiles, tiles_t x
                                 tiles_t y) {
     const float *w = block->values;
     const char *quads = (const char *)(x.at + QUAD_HEADER * TILE);
-    const uint16_t *at = block->offsets, *row = block->row_numbers;
+    const uint8_t *at = (const uint8_t *)block->offsets;
+    const uint16_t *row = block->row_numbers;
     int left = block->rows; /* the last bundle repeats its last row: what was stored must not be added to again */
     for (int32_t run = 0; run < block->num_runs; run++)
         for (uint32_t bundle = block->runs[run].bundles; bundle > 0; bundle--, row += BUNDLE, left -= BUNDLE) {
@@ -130,7 +131,7 @@ INLINE void SYM(s8_table_tiles)(const block_t *block, const int tiles, tiles_t x
                 UNROLL
                 for (int r = 0; r < BUNDLE; r++) {
                     const VI wr = SYM(s8_splat)(w + r);
-                    const char *line = quads + at[r];
+                    const char *line = quads + at[r] * (TILE * 4);
                     for (int t = 0; t < tiles; t++)
                         for (int v = 0; v < VECTORS; v++)
                             acc[r][t * VECTORS + v] =

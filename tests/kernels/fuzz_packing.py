@@ -82,7 +82,7 @@ def check_integers(seed: int) -> None:
         form,
         isa,
         panel_rows=int(2 ** rng.uniform(0, 10)),
-        kblock=4 * int(2 ** rng.uniform(0, 8.9)),
+        kblock=4 * int(2 ** rng.uniform(0, 8)),
         quantization=Quantization(ones, 1.0, zero_point),
     )
     x = rng.integers(-300, 300, (int(rng.integers(1, 50)), weight.shape[1])).astype(np.float32)

@@ -242,6 +242,45 @@ def test_unpack_inverts_pack(isa: str, form: str, weight: Int8, sizes: dict[str,
             np.testing.assert_array_equal(packed.unpack(), weight)
 
 
+GENERATED = pytest.mark.parametrize("isa", [isa for isa, form in FORMS if form == "s8_generated"])
+
+
+@GENERATED
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize("density", [0.05, 0.5, 1.0])
+def test_code_and_table_read_the_same_numbers(isa: str, density: float, is_residual: bool) -> None:
+    """Once in memory; also where more of a group's numbers than its pointers reach."""
+    rows, k = 205, 1021
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-128, 128, (rows, k)).astype(np.int8)
+    weight[np.repeat(rng.random((rows, 256)) >= density, 4, axis=1)[:, :k]] = 0
+    bias = np.zeros(rows, np.float32)
+    code = PackedLinear.pack(
+        *(weight, bias, "s8_generated", isa, 192, 1024, is_residual),
+        quantization=static(rows),
+        with_table=True,
+    )
+    alone = pack(weight, "s8_table", isa, static(rows), 192, 1024, bias, is_residual)
+    table = code.table
+    assert table is not None
+    assert table.nbytes == alone.nbytes
+    assert table.own_bytes == alone.nbytes - alone.values.nbytes
+    assert code.own_bytes == code.nbytes > alone.values.nbytes
+    np.testing.assert_array_equal(table.unpack(), weight)
+    x = tokens(3 * k, TILE_TOKENS, 1).reshape(3, k, -1)
+    init = tokens(3 * rows, TILE_TOKENS, 2).reshape(3, rows, -1) if is_residual else None
+    x, found = guarded(*x.shape, fill=x)[0], []
+    if init is not None:
+        init = guarded(*init.shape, fill=init)[0]
+    for packed in (alone, table, code):
+        y, check_y = guarded(3, rows, TILE_TOKENS)
+        gemm(packed, x, y, init)
+        check_y()
+        found.append(y)
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
 @pytest.mark.parametrize("isa", ALL_ISAS)
 @given(weight=weights(), sizes=blocks, count=st.integers(1, 40), x_scale=scales)
 def test_all_forms_give_the_same_bits(

@@ -108,6 +108,7 @@ class Engine:
         large = [getattr(layer, step)[1].form for layer in layers for step in STEPS]
         self._group_tiles = group_tiles(isa, large)
         self._lock = threading.Lock()
+        _kernels.give_back_memory()
 
     @staticmethod
     def load(
@@ -215,7 +216,7 @@ class Engine:
             is_large = step == name and step not in self._heads
             lines.append(
                 f"{name:28} {weight.rows:6d} {weight.k:6d} {weight.density:8.4f} "
-                f"{weight.nbytes / 2**20:7.2f}  {weight.form}_{self.isa}: "
+                f"{weight.own_bytes / 2**20:7.2f}  {weight.form}_{self.isa}: "
                 f"{self._why(step, weight, is_large)}"
             )
         for node in self._plan.tail:
@@ -253,8 +254,8 @@ class Engine:
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of all packed weights."""
-        return sum(weight.nbytes for _, weight in self.weights())
+        """Bytes of all packed weights; of numbers that two forms read once."""
+        return sum(weight.own_bytes for _, weight in self.weights())
 
     def _check(self, inputs: Mapping[str, Array]) -> Tokens:
         for name in inputs:

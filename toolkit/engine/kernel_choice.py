@@ -6,11 +6,11 @@ small JSON file of seconds: numbers that are checked and compared, nothing that 
 code nor packed weights are ever loaded from disk: both are made from the model at each load.
 """
 
-import hashlib
 import json
 import math
 import time
 import warnings
+import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -450,13 +450,13 @@ def key_of(
     counts: Sequence[NDArray[np.int32]],
 ) -> str:
     """Name all that timings depend on: CPU, ISA, threads, kernels, and where nonzeros are."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = 0  # not hashlib's, whose import alone costs 4 MB
     for (name, (parts, _)), count in zip(weights.items(), counts, strict=True):
         shapes = [(part.name, part.weight.shape) for part in parts]
-        digest.update(f"{name} {shapes} {count.tolist()}\n".encode())
+        digest = zlib.crc32(f"{name} {shapes} {count.tolist()}\n".encode(), digest)
     return (
         f"{cpu_model()}, {isa} {' '.join(forms.layers + forms.integers)}, {num_threads} threads, "
-        f"kernels {_version()}, weights {digest.hexdigest()}"
+        f"kernels {_version()}, weights {digest:08x}"
     )
 
 
@@ -515,7 +515,7 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
 
 def _checksum(key: str, timings: object) -> str:
     text = json.dumps([key, timings], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _timing(value: Mapping[str, Any], forms: Sequence[str]) -> Timing:
@@ -548,11 +548,13 @@ def _count(parts: Sequence[Linear]) -> NDArray[np.int32]:
 def live_quads(weight: NDArray[np.int8], kblock: int) -> NDArray[np.int32]:
     """Count, per k-block of `kblock` columns, the quads of integers that are not four zeros."""
     starts = np.arange(0, weight.shape[1], QUAD)
-    found = np.logical_or.reduceat(weight != 0, starts, axis=1).sum(0, dtype=np.int32)
+    found = np.zeros(len(starts), np.int32)
+    for rows in np.array_split(weight, -(-len(weight) // SAMPLE_ROWS)):  # malloc keeps large arrays
+        found += np.logical_or.reduceat(rows != 0, starts, axis=1).sum(0, dtype=np.int32)
     return np.add.reduceat(found, np.arange(0, len(starts), kblock // QUAD), dtype=np.int32)
 
 
 @cache
 def _version() -> str:
     """Identify the compiled kernels."""
-    return hashlib.blake2b(Path(_kernels.__file__).read_bytes(), digest_size=8).hexdigest()
+    return f"{zlib.crc32(Path(_kernels.__file__).read_bytes()):08x}"

@@ -88,6 +88,12 @@ def pack_linear(
 
     small, large = forms
     rows = whole(PANEL_ROWS)
+    if {small, large} == {"s8_table", "s8_generated"}:
+        found = density(linear.weight)
+        if rows == whole(panel_rows(large, True, found)):  # the same blocks: one array of numbers
+            code = pack_form(linear, isa, "s8_generated", rows, is_residual, memory, True)
+            assert code.table is not None
+            return (code.table, code) if large == "s8_generated" else (code, code.table)
     packed = pack_form(linear, isa, small, rows, is_residual, memory)
     large_rows = whole(panel_rows(large, True, packed.density))
     if (large, large_rows) == (small, rows):
@@ -96,7 +102,13 @@ def pack_linear(
 
 
 def pack_form(
-    linear: Linear, isa: str, form: str, rows: int, is_residual: bool, memory: CodeMemory | None
+    linear: Linear,
+    isa: str,
+    form: str,
+    rows: int,
+    is_residual: bool,
+    memory: CodeMemory | None,
+    with_table: bool = False,
 ) -> PackedLinear:
     """Pack one weight in one form, in panels of `rows` rows; the rest as in `pack_linear`."""
     kblock = SMALL_KBLOCK if form == SMALL_BLOCKS else S8_KBLOCK if form in INTEGERS else KBLOCK
@@ -111,6 +123,7 @@ def pack_form(
         huge_array,
         memory,
         linear.quantization,
+        with_table,
     )
 
 
@@ -263,7 +276,7 @@ def density(weight: NDArray[Any]) -> float:
 def huge_array(count: int, dtype: Any) -> NDArray[Any]:
     """Allocate `count` zeros on huge pages where the system grants them (3-4 % faster to read)."""
     size = count * np.dtype(dtype).itemsize
-    if size < 1 << 21:
+    if size < 1 << 16:
         return np.zeros(count, dtype)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -8,7 +8,7 @@ from support.plans import ISAS, PLANS, REASON, make_inputs, make_plan, mask_of, 
 
 from cython_kernels import _kernels
 from toolkit.engine import Engine, kernel_choice, reference
-from toolkit.engine.packing import S8_KBLOCK
+from toolkit.engine.packing import S8_KBLOCK, pack_linear
 from toolkit.engine.plan import Plan
 from toolkit.families import LINEARS
 
@@ -88,6 +88,20 @@ def test_a_pinned_kernel_pins_integers_where_it_can(isa: str) -> None:
         forms = forms_by_step(load(plan, isa, kernel=kernel))
         assert {forms[step] for step in LAYER_STEPS} == {f"s8_{kernel}"}
         assert forms["head"] == kernel
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if "s8_generated" in _kernels.forms_of(isa)])
+def test_two_forms_of_a_weight_share_its_numbers_where_their_blocks_agree(isa: str) -> None:
+    linear = quantize(make_plan(sparsity=0.5)).layers[0].intermediate
+    alone, _ = pack_linear(linear, isa, ("s8_table", "s8_table"))
+    for forms in (("s8_table", "s8_generated"), ("s8_generated", "s8_table")):
+        pair = pack_linear(linear, isa, forms)
+        assert (pair[0].form, pair[1].form) == forms
+        table = pair[forms.index("s8_table")]
+        assert table.own_bytes == alone.nbytes - alone.values.nbytes
+    thin = replace(linear, weight=linear.weight * (np.arange(linear.weight.shape[1]) < 4))
+    table, _ = pack_linear(thin, isa, ("s8_table", "s8_generated"))  # whose panels are wider
+    assert table.own_bytes == table.nbytes
 
 
 @pytest.mark.parametrize("isa", ISAS)

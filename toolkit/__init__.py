@@ -1,6 +1,7 @@
 """Make a BERT small, then run it faster on a CPU."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     )
     from toolkit.huggingface.question_answering import QuestionAnsweringPipeline
 
-    __version__: str
-
 __all__ = [
     "QuestionAnsweringPipeline",
     "SparseModelForFeatureExtraction",
@@ -24,11 +23,11 @@ __all__ = [
     "SparseModelForTokenClassification",
 ]
 
+__version__ = version("toolkit")
+
 
 def __getattr__(name: str) -> Any:
-    """Import a class when it is asked for: `import toolkit` itself costs little memory."""
-    if name == "__version__":
-        return import_module("importlib.metadata").version("toolkit")
+    """Import a class when it is asked for: `import toolkit` itself needs no torch."""
     if name not in __all__:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
     room = "question_answering" if name == "QuestionAnsweringPipeline" else "models"

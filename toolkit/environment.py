@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -196,19 +197,15 @@ def versions() -> dict[str, str]:
 
     These are the packages that its metadata names, development's aside, as far as installed.
     """
-    from importlib import metadata  # 3 MB that an engine need not have
-
     lines = [
-        line
-        for line in metadata.requires("toolkit") or []
-        if "extra == 'dev'" not in line.replace('"', "'")
+        line for line in requires("toolkit") or [] if "extra == 'dev'" not in line.replace('"', "'")
     ]
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
     found = {}
     for name in dict.fromkeys(["toolkit", *names]):
         try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
+            found[name] = version(name)
+        except PackageNotFoundError:
             continue
     return found
 

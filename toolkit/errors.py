@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Collection
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 
@@ -98,16 +99,14 @@ def _remedy(package: str) -> str:
 
     That is all which is missing of the plain install, or of the extra that names the package.
     """
-    from importlib import metadata  # as in environment.py
-
     package = DISTRIBUTIONS.get(package, package)
     missing: dict[str, dict[str, str]] = {}
-    for line in metadata.requires("toolkit") or []:
+    for line in requires("toolkit") or []:
         requirement, _, marker = line.partition(";")
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
+            version(name)
+        except PackageNotFoundError:
             extra = re.search(r"extra == ['\"](\w+)", marker)
             missing.setdefault(extra[1] if extra else "", {})[name] = requirement.strip()
     for extra_name, lines in missing.items():

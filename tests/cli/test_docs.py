@@ -35,6 +35,7 @@ NOT_RUN = {
     "deepsparse": "needs Python 3.11 and packages of its own",
     "report_to=wandb": "the service's package is not among ours",
     "report_to=mlflow": "the service's package is not among ours",
+    "curl http": "asks the server above, which has ended",
     "serve run": "test_deployment.py runs the deployment on a local cluster",
     "ray st": "starts and stops a cluster of several machines",
     "ray_cluster": "needs that cluster",
@@ -53,25 +54,19 @@ SMALL_SHAPE = [
 
 
 def lines(page: Path) -> list[str]:
-    """Find the lines of a page's blocks of commands, those over several lines joined."""
+    """Find the lines of a page's blocks of commands, joined, with their variables' values."""
     blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.M | re.S)
-    text = "\n".join(block for language, block in blocks if not language)
-    return [line for line in text.replace("\\\n", " ").splitlines() if line]
+    text = "\n".join(block for language, block in blocks if not language).replace("\\\n", " ")
+    variables = re.compile(r'^([A-Z]+)="(.*)"\n', re.M)
+    for name, value in variables.findall(text):
+        text = text.replace(f"${name} ", f"{value} ")
+    return [line for line in variables.sub("", text).splitlines() if line]
 
 
 def commands(page: Path) -> list[str]:
-<<<<<<< HEAD
-    """Find the command lines in a page's blocks, over several lines too, variables filled in."""
-    blocks = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", page.read_text(), re.M | re.S)
-    text = "\n".join(blocks).replace("\\\n", " ")
-    for name, value in re.findall(r'^([A-Z]+)="(.*)"$', text, re.M):
-        text = text.replace(f"${name} ", f"{value} ")
-    return [line for line in text.splitlines() if line.startswith("toolkit ")]
-=======
     """Find those that call `toolkit`."""
     found = [re.sub(r"^[A-Z_]+=\S+ ", "", line) for line in lines(page)]
     return [line for line in found if line.startswith("toolkit ")]
->>>>>>> pack
 
 
 def plain(verb: str, words: list[str]) -> list[str]:

@@ -6,11 +6,11 @@ small JSON file of seconds: numbers that are checked and compared, nothing that 
 code nor packed weights are ever loaded from disk: both are made from the model at each load.
 """
 
+import hashlib
 import json
 import math
 import time
 import warnings
-import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -450,13 +450,13 @@ def key_of(
     counts: Sequence[NDArray[np.int32]],
 ) -> str:
     """Name all that timings depend on: CPU, ISA, threads, kernels, and where nonzeros are."""
-    digest = 0  # not hashlib's, whose import alone costs 4 MB
+    digest = hashlib.blake2b(digest_size=16)
     for (name, (parts, _)), count in zip(weights.items(), counts, strict=True):
         shapes = [(part.name, part.weight.shape) for part in parts]
-        digest = zlib.crc32(f"{name} {shapes} {count.tolist()}\n".encode(), digest)
+        digest.update(f"{name} {shapes} {count.tolist()}\n".encode())
     return (
         f"{cpu_model()}, {isa} {' '.join(forms.layers + forms.integers)}, {num_threads} threads, "
-        f"kernels {_version()}, weights {digest:08x}"
+        f"kernels {_version()}, weights {digest.hexdigest()}"
     )
 
 
@@ -515,7 +515,7 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
 
 def _checksum(key: str, timings: object) -> str:
     text = json.dumps([key, timings], sort_keys=True)
-    return f"{zlib.crc32(text.encode()):08x}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _timing(value: Mapping[str, Any], forms: Sequence[str]) -> Timing:
@@ -557,4 +557,4 @@ def live_quads(weight: NDArray[np.int8], kblock: int) -> NDArray[np.int32]:
 @cache
 def _version() -> str:
     """Identify the compiled kernels."""
-    return f"{zlib.crc32(Path(_kernels.__file__).read_bytes()):08x}"
+    return hashlib.blake2b(Path(_kernels.__file__).read_bytes(), digest_size=8).hexdigest()

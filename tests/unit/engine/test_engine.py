@@ -389,15 +389,6 @@ def test_explain_names_every_weight_and_why() -> None:
     assert engine.packed_bytes == sum(weight.nbytes for _, weight in engine.weights())
 
 
-def test_an_engine_imports_no_package_that_only_costs_memory() -> None:
-    script = """
-import sys
-import toolkit.engine.engine
-print(sorted({"onnx", "google.protobuf", "hashlib", "importlib.metadata"} & sys.modules.keys()))
-"""
-    assert run_script(script) == "[]\n"
-
-
 @pytest.mark.skipif("avx512" not in ISAS, reason="only AVX-512 generates code")
 def test_no_executable_memory_means_the_table_form_and_a_warning() -> None:
     script = """

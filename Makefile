@@ -85,12 +85,15 @@ fuzz: setup $(SANITIZED)/built ## pack random weights and read damaged files for
 	$(WITH_SANITIZERS) $(BIN)/python -P tests/support/fuzz_graph.py $(SANITIZED)/none/model.sparse $(SECONDS)
 
 DEMO := outputs/demo
+MEASURED := 'then=[export,bench]' bench.against=[onnxruntime] bench.seconds=0.5 bench.profile=true \
+  trainer.disable_tqdm=true
 demo: setup ## train a teacher and a grid of small students, measure them, report; needs no download
 	rm -rf $(DEMO)
 	$(BIN)/toolkit train output_dir=$(DEMO)/teacher trainer.disable_tqdm=true
 	$(BIN)/toolkit train -m recipe=demo teacher.path=$(DEMO)/teacher/checkpoint \
-	  depth=full,layers2,layers1 sparsity=dense,prune70,prune80,prune90,prune97 output_dir=$(DEMO)/grid \
-	  'then=[export,bench]' bench.against=[onnxruntime] bench.seconds=0.5 bench.profile=true trainer.disable_tqdm=true
+	  depth=full,layers2,layers1 sparsity=dense,prune80,prune90,prune97 output_dir=$(DEMO)/grid $(MEASURED)
+	$(BIN)/toolkit train -m recipe=demo teacher.path=$(DEMO)/teacher/checkpoint \
+	  depth=full,layers2 sparsity=dense,prune80_block4 quantization=int8 output_dir=$(DEMO)/int8 $(MEASURED)
 	$(BIN)/toolkit report $(DEMO) output_dir=$(DEMO)/report 'select=recovery>=0.98'
 	@printf '%s\n' '' 'Next, with your own model:' \
 	  "  $(BIN)/toolkit bench onnx=MODEL.onnx 'against=[onnxruntime]'   # your file, side by side" \

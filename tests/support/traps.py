@@ -5,6 +5,7 @@ the same source with other instructions.
 """
 
 import ctypes
+import os
 import shutil
 import subprocess
 import tempfile
@@ -23,6 +24,8 @@ def _install() -> list[str]:
     except ValueError:  # not x86-64, or a CPU that lacks more
         return []
     if compiler is None or "amx_bf16" in _kernels.available_isas():
+        return []
+    if "asan" in os.environ.get("LD_PRELOAD", ""):  # AddressSanitizer has handlers of its own
         return []
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "traps.so"

@@ -36,8 +36,8 @@ quick: setup ## the same in a minute: lint, types, the tests that start no proce
 	$(MAKE) --no-print-directory lint types
 	$(BIN)/pytest $(PYTEST) -m "not slow" tests/unit tests/kernels
 
-nightly: setup ## run the commands of README and docs, shortened, page by page; a failure shows its output
-	$(BIN)/pytest -m nightly tests/cli/test_docs.py
+nightly: setup ## run the commands of README and docs, shortened, page by page; AMX and FP16 code on their traps
+	$(BIN)/pytest -m nightly tests/cli/test_docs.py tests/kernels/test_traps.py
 
 lint: setup ## formatting, ruff, cython-lint, and the direction of imports
 	$(BIN)/ruff format --check .

@@ -173,7 +173,7 @@ def shortened(line: str, page: str, shelf: Path) -> str:
         return f"{line} --seconds 1 --rates 20"
     if line.startswith("python -m toolkit.scaling"):
         return f"{line} --quick --rounds 1"
-    if "toolkit" not in line or words[0] not in COMMANDS:
+    if "toolkit" not in line or words[0] not in COMMANDS or "recipe_save=" in line:
         return line
     verb, more = words[0], []
     config = composed(verb, words[1:])

@@ -16,7 +16,7 @@ from toolkit.engine import Engine
 from toolkit.engine.plan import Quantization
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,  # a process died in it once, under the sanitizers, and never again
     pytest.mark.skipif(not TRAPPED_ISAS, reason="needs gcc, and AVX-512 BF16 but no AMX"),
 ]
 

@@ -34,7 +34,7 @@ check: setup ## what must be green before a commit: lint, types, all tests
 
 quick: setup ## the same in a minute: lint, types, the tests that start no process and train no model
 	$(MAKE) --no-print-directory lint types
-	$(BIN)/pytest $(PYTEST) -m "not slow" tests/unit tests/kernels
+	$(BIN)/pytest $(PYTEST) -m "not slow and not nightly" tests/unit tests/kernels
 
 nightly: setup ## run the commands of README and docs, shortened, page by page; AMX and FP16 code on their traps
 	$(BIN)/pytest -m nightly tests/cli/test_docs.py tests/kernels/test_traps.py

@@ -8,21 +8,27 @@ import pytest
 from numpy.typing import NDArray
 from support.memory import guarded
 from support.plans import PLANS, REASON, make_inputs, make_plan, mask_of
-from support.traps import TRAPPED_ISAS
+from support.traps import ISA, install
 
 from cython_kernels import _kernels, reference
 from cython_kernels._kernels import TILE_TOKENS, PackedLinear, attention, gemm, linear
 from toolkit.engine import Engine
 from toolkit.engine.plan import Quantization
 
-pytestmark = [
-    pytest.mark.nightly,  # a process died in it once, under the sanitizers, and never again
-    pytest.mark.skipif(not TRAPPED_ISAS, reason="needs gcc, and AVX-512 BF16 but no AMX"),
-]
+# A process died in it once, under the sanitizers, and never again.
+pytestmark = pytest.mark.nightly
 
-ISA, MODEL = "amx_bf16_code", "amx_bf16_model"
+MODEL = "amx_bf16_model"
 SHAPES = [(1, 1, 1), (5, 7, 3), (61, 97, 40), (64, 130, 33)]  # rows, columns, tokens
 EPSILON = float(np.finfo(np.float32).eps)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traps() -> None:
+    """Install them where tests run, not where they are collected: other tests' traps are faults."""
+    reason = install()
+    if reason:
+        pytest.skip(reason)
 
 
 def numbers(*shape: int, seed: int, zeros: float = 0.0) -> NDArray[np.float32]:

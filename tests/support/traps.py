@@ -5,7 +5,6 @@ the same source with other instructions.
 """
 
 import ctypes
-import os
 import shutil
 import subprocess
 import tempfile
@@ -16,17 +15,17 @@ from cython_kernels import _kernels
 ISA = "amx_bf16_code"
 
 
-def _install() -> list[str]:
-    """Return the ISA that tests may use from now on, or none: they may not."""
+def install() -> str | None:
+    """Handle SIGILL in this process from now on; return why not, if that cannot be."""
     compiler = shutil.which("gcc")
     try:
         _kernels.forms_of(ISA)
     except ValueError:  # not x86-64, or a CPU that lacks more
-        return []
-    if compiler is None or "amx_bf16" in _kernels.available_isas():
-        return []
-    if "asan" in os.environ.get("LD_PRELOAD", ""):  # AddressSanitizer has handlers of its own
-        return []
+        return "needs AVX-512 BF16"
+    if compiler is None:
+        return "needs gcc"
+    if "amx_bf16" in _kernels.available_isas():
+        return "AMX is here: nothing traps"
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "traps.so"
         flags = ["-O3", "-march=native", "-shared", "-fPIC"]
@@ -35,7 +34,4 @@ def _install() -> list[str]:
         traps = ctypes.CDLL(str(library))
     if traps.install_traps():
         raise OSError("the handler of SIGILL could not be installed")
-    return [ISA]
-
-
-TRAPPED_ISAS = _install()
+    return None

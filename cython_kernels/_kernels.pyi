@@ -429,7 +429,7 @@ def fma_peak(isa: str, num_threads: int, seconds: float, precision: str = "fp32"
         isa: One of `available_isas()`.
         num_threads: Threads at work together, at least 1.
         seconds: Repeat for about so long, > 0, at least once; the best repetition counts.
-        precision: `fp32`; `bf16`, with sums in float32; `int8`, with sums in 32 bits.
+        precision: `fp32`; `fp16`; `bf16`, with sums in float32; `int8`, with sums in 32 bits.
 
     Raises:
         ValueError: An argument out of range, or the isa multiplies none of that precision.

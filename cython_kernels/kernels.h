@@ -21,7 +21,7 @@
 
 #define TILE 16          /* tokens per tile: one 512-bit vector of float */
 #define BUNDLE 4         /* rows that the table kernel computes together */
-#define MOST_SUMS 256    /* of bf16_dot_loop and s8_dot_loop */
+#define MOST_SUMS 256    /* of f16_fma_loop, bf16_dot_loop and s8_dot_loop */
 #define READ_FLOATS 128  /* unit of read_loop */
 #define MAX_KBLOCK 1024  /* byte offsets of a k-block, k * TILE * 4, must fit 16 bits */
 #define F16_TERMS 64     /* of a row that are summed in half precision before they join its sum in float32 */
@@ -240,8 +240,10 @@ typedef struct {
      * the exclusive or of all 32-bit words read, so 0 where `times` is even. Both x are 64-byte aligned. */
     int f32_fma_count;
     void (*f32_fma_loop)(float *x, float factor, size_t steps);
-    /* Products of bfloat16, or of 8-bit integers, from registers, so many operations per step, summed up in at most
-     * MOST_SUMS numbers at x. */
+    /* Products of halves, of bfloat16, or of 8-bit integers, from registers, so many operations per step, summed up in
+     * at most MOST_SUMS numbers at x. */
+    int f16_fma_operations;
+    void (*f16_fma_loop)(float *x, size_t steps);
     int bf16_dot_operations;
     void (*bf16_dot_loop)(float *x, size_t steps);
     int s8_dot_operations;

@@ -5,45 +5,54 @@ cdef enum:
 
 READ_BYTES = READ_FLOATS * 4
 
+# A loop of products, and its operations per step; of float32, whose loop takes a factor, NULL.
+cdef struct peak_t:
+    void (*loop)(float *x, size_t steps) noexcept nogil
+    double work
+
 
 def fma_peak(str isa, int num_threads, double seconds, str precision="fp32") -> float:
     """Measure multiply-adds on registers: GFLOP/s (GOP/s) of all threads, two operations each."""
     cdef const kernels_t *kernels = find_kernels(isa)
     check_measure(num_threads, seconds)
-    if precision not in ("fp32", "bf16", "int8") or precision == "bf16" and kernels.bf16_dot_loop == NULL:
+    cdef peak_t peak = peak_of(kernels, precision)
+    if peak.work == 0:
         raise ValueError(f"isa {isa!r} multiplies no {precision}")
     cdef int count = max(<int>MOST_SUMS, kernels.f32_fma_count)
     cdef float[:, ::1] x = aligned(num_threads * count).reshape(num_threads, count)
     cdef size_t steps = 1 << 10  # found with one thread: waiting for others does not make a repetition long
     cdef double start, best = 0.0, end = now_s() + seconds
-    cdef int bits = 16 if precision == "bf16" else 8 if precision == "int8" else 32
-    cdef double work = 2.0 * kernels.f32_fma_count
-    if bits == 16:
-        work = kernels.bf16_dot_operations
-    elif bits == 8:
-        work = kernels.s8_dot_operations
     cdef int i
     x[:, :] = 1.0
     with nogil:
-        while is_short(work * steps, best):
+        while is_short(peak.work * steps, best):
             steps *= 2
             start = now_s()
-            multiply(kernels, &x[0, 0], steps, bits)
-            best = max(best, work * steps / (now_s() - start))
+            multiply(kernels, peak, &x[0, 0], steps)
+            best = max(best, peak.work * steps / (now_s() - start))
         best = 0.0
         while best == 0.0 or now_s() < end:
             start = now_s()
             for i in prange(num_threads, num_threads=num_threads, schedule="static", chunksize=1):
-                multiply(kernels, &x[i, 0], steps, bits)
-            best = max(best, work * steps * num_threads / (now_s() - start))
+                multiply(kernels, peak, &x[i, 0], steps)
+            best = max(best, peak.work * steps * num_threads / (now_s() - start))
     return best / 1e9
 
 
-cdef void multiply(const kernels_t *kernels, float *x, size_t steps, int bits) noexcept nogil:
-    if bits == 16:
-        kernels.bf16_dot_loop(x, steps)
-    elif bits == 8:
-        kernels.s8_dot_loop(x, steps)
+cdef peak_t peak_of(const kernels_t *kernels, str precision) noexcept:
+    """The loop of a precision; its work is 0 where the instruction set multiplies none."""
+    if precision == "fp32":
+        return peak_t(NULL, 2.0 * kernels.f32_fma_count)
+    if precision == "fp16":
+        return peak_t(kernels.f16_fma_loop, kernels.f16_fma_operations)
+    if precision == "bf16":
+        return peak_t(kernels.bf16_dot_loop, kernels.bf16_dot_operations)
+    return peak_t(kernels.s8_dot_loop, kernels.s8_dot_operations if precision == "int8" else 0)
+
+
+cdef void multiply(const kernels_t *kernels, peak_t peak, float *x, size_t steps) noexcept nogil:
+    if peak.loop != NULL:
+        peak.loop(x, steps)
     else:
         kernels.f32_fma_loop(x, 1e-9, steps)  # too small to change a 1, and no multiplication by 0
 

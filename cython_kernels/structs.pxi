@@ -124,6 +124,8 @@ cdef extern from "kernels.h" nogil:
         void (*f32_gather)(const float *const *rows, int features, float *tile) noexcept nogil
         int f32_fma_count
         void (*f32_fma_loop)(float *x, float factor, size_t steps) noexcept nogil
+        int f16_fma_operations
+        void (*f16_fma_loop)(float *x, size_t steps) noexcept nogil
         int bf16_dot_operations
         void (*bf16_dot_loop)(float *x, size_t steps) noexcept nogil
         int s8_dot_operations

@@ -44,10 +44,13 @@ INLINE void f16_line__avx512_fp16(const float *first, const float *second, void 
 #include "portable/f16.h"
 
 /* What tables of later ISAs have in common with this one. */
+enum { F16_OPERATIONS_AVX512_FP16 = F16_OPERATIONS };
 #define GENERATED_F16 {f16_generated__avx512, GENERATED_MAX_K, f16_code_bound__avx512, f16_generate__avx512}
 #define KERNELS_AVX512_FP16 \
     .f16_table = f16_table__avx512_fp16, \
     .f16_generated = GENERATED_F16, \
+    .f16_fma_operations = F16_OPERATIONS_AVX512_FP16, \
+    .f16_fma_loop = f16_fma_loop__avx512_fp16, \
     .f16_convert = f16_convert__avx512_fp16
 
 static const kernels_t kernels_avx512_fp16 = {

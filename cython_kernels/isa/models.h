@@ -77,6 +77,8 @@ static const kernels_t kernels_f16_model = {
     KERNELS_GENERIC_S8,
     .isa = "f16_model",
     .f16_table = f16_table__f16_model,
+    .f16_fma_operations = F16_OPERATIONS,
+    .f16_fma_loop = f16_fma_loop__f16_model,
     .f16_convert = f16_convert__f16_model,
 };
 #include "portable/undefine.h"

@@ -62,6 +62,8 @@ static const kernels_t kernels_neon_fp16 = {
     KERNELS_NEON_DOT,
     .isa = "neon_fp16",
     .f16_table = f16_table__neon_fp16,
+    .f16_fma_operations = F16_OPERATIONS,
+    .f16_fma_loop = f16_fma_loop__neon_fp16,
     .f16_convert = f16_convert__neon_fp16,
 };
 #include "portable/undefine.h"

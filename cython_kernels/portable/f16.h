@@ -74,3 +74,24 @@ static void SYM(f16_table)(const block_t *block, tiles_t x, tiles_t init, const 
         for (int t = 0; after && t < count; t++) after(y.at + (tile + t) * y.stride, (size_t)block->rows * TILE);
     }
 }
+
+#ifdef __aarch64__
+#define F16_CHAINS 4 /* of two tiles, which are four of 32 registers there */
+#else
+#define F16_CHAINS 16
+#endif
+#define F16_OPERATIONS (F16_CHAINS * 2 * TILE * 2)
+
+static void SYM(f16_fma_loop)(float *x, size_t steps) {
+    float ones[TILE] __attribute__((aligned(64))), line[TILE] __attribute__((aligned(64))); /* of halves */
+    SYM(halves) acc[F16_CHAINS];
+    for (int i = 0; i < TILE; i++) ones[i] = 1.0f;
+    SYM(f16_line)(ones, ones, line);
+    const SYM(halves) factor = SYM(f16_load)(line);
+    const uint16_t weight = 0x0400; /* 2^-14: too small to change a 1 */
+    for (int i = 0; i < F16_CHAINS; i++) acc[i] = factor;
+    for (; steps > 0; steps--)
+        for (int i = 0; i < F16_CHAINS; i++) acc[i] = SYM(f16_fma)(acc[i], factor, weight);
+    for (int i = 0; i < 2 * TILE; i++) x[i] = 0.0f;
+    for (int i = 0; i < F16_CHAINS; i++) SYM(f16_add_to)(acc[i], x);
+}

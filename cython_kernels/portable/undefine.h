@@ -55,6 +55,8 @@
 #undef DOT_CHAINS
 #undef DOT_OPERATIONS
 #undef F16_INSTRUCTIONS
+#undef F16_CHAINS
+#undef F16_OPERATIONS
 #undef S8_ROWS
 #undef S8_DOT
 #undef S8_MADD

@@ -19,9 +19,13 @@ def test_peaks_are_rates(isa: str, num_threads: int) -> None:
 @pytest.mark.parametrize("isa", ["bf16_model", "amx_bf16_model"])
 def test_the_peak_of_bfloat16_is_a_rate(isa: str) -> None:
     assert 0 < _kernels.fma_peak(isa, 2, 0.01, "bf16") < math.inf
-    for precision in ("bf16", "int4"):
+    for precision in ("bf16", "fp16", "int4"):
         with pytest.raises(ValueError, match=f"isa 'generic' multiplies no {precision}"):
             _kernels.fma_peak("generic", 1, 0.01, precision)
+
+
+def test_the_peak_of_halves_is_a_rate() -> None:
+    assert 0 < _kernels.fma_peak("f16_model", 2, 0.01, "fp16") < math.inf
 
 
 @pytest.mark.parametrize("isa", [*_kernels.available_isas(), *_kernels.model_isas()])

@@ -16,7 +16,6 @@ from toolkit.engine.kernel_choice import (
     SMALL_TILES,
     choose,
     forms_of,
-    group_tiles,
     is_16_bit_attention_faster,
     path_beside,
     weights_of,
@@ -105,8 +104,6 @@ class Engine:
             tail = [node for node in plan.tail if node is not fused]
             plan = replace(plan, tail=tail, hidden=fused.outputs[0])
         self._plan = plan
-        large = [getattr(layer, step)[1].form for layer in layers for step in STEPS]
-        self._group_tiles = group_tiles(isa, large)
         self._lock = threading.Lock()
         _kernels.give_back_memory()
 
@@ -177,7 +174,7 @@ class Engine:
         """
         tokens = self._check(inputs)
         first_only, last = self._plan.first_token_only, len(self._layers)
-        schedule = Schedule(tokens.mask, self.num_threads, self._group_tiles)
+        schedule = Schedule(tokens.mask, self.num_threads, self._choices.group_tiles)
         _, seconds, num_threads, is_large = self._call(
             lambda: self._encoder.run(
                 tokens.ids, tokens.types, tokens.positions, schedule, first_only, True
@@ -195,17 +192,17 @@ class Engine:
 
     @property
     def narrow(self) -> list[str]:
-        """Name what is multiplied besides float32: `bf16`, `int8`."""
+        """Name what is multiplied besides float32: `bf16`, `fp16`, `int8`."""
         forms = {weight.form.partition("_")[0] for _, weight in self.weights()}
         has_bf16 = self._encoder.is_16_bit or "bf16" in forms
-        return ["bf16"] * has_bf16 + ["int8"] * ("s8" in forms)
+        return ["bf16"] * has_bf16 + ["fp16"] * ("f16" in forms) + ["int8"] * ("s8" in forms)
 
     def explain(self) -> str:
         """Describe, per layer, the form it runs in, its density, its bytes, and why."""
         lines = [
             f"isa {self.isa} ({', '.join(self._allowed)}), precision {self.precision}, "
             f"{self.num_threads} threads: {self.threads_reason}",
-            f"kernels: {self._choices.origin}",
+            f"kernels: {self._choices.origin}; groups of {self._choices.group_tiles} tiles",
             *(["attention: in bfloat16"] if self._encoder.is_16_bit else []),
             *self._notes,
             *self._exactness(),
@@ -286,7 +283,7 @@ class Engine:
 
     def _run(self, tokens: Tokens, inputs: Mapping[str, Array]) -> dict[str, NDArray[np.float32]]:
         plan = self._plan
-        schedule = Schedule(tokens.mask, self.num_threads, self._group_tiles)
+        schedule = Schedule(tokens.mask, self.num_threads, self._choices.group_tiles)
         hidden = self._encoder.run(
             tokens.ids, tokens.types, tokens.positions, schedule, plan.first_token_only
         )

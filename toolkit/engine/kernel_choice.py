@@ -57,10 +57,15 @@ CALL_SIZES = ("small", "large")
 TIMED_TILES = {"small": 4, "large": 32}
 
 # Tiles that a thread takes through the encoder together: many enough to read a block of weights
-# rarely, few enough that their activations stay in cache (docs/engine.md). Tile registers need x
-# from the second-level cache: measured with a prototype on an Intel CPU with AMX and 2 MB of it, x,
-# y and the weights at work had to stay below 1.5 MB, and groups of 8 to 16 tiles were the fastest.
+# rarely, few enough that their activations stay in cache (docs/engine.md). Smaller groups are timed
+# and taken where they are faster by more than GROUP_TIE: the clock sees one thread, to which memory
+# belongs alone, and small groups ask more of memory. Where nothing was timed, tile registers
+# take the smaller group, since they need x from the second-level cache: measured with a prototype
+# on an Intel CPU with AMX and 2 MB of it, x, y and the weights at work had to stay below 1.5 MB,
+# and groups of 8 to 16 tiles were the fastest.
 GROUP_TILES, TILE_REGISTER_GROUP = 32, 16
+SMALL_GROUPS = (16, 8)
+GROUP_TIE = 1.08
 TILE_REGISTER_FORMS = {"bf16_dense", "bf16_block", "bf16_compressed", "s8_dense", "s8_block"}
 
 SIXTEEN_BITS = {
@@ -139,10 +144,15 @@ class WeightKind(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """How long each candidate took with a sample of `nonzeros` nonzeros."""
+    """How long each candidate took with a sample of `nonzeros` nonzeros.
+
+    Attributes:
+        groups: By size of a group in tiles: the seconds per tile of the form picked for large calls.
+    """
 
     nonzeros: int
     seconds: Seconds
+    groups: dict[int, float]
 
 
 class Choice(NamedTuple):
@@ -159,10 +169,12 @@ class Choices:
     Attributes:
         by_weight: By name of a weight its choices for small and for large calls.
         origin: Where they come from.
+        group_tiles: Tiles that a thread takes through the encoder together.
     """
 
     by_weight: dict[str, tuple[Choice, Choice]]
     origin: str
+    group_tiles: int
 
     @property
     def forms(self) -> dict[str, tuple[str, str]]:
@@ -258,7 +270,15 @@ def choose(plan: Plan, isa: str, forms: Forms, num_threads: int, path: Path | No
                 write_timings(path, key, timings) if path else "not stored: no file was asked for"
             )
     by_kind = {kind: choose_forms(kind, forms, timings.get(kind)) for kind in set(kinds.values())}
-    return Choices({name: by_kind[kind] for name, kind in kinds.items()}, f"forms {origin}")
+    large = [by_kind[kinds[name]][1].form for name in weights if name in layers]
+    timed = [
+        timings[kinds[name]].groups for name in weights if name in layers and kinds[name] in timings
+    ]
+    return Choices(
+        {name: by_kind[kind] for name, kind in kinds.items()},
+        f"forms {origin}",
+        group_tiles(isa, large, timed),
+    )
 
 
 def weights_of(plan: Plan) -> dict[str, tuple[list[Linear], bool]]:
@@ -368,11 +388,22 @@ def pick(seconds: Mapping[str, float], preferred: Sequence[str]) -> str:
     return next(form for form in preferred if seconds.get(form, math.inf) <= TIE * best)
 
 
-def group_tiles(isa: str, forms: Sequence[str]) -> int:
-    """Return the tiles of a group, for `forms` that the layers' weights have in large calls."""
+def group_tiles(isa: str, forms: Sequence[str], timed: Sequence[Mapping[int, float]]) -> int:
+    """Return the tiles of a group.
+
+    Args:
+        isa: One of `available_isas()`.
+        forms: What the layers' weights have in large calls.
+        timed: The `Timing.groups` of those of them that were timed.
+    """
     in_registers = sum(form in TILE_REGISTER_FORMS for form in forms)
     has_registers = "bf16_compressed" in _kernels.forms_of(isa)  # which no other ISA has
-    return TILE_REGISTER_GROUP if has_registers and 2 * in_registers > len(forms) else GROUP_TILES
+    usual = TILE_REGISTER_GROUP if has_registers and 2 * in_registers > len(forms) else GROUP_TILES
+    if not timed:
+        return usual
+    seconds = {tiles: sum(groups[tiles] for groups in timed) for tiles in timed[0]}
+    preferred = sorted(seconds, key=lambda tiles: (tiles != usual, -tiles))
+    return next(t for t in preferred if seconds[t] <= GROUP_TIE * min(seconds.values()))
 
 
 # ---- Timing ----------------------------------------------------------------------------------
@@ -392,15 +423,20 @@ def measure_forms(kind: WeightKind, sample: Linear, isa: str, allowed: Forms) ->
     """Time the candidates of one kind on a sample (N, K) of such a weight, on one thread."""
     rows, columns = sample.weight.shape
     forms, found = candidates(kind, allowed), density(sample.weight)
+    most = TIMED_TILES["large"]
+    x, y, init = (
+        aligned(most * features * _kernels.TILE_TOKENS).reshape(most, features, -1)
+        for features in (columns, rows, rows)
+    )
+    x[...] = 1.0  # fresh memory may hold denormals, which are slow
+    y[...] = init[...] = 0.0
+
+    def timed(packed: list[PackedLinear], tiles: int) -> list[float]:
+        start = init[:tiles] if kind.is_residual else None
+        return time_gemm(packed, x[:tiles], y[:tiles], start, REPEATS)
+
     times: Seconds = {}
     for size in CALL_SIZES:
-        tiles = TIMED_TILES[size]
-        x, y, init = (
-            aligned(tiles * features * _kernels.TILE_TOKENS).reshape(tiles, features, -1)
-            for features in (columns, rows, rows)
-        )
-        x[...] = 1.0  # fresh memory may hold denormals, which are slow
-        y[...] = init[...] = 0.0
         panels = [panel_rows(form, size == "large", found) for form in forms]
         memory = CodeMemory() if any("generated" in form for form in forms) else None
         packed: list[PackedLinear] = [
@@ -409,10 +445,10 @@ def measure_forms(kind: WeightKind, sample: Linear, isa: str, allowed: Forms) ->
         ]
         if memory is not None:
             memory.seal()
-        start = init if kind.is_residual else None
-        seconds = time_gemm(packed, x, y, start, REPEATS)
-        times[size] = dict(zip(forms, seconds, strict=True))
-    return Timing(int(np.count_nonzero(sample.weight)), times)
+        times[size] = dict(zip(forms, timed(packed, TIMED_TILES[size]), strict=True))
+    picked = [packed[forms.index(pick(times["large"], PREFERRED["large"]))]]
+    groups = {tiles: timed(picked, tiles)[0] / tiles for tiles in (most, *SMALL_GROUPS)}
+    return Timing(int(np.count_nonzero(sample.weight)), times, groups)
 
 
 @cache
@@ -480,7 +516,11 @@ def write_timings(path: Path, key: str, timings: Mapping[WeightKind, Timing]) ->
     and measures again at its next load.
     """
     entry = {
-        str(kind): {"nonzeros": timing.nonzeros, **timing.seconds}
+        str(kind): {
+            "nonzeros": timing.nonzeros,
+            "groups": {str(tiles): seconds for tiles, seconds in timing.groups.items()},
+            **timing.seconds,
+        }
         for kind, timing in timings.items()
     }
     entries = {other: value for other, value in _entries(path).items() if other != key}
@@ -525,12 +565,13 @@ def _timing(value: Mapping[str, Any], forms: Sequence[str]) -> Timing:
         ValueError, KeyError, TypeError: It is not what `write_timings` writes.
     """
     seconds = {size: {form: value[size][form] for form in forms} for size in CALL_SIZES}
-    numbers = [number for of_form in seconds.values() for number in of_form.values()]
+    groups = {tiles: value["groups"][str(tiles)] for tiles in (GROUP_TILES, *SMALL_GROUPS)}
+    numbers = [*groups.values(), *(t for of_form in seconds.values() for t in of_form.values())]
     if type(value["nonzeros"]) is not int or value["nonzeros"] < 0:
         raise ValueError("nonzeros must be a count")
     if not all(type(number) is float and 0.0 < number < math.inf for number in numbers):
         raise ValueError("seconds must be positive")
-    return Timing(value["nonzeros"], seconds)
+    return Timing(value["nonzeros"], seconds, groups)
 
 
 def _count(parts: Sequence[Linear]) -> NDArray[np.int32]:

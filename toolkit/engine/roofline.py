@@ -21,7 +21,12 @@ NORM_OPERATIONS = 9  # per element: add bias, sum; subtract, square, sum; subtra
 SECONDS = 0.2  # per measured peak
 
 # The roofs: memory, and every cache a thread reads through. Level → its name.
-PEAKS = {"fp32": "fma_gflops", "bf16": "bf16_gflops", "int8": "int8_gops"}
+PEAKS = {
+    "fp32": "fma_gflops",
+    "fp16": "fp16_gflops",
+    "bf16": "bf16_gflops",
+    "int8": "int8_gops",
+}
 LEVELS = {1: "l1", 2: "l2", 3: "l3"}
 MEMORY = "memory"
 UNKNOWN_CACHES = {1: (32 << 10, 1), 2: (1 << 20, 1), 3: (32 << 20, 8)}  # those of a common server
@@ -173,7 +178,7 @@ def buffer_sizes(caches: Mapping[int, tuple[int, int]], num_threads: int) -> dic
 
 def peak_of(kernel: str, peaks: Mapping[str, float]) -> float:
     """Return the peak that bounds a kernel, of `measure_peaks`."""
-    precisions = {"bf16": "bf16", "s8": "int8"}
+    precisions = {"f16": "fp16", "bf16": "bf16", "s8": "int8"}
     return peaks[PEAKS[precisions.get(kernel.partition("_")[0], "fp32")]]
 
 

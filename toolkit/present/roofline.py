@@ -16,7 +16,11 @@ FORMS = dict(
 FORMS["f16_generated"] = "#882255"
 FORMS |= {"s8_generated": SIX[0], "s8_table": SIX[1], "s8_dense": SIX[2], "s8_block": SIX[4]}
 INTEGERS = "s8_"  # squares, in the colours of the float forms
-NARROW = {"bf16_gflops": ("bfloat16, GFLOP/s", "0.4"), "int8_gops": ("8 bits, GOP/s", "0.7")}
+NARROW = {
+    "fp16_gflops": ("half, GFLOP/s", "0.55"),
+    "bf16_gflops": ("bfloat16, GFLOP/s", "0.4"),
+    "int8_gops": ("8 bits, GOP/s", "0.7"),
+}
 ROOFS = {"l2": ("L2", ":"), "l3": ("L3", "--"), "memory": ("memory", "-.")}
 
 # Factors, since both axes are logarithmic: between points of one cluster at most, between clusters

@@ -94,7 +94,8 @@ def load_model(config: ServeRoot) -> Model:
     except ValueError as error:
         raise UsageError(f"engine: {error}") from error
     narrow = engine.narrow
-    precision = "int8" if "int8" in narrow else "bfloat16" if "bf16" in narrow else "float32"
+    names = {"int8": "int8", "bf16": "bfloat16", "fp16": "half"}
+    precision = next((names[name] for name in names if name in narrow), "float32")
     return describe(config, exported, engine.inputs, engine.run, precision)
 
 

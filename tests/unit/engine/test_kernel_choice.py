@@ -44,7 +44,8 @@ class Clock:
         self.calls += 1
         forms = kernel_choice.candidates(kind, allowed)
         seconds = {form: 1e-4 if form == "dense" else 2e-4 for form in forms}
-        return Timing(1000, {size: dict(seconds) for size in CALL_SIZES})
+        groups = dict.fromkeys((kernel_choice.GROUP_TILES, *kernel_choice.SMALL_GROUPS), 1e-4)
+        return Timing(1000, {size: dict(seconds) for size in CALL_SIZES}, groups)
 
 
 @pytest.fixture
@@ -126,6 +127,7 @@ def test_measuring_times_every_candidate(isa: str, is_residual: bool) -> None:
     for seconds in timing.seconds.values():
         assert list(seconds) == kernel_choice.candidates(kind, allowed)
         assert all(0.0 < number < 10.0 for number in seconds.values())
+    assert [*timing.groups] == [32, 16, 8] and all(0.0 < t < 1.0 for t in timing.groups.values())
 
 
 def test_timing_refuses_sizes_that_do_not_fit() -> None:
@@ -200,7 +202,7 @@ def test_code_in_half_precision_is_a_candidate_where_code_may_be_generated(
 
 def test_groups_are_smaller_where_most_weights_run_in_tile_registers() -> None:
     def tiles(isa: str, *forms: str) -> int:
-        return kernel_choice.group_tiles(isa, forms)
+        return kernel_choice.group_tiles(isa, forms, [])
 
     assert tiles("amx_bf16_model", "bf16_dense", "bf16_block", "bf16_compressed", "table") == 16
     assert tiles("amx_bf16_model", "s8_dense", "s8_block", "s8_table") == 16
@@ -208,6 +210,23 @@ def test_groups_are_smaller_where_most_weights_run_in_tile_registers() -> None:
     assert tiles("amx_bf16_model") == 32
     for isa in {*ISAS, "bf16_model", "f16_model"} - {"amx_bf16"}:
         assert tiles(isa, "bf16_dense", "s8_dense") == 32
+
+
+@pytest.mark.parametrize(
+    ("isa", "timed", "tiles"),
+    [
+        ("generic", [{32: 1.0, 16: 0.95, 8: 0.93}], 32),  # within the margin
+        ("generic", [{32: 1.0, 16: 0.9, 8: 0.85}], 16),  # the larger of two that are as fast
+        ("generic", [{32: 1.0, 16: 0.9, 8: 0.6}], 8),
+        ("generic", [{32: 1.0, 16: 0.5, 8: 0.5}, {32: 9.0, 16: 9.0, 8: 9.5}], 32),  # of all weights
+        ("amx_bf16_model", [{32: 1.0, 16: 1.0, 8: 1.0}], 16),
+        ("amx_bf16_model", [{32: 0.8, 16: 1.0, 8: 1.0}], 32),
+    ],
+)
+def test_groups_are_as_large_as_the_clock_says(
+    isa: str, timed: list[dict[int, float]], tiles: int
+) -> None:
+    assert kernel_choice.group_tiles(isa, ["bf16_dense"], timed) == tiles
 
 
 # ---- The file --------------------------------------------------------------------------------

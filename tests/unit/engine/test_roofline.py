@@ -179,6 +179,22 @@ def test_buffers_meet_the_cache_they_are_meant_for(
     assert buffer_sizes(caches, num_threads) == expected
 
 
+@pytest.mark.parametrize(
+    ("kernel", "peak"),
+    [
+        ("generated_avx512", 1.0),
+        ("f16_table_avx512_fp16", 2.0),
+        ("bf16_dense_amx_bf16", 3.0),
+        ("s8_block_amx_bf16", 4.0),
+        ("bf16_attention_avx512_bf16", 3.0),
+        ("avx512_bf16", 1.0),
+    ],
+)
+def test_a_kernel_is_measured_by_the_peak_of_its_precision(kernel: str, peak: float) -> None:
+    peaks = {"fma_gflops": 1.0, "fp16_gflops": 2.0, "bf16_gflops": 3.0, "int8_gops": 4.0}
+    assert roofline.peak_of(kernel, peaks) == peak
+
+
 def test_peaks_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "SECONDS", 0.01)
     monkeypatch.setattr(roofline, "cache_sizes", dict)  # as where the system does not say

@@ -53,7 +53,7 @@ cdef double time_once(PackedLinear weight, tiles_t x, tiles_t init, tiles_t y) n
     for i in range(weight.num_blocks):
         flush(block[i].memory, block[i].memory_bytes)
         flush(block[i].offsets, weight.num_offsets(&block[i]) * <size_t>weight.offsets.itemsize)
-    if block.code != NULL and y.count >= TILE:
+    if block.code != NULL and y.count >= TILE // 2:
         # in a call of many tiles the block that ran before has fetched this one
         touch(<const float *>block.memory, block.memory_bytes // FLOAT_BYTES)
     start = now_s()

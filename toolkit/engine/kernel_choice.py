@@ -147,7 +147,7 @@ class Timing(NamedTuple):
     """How long each candidate took with a sample of `nonzeros` nonzeros.
 
     Attributes:
-        groups: By size of a group in tiles: the seconds per tile of the form picked for large calls.
+        groups: By tiles of a group the seconds per tile, of the form picked for large calls.
     """
 
     nonzeros: int

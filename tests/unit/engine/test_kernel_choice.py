@@ -127,7 +127,8 @@ def test_measuring_times_every_candidate(isa: str, is_residual: bool) -> None:
     for seconds in timing.seconds.values():
         assert list(seconds) == kernel_choice.candidates(kind, allowed)
         assert all(0.0 < number < 10.0 for number in seconds.values())
-    assert [*timing.groups] == [32, 16, 8] and all(0.0 < t < 1.0 for t in timing.groups.values())
+    assert [*timing.groups] == [32, 16, 8]
+    assert all(0.0 < t < 1.0 for t in timing.groups.values())
 
 
 def test_timing_refuses_sizes_that_do_not_fit() -> None:

@@ -22,10 +22,19 @@ static int is_supported_avx512(void) {
 #define DENSE_ROWS 24 /* divides 384, 768, 1024, 3072; 24 of 32 registers accumulate */
 #define QUERY_TILES 2
 #define KEYS 8
+#define VECTOR_CLAMP(x, limit) _mm512_range_ps(x, limit, 2) /* the lesser magnitude with the sign of x */
 #define VECTOR_MAX _mm512_max_ps
 #define VECTOR_MIN _mm512_min_ps
 #define S8_ROWS 24
 #define S8_MADD(a, b) _mm512_madd_epi16((__m512i)(a), (__m512i)(b))
+#define S8_ROUND(x) _mm512_cvtps_epi32(x)
+#define S8_QUADS(x) quads__avx512((__m512i)(x)[0], (__m512i)(x)[1], (__m512i)(x)[2], (__m512i)(x)[3])
+
+static inline __attribute__((always_inline)) __m512i quads__avx512(__m512i a, __m512i b, __m512i c, __m512i d) {
+    /* packing leaves four numbers of a, of b, of c, of d in each 128 bits */
+    const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    return _mm512_shuffle_epi8(bytes, _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
+}
 #include "portable/portable.h"
 #include "table_avx512.h"
 #include "generate_avx512.h"

@@ -20,6 +20,7 @@ static int is_supported_avx512_bf16(void) {
 #define KEYS 8
 #define BF16_DOT(acc, x, w) _mm512_dpbf16_ps(acc, (__m512bh)(x), (__m512bh)(w))
 #define BF16_HALVES(first, second) _mm512_cvtne2ps_pbh(second, first)
+#define VECTOR_CLAMP(x, limit) _mm512_range_ps(x, limit, 2)
 #define VECTOR_MAX _mm512_max_ps
 #define VECTOR_MIN _mm512_min_ps
 #define BF16_PAIRS(even, odd) interleave16__avx512_bf16(_mm512_cvtne2ps_pbh(odd, even))

@@ -15,8 +15,11 @@ static int is_supported_avx512_vnni(void) {
 #define LANES 16
 #define S8_ROWS 24
 #define S8_DOT(acc, x, w) _mm512_dpbusd_epi32((__m512i)(acc), (__m512i)(x), (__m512i)(w))
+#define VECTOR_CLAMP(x, limit) _mm512_range_ps(x, limit, 2)
 #define VECTOR_MAX _mm512_max_ps
 #define VECTOR_MIN _mm512_min_ps
+#define S8_ROUND(x) _mm512_cvtps_epi32(x)
+#define S8_QUADS(x) quads__avx512((__m512i)(x)[0], (__m512i)(x)[1], (__m512i)(x)[2], (__m512i)(x)[3])
 #include "portable/vector.h"
 #include "portable/s8.h"
 

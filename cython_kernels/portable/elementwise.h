@@ -26,7 +26,7 @@ static void SYM(f32_gelu)(float *x, size_t count) {
                                 0.0025922644417732954f, -0.0009117480367422104f};
     for (size_t i = 0; i < count; i += LANES) {
         const VF a = SYM(load)(x + i);
-        const VF b = SYM(max)(SYM(splat)(-5.5f), SYM(min)(SYM(splat)(5.5f), a));
+        const VF b = SYM(clamp)(a, 5.5f);
         const VF u = b * b * (2.0f / 30.25f) - 1.0f;
         VF p = SYM(splat)(c[13]);
         for (int j = 12; j >= 0; j--) p = p * u + c[j];

@@ -6,6 +6,8 @@
  *   S8_MADD(a, b)  where there is none: its instruction for sums of two products of 16 bits; without both plain
  *                  arithmetic stands for them
  *   S8_FLIP        the instruction takes x with a sign: 128 is taken off the features and off the zero point
+ *   S8_ROUND(x)    its instruction for the nearest integers, ties to even; what does not fit becomes the smallest
+ *   S8_QUADS(x)    with it: bytes 0 … 255 of four vectors of integers, cut off beyond, element i of all side by side
  *
  * No form saturates: a sum of four products has at most 18 bits, and of MAX_KBLOCK columns 27. */
 
@@ -187,7 +189,7 @@ static void SYM(u8_convert)(const float *x, int features, rounding_t rounding, f
             const VF place = SYM(min)(SYM(splat)(255.0f), SYM(max)(SYM(splat)(0.0f), -low / scale));
             zero = (place + FLOAT_TRICK) - FLOAT_TRICK;
         }
-        const VF inverse = 1.0f / scale, lowest = -zero, highest = 255.0f - zero;
+        const VF inverse = 1.0f / scale, highest = 255.0f - zero;
         const VI point = __builtin_convertvector(zero, VI);
         SYM(store)(to, scale);
 #ifdef S8_FLIP
@@ -197,13 +199,20 @@ static void SYM(u8_convert)(const float *x, int features, rounding_t rounding, f
 #endif
         to += QUAD_HEADER * TILE;
         for (int f = 0; f < features; f += 4, to += TILE) {
+#ifdef S8_QUADS
+            VI number[4] = {{0}};
+            for (int i = 0; i < 4 && f + i < features; i++)
+                number[i] = (VI)S8_ROUND(SYM(min)(highest, SYM(feature)(xv, factors, f + i) * inverse)) + point;
+            const VI quad = (VI)S8_QUADS(number);
+#else
             VI quad = {0};
             for (int i = 0; i < 4 && f + i < features; i++) {
                 const VF scaled = SYM(feature)(xv, factors, f + i) * inverse;
-                const VF number = SYM(min)(highest, SYM(max)(lowest, scaled));
+                const VF number = SYM(min)(highest, SYM(max)(-zero, scaled));
                 const VI bits = (VI)(number + FLOAT_TRICK) - 0x4b400000 + point;
                 quad |= bits << (8 * i);
             }
+#endif
 #ifdef S8_FLIP
             quad ^= (int32_t)0x80808080;
 #endif

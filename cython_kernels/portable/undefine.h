@@ -8,6 +8,7 @@
 #undef KEYS
 #undef VECTOR_MAX
 #undef VECTOR_MIN
+#undef VECTOR_CLAMP
 #undef BF16_ROWS
 #undef BF16_BLOCK_ROWS
 #undef BF16_PHASES
@@ -60,5 +61,7 @@
 #undef S8_ROWS
 #undef S8_DOT
 #undef S8_MADD
+#undef S8_QUADS
+#undef S8_ROUND
 #undef S8_FLIP
 #undef FLOAT_TRICK

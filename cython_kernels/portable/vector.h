@@ -1,5 +1,5 @@
 /* Vectors of LANES floats in the compilers' vector extension, and names that end in __<isa>. ISA_NAME and LANES are
- * defined before, VECTOR_MAX and VECTOR_MIN where there are such instructions. */
+ * defined before, VECTOR_MAX, VECTOR_MIN and VECTOR_CLAMP where there are such instructions. */
 #include <float.h>
 #include <string.h>
 
@@ -34,3 +34,10 @@ INLINE VF SYM(min)(VF a, VF b) { return (VF)VECTOR_MIN(a, b); }
 INLINE VF SYM(max)(VF a, VF b) { return SYM(select)(a > b, a, b); }
 INLINE VF SYM(min)(VF a, VF b) { return SYM(select)(a < b, a, b); }
 #endif
+INLINE VF SYM(clamp)(VF x, float limit) { /* to -limit … limit, limit > 0; not for NaN */
+#ifdef VECTOR_CLAMP
+    return (VF)VECTOR_CLAMP(x, SYM(splat)(limit));
+#else
+    return SYM(max)(SYM(splat)(-limit), SYM(min)(SYM(splat)(limit), x));
+#endif
+}

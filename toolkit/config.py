@@ -204,6 +204,7 @@ class MovementOptions:
 
     Attributes:
         learning_rate: Of the scores, > 0; it follows the schedule of the weights'.
+        magnitude: Scores begin at so much times |W| over the standard deviation of W; 0: all at 0.
         threshold: soft_movement: weights whose sigmoid of the score is not above it are dropped;
             in (0, 1), reached as the schedule reaches the final sparsity.
         regularization: soft_movement: weight in the loss of the scores' mean sigmoid,
@@ -211,6 +212,7 @@ class MovementOptions:
     """
 
     learning_rate: float
+    magnitude: float
     threshold: float
     regularization: float
 
@@ -219,6 +221,7 @@ class MovementOptions:
             raise ValueError(
                 f"sparsity.movement.learning_rate must be > 0; got {self.learning_rate}"
             )
+        _check_at_least("sparsity.movement.magnitude", self.magnitude, 0)
         if not 0.0 < self.threshold < 1.0:
             raise ValueError(f"sparsity.movement.threshold must be in (0, 1); got {self.threshold}")
         _check_at_least("sparsity.movement.regularization", self.regularization, 0)

@@ -85,8 +85,8 @@ def check_parity(
     torch_outputs, is_quantized = torch_run(model), bool(quantized_linears(model))
     expected = [torch_outputs(batch) for batch in batches]
     atol = config.export.atol
-    if is_quantized:
-        atol += rounding_error(model, batches, expected)
+    if is_quantized:  # either of two that round may be so far from float, in opposite directions
+        atol += 2.0 * rounding_error(model, batches, expected)
     try:
         asked = config.engine
         # torch's threads still compete for the CPU, so timings taken here would be wrong; the file
@@ -107,7 +107,8 @@ def check_parity(
         if not worst <= atol:
             allowed = f"export.atol={config.export.atol:g}"
             if is_quantized:
-                allowed += f" and the {atol - config.export.atol:.2g} that rounding to INT8 makes"
+                rounding = (atol - config.export.atol) / 2.0
+                allowed += f" and twice the {rounding:.2g} that rounding to INT8 makes"
             raise GateError(
                 f"the outputs of engine {name} differ from torch's by {worst:.2g}, more than "
                 f"{allowed}: the export was not kept"

@@ -28,7 +28,11 @@ from toolkit.compress.sparsity.fisher import (
     obs_update,
 )
 from toolkit.compress.sparsity.masks import final_targets, masks_of
-from toolkit.compress.sparsity.movement import MovementScores, regularization_gradient
+from toolkit.compress.sparsity.movement import (
+    MovementScores,
+    initial_scores,
+    regularization_gradient,
+)
 from toolkit.compress.sparsity.weights import describe_checkpoint, prunable_weights
 from toolkit.config import default_sparsity
 from toolkit.errors import UsageError
@@ -140,6 +144,14 @@ def test_movement_learns_as_adam_does() -> None:
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         expected -= 0.5 * 0.01 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
     np.testing.assert_allclose(scores.scores["w"].numpy(), expected, rtol=1e-4)
+
+
+def test_scores_may_begin_at_magnitudes() -> None:
+    weight = np.array([[3.0, -1.0], [0.0, -2.0]], np.float32)
+    found = initial_scores(torch.tensor(weight), 0.5).numpy()
+    np.testing.assert_allclose(found, 0.5 * np.abs(weight) / weight.std(ddof=1), rtol=1e-6)
+    assert initial_scores(torch.ones(2, 2), 0.0).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert torch.isfinite(initial_scores(torch.zeros(2, 2), 0.5)).all()  # a layer of zeros
 
 
 def test_soft_movement_pays_for_open_weights() -> None:

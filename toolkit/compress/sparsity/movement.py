@@ -16,11 +16,12 @@ class MovementScores:
 
     Args:
         weights: (N, K) parameters by name. While they train, each holds `W · mask`.
-        movement: `learning_rate` and, for soft movement, `threshold` and `regularization`.
+        movement: `learning_rate`, `magnitude` and, for soft movement, `threshold` and
+            `regularization`.
         is_soft: Whether sigmoid(S) also pays `regularization`, as soft movement does.
 
     Attributes:
-        scores: (N, K) float32 each, zero at the start.
+        scores: (N, K) float32 each; zero at the start, or what `magnitude` says.
         dense: W (N, K), dropped weights included.
 
     Source: Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning", sections 3, 4.
@@ -33,7 +34,8 @@ class MovementScores:
         self.is_soft = is_soft
         self.dense = {name: weight.detach().clone() for name, weight in weights.items()}
         self.scores = {
-            name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()
+            name: initial_scores(weight.detach(), movement.magnitude)
+            for name, weight in weights.items()
         }
         self.optimizer = torch.optim.Adam(
             list(self.scores.values()), lr=movement.learning_rate, fused=True
@@ -98,6 +100,14 @@ class MovementScores:
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{key}.{name}" in tensors
             }
+
+
+def initial_scores(weight: torch.Tensor, magnitude: float) -> torch.Tensor:
+    """Score weights (N, K) before anything is learnt: `magnitude · |W| / std(W)`, float32."""
+    if magnitude == 0.0:
+        return torch.zeros_like(weight, dtype=torch.float32)
+    size = weight.float().abs()
+    return size * (magnitude / weight.float().std().clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def regularization_gradient(score: torch.Tensor, rate: float) -> torch.Tensor:

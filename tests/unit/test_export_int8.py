@@ -167,7 +167,9 @@ def test_integers_that_lie_close_the_gate(tmp_path: Path, monkeypatch: pytest.Mo
         return {name: replace(layer, x_zero_point=0) for name, layer in found.items()}
 
     monkeypatch.setattr("toolkit.export.integers_of", wrong)
-    with pytest.raises(GateError, match=r"than export.atol=0.0001 and twice the .* rounding to INT8"):
+    with pytest.raises(
+        GateError, match=r"than export.atol=0.0001 and twice the .* rounding to INT8"
+    ):
         export(root_of(None, tmp_path / "x"))
     assert list((tmp_path / "x").iterdir()) == []
 

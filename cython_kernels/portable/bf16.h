@@ -48,8 +48,9 @@ static void SYM(bf16_convert)(const float *x, int features, float *pairs) {
 /* x * Phi(x) where the result is rounded to bfloat16 next: |error| <= 2e-4 + 3e-7 |x| for half the work. As there, P
  * is a minimax polynomial, of degree 6 in x^2 itself, x clamped to +-3.9 inside, where Phi is taken for 0 and 1. */
 static void SYM(bf16_gelu)(float *x, size_t count) {
-    static const float c[7] = {0.397874653339386f,       -0.06456904113292694f,    0.008775514550507069f, -0.0008159535354934633f,
-                               4.831430851481855e-05f, -1.6257328070423682e-06f, 2.3504282964381673e-08f};
+    static const float c[7] = {0.397874653339386f,     -0.06456904113292694f,  0.008775514550507069f,
+                               -0.0008159535354934633f, 4.831430851481855e-05f, -1.6257328070423682e-06f,
+                               2.3504282964381673e-08f};
     for (size_t i = 0; i < count; i += LANES) {
         const VF a = SYM(load)(x + i);
         const VF b = SYM(clamp)(a, 3.9f);

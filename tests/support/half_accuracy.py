@@ -56,13 +56,13 @@ def main() -> None:
     halves = Engine(read_graph(file), 2, "asked for", "f16_model", "table", "fp16")
     found = logits_of(halves, tokenizer, texts)
     difference = np.abs(found - exact)
+    changed = np.count_nonzero(found.argmax(1) != exact.argmax(1))
+    float32, half = (100 * (logits.argmax(1) == labels).mean() for logits in (exact, found))
     print(
-        f"{len(labels)} texts; float32 {100 * (exact.argmax(1) == labels).mean():.2f} %,", end=" "
+        f"{len(labels)} texts; float32 {float32:.2f} %, half {half:.2f} %, "
+        f"{changed} answers changed; logits differ by {difference.mean():.2g} in the mean, "
+        f"{np.sqrt((difference**2).mean()):.2g} root mean square, {difference.max():.2g} at most"
     )
-    print(f"half {100 * (found.argmax(1) == labels).mean():.2f} %,", end=" ")
-    print(f"{np.count_nonzero(found.argmax(1) != exact.argmax(1))} answers changed;", end=" ")
-    print(f"logits differ by {difference.mean():.2g} in the mean,", end=" ")
-    print(f"{np.sqrt((difference**2).mean()):.2g} root mean square, {difference.max():.2g} at most")
 
 
 if __name__ == "__main__":

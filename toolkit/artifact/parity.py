@@ -84,9 +84,9 @@ def check_parity(
     """
     torch_outputs, is_quantized = torch_run(model), bool(quantized_linears(model))
     expected = [torch_outputs(batch) for batch in batches]
-    atol = config.export.atol
-    if is_quantized:  # either of two that round may be so far from float, in opposite directions
-        atol += 2.0 * rounding_error(model, batches, expected)
+    rounding = rounding_error(model, batches, expected) if is_quantized else 0.0
+    # either of two that round may be so far from float, in opposite directions
+    atol = config.export.atol + 2.0 * rounding
     try:
         asked = config.engine
         # torch's threads still compete for the CPU, so timings taken here would be wrong; the file
@@ -107,7 +107,6 @@ def check_parity(
         if not worst <= atol:
             allowed = f"export.atol={config.export.atol:g}"
             if is_quantized:
-                rounding = (atol - config.export.atol) / 2.0
                 allowed += f" and twice the {rounding:.2g} that rounding to INT8 makes"
             raise GateError(
                 f"the outputs of engine {name} differ from torch's by {worst:.2g}, more than "

@@ -54,7 +54,6 @@ Array = NDArray[Any]
 # take equally long at 90 % zeros, with weights out of cache.
 SMALL_TILES = 8
 CALL_SIZES = ("small", "large")
-TIMED_TILES = {"small": 4, "large": 32}
 
 # Tiles that a thread takes through the encoder together: many enough to read a block of weights
 # rarely, few enough that their activations stay in cache (docs/engine.md). Smaller groups are timed
@@ -64,8 +63,9 @@ TIMED_TILES = {"small": 4, "large": 32}
 # on an Intel CPU with AMX and 2 MB of it, x, y and the weights at work had to stay below 1.5 MB,
 # and groups of 8 to 16 tiles were the fastest.
 GROUP_TILES, TILE_REGISTER_GROUP = 32, 16
-SMALL_GROUPS = (16, 8)
+GROUPS = (GROUP_TILES, 16, 8)
 GROUP_TIE = 1.08
+TIMED_TILES = {"small": 4, "large": GROUP_TILES}
 TILE_REGISTER_FORMS = {"bf16_dense", "bf16_block", "bf16_compressed", "s8_dense", "s8_block"}
 
 SIXTEEN_BITS = {
@@ -270,10 +270,9 @@ def choose(plan: Plan, isa: str, forms: Forms, num_threads: int, path: Path | No
                 write_timings(path, key, timings) if path else "not stored: no file was asked for"
             )
     by_kind = {kind: choose_forms(kind, forms, timings.get(kind)) for kind in set(kinds.values())}
-    large = [by_kind[kinds[name]][1].form for name in weights if name in layers]
-    timed = [
-        timings[kinds[name]].groups for name in weights if name in layers and kinds[name] in timings
-    ]
+    in_layers = [kinds[name] for name in weights if name in layers]
+    large = [by_kind[kind][1].form for kind in in_layers]
+    timed = [timings[kind].groups for kind in in_layers if kind in timings]
     return Choices(
         {name: by_kind[kind] for name, kind in kinds.items()},
         f"forms {origin}",
@@ -401,7 +400,7 @@ def group_tiles(isa: str, forms: Sequence[str], timed: Sequence[Mapping[int, flo
     usual = TILE_REGISTER_GROUP if has_registers and 2 * in_registers > len(forms) else GROUP_TILES
     if not timed:
         return usual
-    seconds = {tiles: sum(groups[tiles] for groups in timed) for tiles in timed[0]}
+    seconds = {tiles: sum(groups[tiles] for groups in timed) for tiles in GROUPS}
     preferred = sorted(seconds, key=lambda tiles: (tiles != usual, -tiles))
     return next(t for t in preferred if seconds[t] <= GROUP_TIE * min(seconds.values()))
 
@@ -446,8 +445,10 @@ def measure_forms(kind: WeightKind, sample: Linear, isa: str, allowed: Forms) ->
         if memory is not None:
             memory.seal()
         times[size] = dict(zip(forms, timed(packed, TIMED_TILES[size]), strict=True))
-    picked = [packed[forms.index(pick(times["large"], PREFERRED["large"]))]]
-    groups = {tiles: timed(picked, tiles)[0] / tiles for tiles in (most, *SMALL_GROUPS)}
+    form = pick(times["large"], PREFERRED["large"])
+    groups = {most: times["large"][form] / most}  # `packed` are those of large calls now
+    for tiles in GROUPS[1:]:
+        groups[tiles] = timed([packed[forms.index(form)]], tiles)[0] / tiles
     return Timing(int(np.count_nonzero(sample.weight)), times, groups)
 
 
@@ -565,7 +566,7 @@ def _timing(value: Mapping[str, Any], forms: Sequence[str]) -> Timing:
         ValueError, KeyError, TypeError: It is not what `write_timings` writes.
     """
     seconds = {size: {form: value[size][form] for form in forms} for size in CALL_SIZES}
-    groups = {tiles: value["groups"][str(tiles)] for tiles in (GROUP_TILES, *SMALL_GROUPS)}
+    groups = {tiles: value["groups"][str(tiles)] for tiles in GROUPS}
     numbers = [*groups.values(), *(t for of_form in seconds.values() for t in of_form.values())]
     if type(value["nonzeros"]) is not int or value["nonzeros"] < 0:
         raise ValueError("nonzeros must be a count")

@@ -44,7 +44,7 @@ class Clock:
         self.calls += 1
         forms = kernel_choice.candidates(kind, allowed)
         seconds = {form: 1e-4 if form == "dense" else 2e-4 for form in forms}
-        groups = dict.fromkeys((kernel_choice.GROUP_TILES, *kernel_choice.SMALL_GROUPS), 1e-4)
+        groups = dict.fromkeys(kernel_choice.GROUPS, 1e-4)
         return Timing(1000, {size: dict(seconds) for size in CALL_SIZES}, groups)
 
 

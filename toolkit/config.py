@@ -541,17 +541,16 @@ class QuantizationConfig:
             with a scale per word: a quarter of the bytes, for next to no loss.
         start_epoch: Training: epoch from which weights and inputs are rounded, >= 0; null is the
             last quarter.
-        freeze_epoch: Training: epoch from which the inputs' ranges stay as they are, at least
-            `start_epoch`; null is halfway from there to the end.
+        freeze_epoch: Training: epoch at which the inputs' ranges are calibrated for the last time,
+            at least `start_epoch`, where they are for the first; null is halfway from there to the
+            end.
         learning_rate: Training: to which it is set back at `start_epoch`, > 0, to fall linearly
             from there; null is the Trainer's.
         final_learning_rate: Training: where it ends, >= 0.
-        averaging: Training: weight of a new batch in the moving average of the inputs' ranges, in
-            (0, 1].
-        calibration: Export: how the inputs' ranges are chosen; see `Calibration`.
-        percentile: Export: of `calibration=percentile`, in (50, 100]: so many percent of an
-            input's numbers lie below its range's upper end, and as many above its lower end.
-        num_calibration_examples: Export: training examples that are looked at, >= 1.
+        calibration: How the inputs' ranges are chosen; see `Calibration`.
+        percentile: Of `calibration=percentile`, in (50, 100]: so many percent of an input's
+            numbers lie below its range's upper end, and as many above its lower end.
+        num_calibration_examples: Training examples that are looked at, >= 1.
         smooth: Export: how much of the inputs' outliers goes over to the weights, in [0, 1];
             null leaves them.
         num_sensitivity_examples: Export: of these, how many the sensitivity of each layer is
@@ -568,7 +567,6 @@ class QuantizationConfig:
     freeze_epoch: float | None
     learning_rate: float | None
     final_learning_rate: float
-    averaging: float
     calibration: Calibration
     percentile: float
     num_calibration_examples: int
@@ -586,8 +584,6 @@ class QuantizationConfig:
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"quantization.learning_rate must be > 0; got {self.learning_rate}")
         _check_at_least("quantization.final_learning_rate", self.final_learning_rate, 0)
-        if not 0.0 < self.averaging <= 1.0:
-            raise ValueError(f"quantization.averaging must be in (0, 1]; got {self.averaging}")
         if not 50.0 < self.percentile <= 100.0:
             raise ValueError(f"quantization.percentile must be in (50, 100]; got {self.percentile}")
         _check_at_least("quantization.num_calibration_examples", self.num_calibration_examples, 1)

@@ -101,7 +101,7 @@ def test_interrupted_and_resumed(
 
 
 def test_int8_interrupted_resumed_and_exported(toolkit: Run, tmp_path: Path) -> None:
-    """Killed while ranges are learnt; ends as one that was not, down to the file."""
+    """Killed between two calibrations of the ranges; ends as one that was not, down to the file."""
     args = [*LONG, "quantization=int8", "then=[export]", "trainer.save_total_limit=20"]
     with start([*args, "output_dir=run"], tmp_path) as process:
         # of 96 steps, from 72 on weights are rounded

@@ -55,7 +55,6 @@ VALID = {type(part): part for root in ROOTS for part in vars(root).values()}
         (QuantizationConfig, "freeze_epoch", -1.0, "quantization.freeze_epoch must be at least"),
         (QuantizationConfig, "learning_rate", 0.0, "quantization.learning_rate must be > 0; got"),
         (QuantizationConfig, "final_learning_rate", -1.0, "final_learning_rate must be at least"),
-        (QuantizationConfig, "averaging", 0.0, "quantization.averaging must be in (0, 1]; got 0"),
         (QuantizationConfig, "percentile", 50.0, "quantization.percentile must be in (50, 100]"),
         (QuantizationConfig, "num_calibration_examples", 0, "calibration_examples must be at leas"),
         (QuantizationConfig, "smooth", 1.5, "quantization.smooth must be in [0, 1]; got 1.5"),

@@ -3,7 +3,8 @@
 B texts, T tokens, H features.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,12 @@ def enter(model: PreTrainedModel, batch: TextBatch) -> Flow:
     finally:
         hook.remove()
     return caught[0]
+
+
+def on_device(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Move a batch to the model, without what only a teacher takes."""
+    known = inspect.signature(type(model).forward).parameters
+    return {name: part.to(model.device) for name, part in batch.items() if name in known}
 
 
 def run_layer(layer: nn.Module, flow: Flow) -> torch.Tensor:

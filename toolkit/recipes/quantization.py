@@ -29,7 +29,7 @@ def read_quantization(modifier: Modifier, plan: Plan) -> None:
     modifier.only("reduce_range", (False, 0), "integers have all their 8 bits")
     modifier.only("tensorrt", (False, 0), "inputs have a zero point")
     for key in ("num_calibration_steps", "custom_quantizable_module_types"):
-        modifier.only(key, (None,), "ranges are learnt while training, in linear layers")
+        modifier.only(key, (None,), "ranges are calibrated while training, in linear layers")
     for key in ("activation_qconfig_kwargs", "weight_qconfig_kwargs"):
         modifier.only(key, (None, {}), "observers are the toolkit's")
     for key in ("scheme", "default_scheme"):

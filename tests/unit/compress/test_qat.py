@@ -13,6 +13,8 @@ from support.configs import TINY, compose
 from support.tiny import make_model, pruning, trainer_for
 from transformers import AutoModelForSequenceClassification
 
+from toolkit.compress.flow import seen
+from toolkit.compress.model import evaluating
 from toolkit.compress.quantization.callback import (
     RANGES_FILE,
     QuantizationCallback,
@@ -20,7 +22,12 @@ from toolkit.compress.quantization.callback import (
     rate_factor,
 )
 from toolkit.compress.quantization.grids import round_weight
-from toolkit.compress.quantization.layers import GRIDS_FILE, encoder_linears, quantized_linears
+from toolkit.compress.quantization.layers import (
+    GRIDS_FILE,
+    as_float,
+    encoder_linears,
+    quantized_linears,
+)
 from toolkit.errors import InputError, UsageError
 from toolkit.record import read_record
 from toolkit.train import train
@@ -52,7 +59,7 @@ def test_steps() -> None:
     assert qat_steps(q, 8, 24) == (8, 16)
     assert qat_steps(qat("start_epoch=null").quantization, 8, 32) == (24, 28)
     assert qat_steps(qat("freeze_epoch=2.5").quantization, 8, 24) == (8, 20)
-    assert qat_steps(qat("freeze_epoch=1").quantization, 8, 24) == (8, 9)  # one batch is seen
+    assert qat_steps(qat("freeze_epoch=1").quantization, 8, 24) == (8, 8)
     with pytest.raises(UsageError, match=r"starts at epoch 1 .* but training ends after 1 epochs"):
         qat_steps(q, 8, 8)
 
@@ -79,43 +86,48 @@ def test_the_learning_rate_is_completed_set_back_and_completed_again(tmp_path: P
 
 
 def test_rounding_starts_in_time_and_ranges_are_frozen_late(tmp_path: Path) -> None:
-    seen: list[tuple[int, int, float]] = []
+    seen: list[tuple[int, float]] = []
 
     class Watch(QuantizationCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             modules = quantized_linears(kwargs["model"])
             high = modules["layers.0.query"].input.high if modules else None
-            seen.append((state.global_step, len(modules), 0.0 if high is None else float(high)))
+            seen.append((len(modules), 0.0 if high is None else float(high)))
 
-    trainer = trained(tmp_path, Watch(qat("keep_float=['*.value']").quantization))
-    assert [count for _, count, _ in seen] == [0] * 8 + [10] * 16
-    highs = [high for _, _, high in seen[8:]]
-    assert len(set(highs[:8])) == 8  # of steps 8 … 15
-    assert set(highs[8:]) == {highs[7]}
+    callback = Watch(qat("keep_float=['*.value']", "freeze_epoch=2.5").quantization)
+    trainer = trained(tmp_path, callback, epochs=4)
+    assert [count for count, _ in seen] == [0] * 8 + [10] * 24
+    highs = [high for _, high in seen[8:]]
+    for first, last in ((0, 8), (8, 12), (12, 24)):  # epoch 1, half of epoch 2, frozen
+        assert len(set(highs[first:last])) == 1
+    assert len(set(highs)) == 3
     for name, linear in encoder_linears(trainer.model).items():
         on_grid = torch.allclose(round_weight(linear.weight), linear.weight, rtol=1e-6, atol=0)
         assert on_grid == (not name.endswith("value"))
 
 
-def test_ranges_are_a_moving_average_of_what_was_seen(tmp_path: Path) -> None:
-    taken: list[float] = []
+def test_ranges_are_those_of_calibration(tmp_path: Path) -> None:
+    """With all 64 examples and `min_max` no draw matters: the largest number of all is found."""
+    expected: list[float] = []
 
     class Watch(QuantizationCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            model, data = kwargs["model"], kwargs["train_dataloader"]
+            if state.global_step == self.freeze:
+                last = encoder_linears(model)["layers.1.output"]
+                batch = data.collate_fn([data.dataset[i] for i in range(len(data.dataset))])
+                batch = {name: part for name, part in batch.items() if name != "labels"}
+                with torch.no_grad(), evaluating(model), as_float(model), seen([last]) as taken:
+                    model(**batch)
+                expected.append(float(taken[0][batch["attention_mask"].bool()].max()))
             super().on_step_begin(args, state, control, **kwargs)
-            modules = quantized_linears(kwargs["model"])
-            if modules and not taken:
-                modules["layers.1.output"].register_forward_pre_hook(
-                    lambda _, inputs: taken.append(float(inputs[0].detach().max()))
-                )
 
-    trainer = trained(tmp_path, Watch(qat("averaging=0.25", "freeze_epoch=2").quantization))
-    expected = taken[0]
-    for high in taken[1:8]:
-        expected += 0.25 * (high - expected)
+    options = qat("calibration=min_max", "num_calibration_examples=64", "smooth=0.5")
+    trainer = trained(tmp_path, Watch(options.quantization))
     at = quantized_linears(trainer.model)["layers.1.output"].input
     assert at.high is not None
-    assert float(at.high) == pytest.approx(expected)
+    assert float(at.high) == pytest.approx(expected[0])
+    assert at.factor is None  # only an export moves outliers
 
 
 @pytest.mark.parametrize("step", [6, 12, 20])  # before, while learning ranges, once frozen
@@ -149,12 +161,12 @@ def test_a_checkpoint_without_its_ranges_is_refused(tmp_path: Path) -> None:
 
 def test_what_has_not_been_rounded_cannot_be_the_best() -> None:
     """`load_best_model_at_end` compares with `best_metric`."""
-    callback, model = qat(), make_model()
-    callback.names, callback.start, callback.freeze = list(encoder_linears(model)), 8, 16
+    callback = qat()
+    callback.start, callback.freeze, callback.steps_per_epoch = 9, 15, 8  # no step of those below
     left = []
-    for step in (0, 8, 16, 17):
+    for step in (0, 10, 14, 16):
         state = SimpleNamespace(global_step=step, best_metric=0.5)
-        callback.on_step_begin(None, state, None, model=model)
+        callback.on_step_begin(None, state, None, model=None)
         left.append(state.best_metric)
     assert left == [None, None, None, 0.5]
 

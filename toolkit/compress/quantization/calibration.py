@@ -156,8 +156,7 @@ def find_ranges(
         counts[i] += torch.histc(x, BINS, edges[i][0], edges[i][-1]).numpy()
     for i, first in enumerate(firsts):
         ends = choose_range(counts[i], edges[i], options)
-        first.input.reach(*torch.tensor(ends, dtype=torch.float32))
-        first.input.is_frozen = True
+        first.input.reach(*torch.tensor(ends, dtype=torch.float32, device=first.weight.device))
 
 
 def smoothing_factor(
@@ -257,7 +256,7 @@ def _inputs(
         for batch in bar(batches, "calibrating"):
             model(**batch)
             is_token = batch["attention_mask"].bool()
-            yield from ((i, value[is_token]) for i, value in enumerate(values))
+            yield from ((i, value[is_token].float().cpu()) for i, value in enumerate(values))
 
 
 def _outputs(model: PreTrainedModel, batches: Sequence[TextBatch]) -> torch.Tensor:

@@ -1,12 +1,16 @@
 """The Trainer's callback: rounds in the last part of a training, and survives a resume."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from toolkit.compress.flow import on_device
+from toolkit.compress.model import evaluating
+from toolkit.compress.quantization.calibration import find_ranges
 from toolkit.compress.quantization.layers import (
     chosen_layers,
     encoder_linears,
@@ -14,6 +18,7 @@ from toolkit.compress.quantization.layers import (
     quantized_linears,
     round_weights,
 )
+from toolkit.compress.sparsity.calibration import draw_batches
 from toolkit.compress.sparsity.callback import refuse_sharding, replaceable
 from toolkit.config import QuantizationConfig
 from toolkit.errors import InputError, UsageError
@@ -32,6 +37,8 @@ class QuantizationCallback(TrainerCallback):
 
     From `start_epoch` on the encoder's linear layers compute with rounded weights and inputs, while
     the optimizer goes on moving the weights behind them. At the end the weights are on their grid.
+    The inputs' ranges are calibrated on training examples, as `export` would: at `start_epoch`,
+    every epoch from there, and at `freeze_epoch` for the last time.
 
     A checkpoint of the Trainer holds the inputs' ranges, so that training resumed from it goes on
     exactly as if it had never stopped.
@@ -59,21 +66,21 @@ class QuantizationCallback(TrainerCallback):
         refuse_sharding(args, "quantization")
         self.names = chosen_layers(list(encoder_linears(kwargs["model"])), q.keep_float)
         batches = len(kwargs["train_dataloader"])
-        steps_per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
-        self.start, self.freeze = qat_steps(q, steps_per_epoch, state.max_steps)
+        self.steps_per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+        self.start, self.freeze = qat_steps(q, self.steps_per_epoch, state.max_steps)
         self._set_rate(args, kwargs["lr_scheduler"], state.max_steps)
         if state.global_step > 0:
             self._read_state(args, state, kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin to round, or freeze the ranges, where it is time."""
-        model = kwargs["model"]
-        if state.global_step >= self.start and not quantized_linears(model):
-            quantize(model, self.names, self.quantization.averaging)
-        if state.global_step <= self.freeze:
+        """Begin to round, and find the ranges, where it is time."""
+        model, step = kwargs["model"], state.global_step
+        if step <= self.freeze:
             state.best_metric = None  # what has not been rounded must not win
-        for module in quantized_linears(model).values():
-            module.input.is_frozen = state.global_step >= self.freeze
+        if step == self.start:
+            quantize(model, self.names)
+        if step in range(self.start, self.freeze, self.steps_per_epoch) or step == self.freeze:
+            self._calibrate(args, kwargs["train_dataloader"], model, seed=step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the ranges into the Trainer's checkpoint; none yet is an empty file."""
@@ -88,9 +95,16 @@ class QuantizationCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Round the weights for good."""
-        for module in quantized_linears(kwargs["model"]).values():
-            module.input.is_frozen = True
         round_weights(kwargs["model"])
+
+    def _calibrate(self, args: Any, data: Any, model: Any, seed: int) -> None:
+        """Choose every input's range anew, by other examples each time."""
+        options = replace(self.quantization, smooth=None)  # the weights are not to be changed
+        count, size = options.num_calibration_examples, args.per_device_eval_batch_size
+        drawn = draw_batches(data.dataset, data.collate_fn, count, size, seed)
+        batches = [on_device(model, batch) for batch in drawn]
+        with evaluating(model):
+            find_ranges(model, quantized_linears(model), batches, options)
 
     def _set_rate(self, args: Any, scheduler: Any, max_steps: int) -> None:
         """Let the Trainer's schedule end at `start`, and begin another one there."""
@@ -122,7 +136,7 @@ class QuantizationCallback(TrainerCallback):
         ranges = load_file(path)
         if not ranges:
             return
-        quantize(model, self.names, self.quantization.averaging)
+        quantize(model, self.names)
         modules = quantized_linears(model)
         if ranges.keys() != {f"{name}.{end}" for name in modules for end in ("low", "high")}:
             raise InputError(f"the ranges in {path} belong to another model than the one trained")
@@ -147,7 +161,7 @@ def qat_steps(q: QuantizationConfig, steps_per_epoch: int, max_steps: int) -> tu
             "(trainer.num_train_epochs) or start earlier"
         )
     then = round((first + max_steps) / 2 if freeze is None else freeze * steps_per_epoch)
-    return first, max(then, first + 1)  # something must have been seen
+    return first, max(then, first)
 
 
 def _ranges_file(args: Any, state: Any) -> Path:

@@ -40,34 +40,16 @@ class Input:
 
     Attributes:
         grid: Where its numbers are rounded to; None before anything was seen.
-        low: () float32, moving average of the batches' smallest numbers; `high`: of the largest.
+        low: () float32, the smallest number that shall be held; `high`: the largest.
         factor: (K,) float32 that the features are multiplied by before they are rounded; None
             leaves them.
-        averaging: Weight of a new batch in the averages, in (0, 1].
-        is_frozen: Whether nothing more is learnt.
     """
 
-    def __init__(self, averaging: float = 1.0) -> None:
+    def __init__(self) -> None:
         self.grid: Grid | None = None
         self.low: torch.Tensor | None = None
         self.high: torch.Tensor | None = None
         self.factor: torch.Tensor | None = None
-        self.averaging = averaging
-        self.is_frozen = False
-
-    def observe(self, x: torch.Tensor) -> None:
-        """Move the averages towards a batch's smallest and largest number, over all processes."""
-        ends = torch.stack([-x.detach().amin(), x.detach().amax()]).float()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
-        low, high = -ends[0], ends[1]
-        if self.low is None or self.high is None:
-            self.reach(low, high)
-        else:
-            self.reach(
-                torch.lerp(self.low, low, self.averaging),
-                torch.lerp(self.high, high, self.averaging),
-            )
 
     def reach(self, low: torch.Tensor, high: torch.Tensor) -> None:
         """Take the grid from `low` to `high`, () float32 each."""
@@ -79,13 +61,10 @@ class QuantizedLinear(nn.Linear):
 
     Attributes:
         input: Of this layer, shared by those that read the same.
-        observes: Whether this layer shows its input to `input` while training; one of those that
-            share it does.
         is_rounding: False computes in float.
     """
 
     input: Input
-    observes: bool
     is_rounding: bool
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -94,8 +73,6 @@ class QuantizedLinear(nn.Linear):
             x = x * self.input.factor
         if not self.is_rounding:
             return nn.functional.linear(x, self.weight, self.bias)
-        if self.training and self.observes and not self.input.is_frozen:
-            self.input.observe(x)
         assert self.input.grid is not None, "a layer without a grid"
         return nn.functional.linear(
             round_input(x, self.input.grid), round_weight(self.weight), self.bias
@@ -160,7 +137,7 @@ def chosen_layers(names: Sequence[str], keep_float: Iterable[str]) -> list[str]:
     return [name for name in names if not any(fnmatchcase(name, p) for p in keep_float)]
 
 
-def quantize(model: PreTrainedModel, names: Iterable[str], averaging: float = 1.0) -> None:
+def quantize(model: PreTrainedModel, names: Iterable[str]) -> None:
     """Make these layers `QuantizedLinear`, in place; their inputs are yet unseen."""
     linears, inputs = encoder_linears(model), dict[str, Input]()
     for name in names:
@@ -168,8 +145,8 @@ def quantize(model: PreTrainedModel, names: Iterable[str], averaging: float = 1.
         place = f"{layer}.input" if kind in SHARED else name
         module: Any = linears[name]
         module.__class__ = QuantizedLinear
-        module.observes, module.is_rounding = place not in inputs, True
-        module.input = inputs.setdefault(place, Input(averaging))
+        module.is_rounding = True
+        module.input = inputs.setdefault(place, Input())
 
 
 def unquantize(module: QuantizedLinear) -> None:
@@ -178,7 +155,7 @@ def unquantize(module: QuantizedLinear) -> None:
         module.weight.data.mul_(module.input.factor)
     plain: Any = module
     plain.__class__ = nn.Linear
-    for name in ("input", "observes", "is_rounding"):
+    for name in ("input", "is_rounding"):
         delattr(plain, name)
 
 
@@ -277,7 +254,6 @@ def read_grids(model: PreTrainedModel, folder: Path) -> bool:
     for name, module in quantized_linears(model).items():
         scale, zero_point = grids[name]
         module.input.grid = Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32))
-        module.input.is_frozen = True
     return True
 
 

@@ -2,7 +2,6 @@
 pruning.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.compress.depth import encoder_layers
-from toolkit.compress.flow import enter, run_layer, seen
+from toolkit.compress.flow import enter, on_device, run_layer, seen
 from toolkit.compress.model import evaluating
 from toolkit.compress.sparsity.fisher import (
     groups_that_fit,
@@ -80,7 +79,7 @@ def layerwise_step(
     names = {id(weight): name for name, weight in weights.items()}
     masks: dict[str, torch.Tensor] = {}
     with evaluating(model):
-        flows = [enter(model, _on_device(model, batch)) for batch in texts()]
+        flows = [enter(model, on_device(model, batch)) for batch in texts()]
         for layer in bar(encoder_layers(model), "pruning layers"):
             linears = {
                 names[id(module.weight)]: module
@@ -292,7 +291,7 @@ def loss_on_labels(model: PreTrainedModel, batch: Any) -> torch.Tensor:
     Raises:
         UsageError: The batch has no labels.
     """
-    loss: torch.Tensor | None = getattr(model(**_on_device(model, batch)), "loss", None)
+    loss: torch.Tensor | None = getattr(model(**on_device(model, batch)), "loss", None)
     if loss is None:
         raise UsageError(
             "sparsity.method=obert needs a loss on labels, which this task has not: "
@@ -303,9 +302,3 @@ def loss_on_labels(model: PreTrainedModel, batch: Any) -> torch.Tensor:
 
 def _backward(model: PreTrainedModel, batch: Any) -> None:
     loss_on_labels(model, batch).backward()
-
-
-def _on_device(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Move a batch to the model, without what only a teacher takes."""
-    known = inspect.signature(type(model).forward).parameters
-    return {name: part.to(model.device) for name, part in batch.items() if name in known}

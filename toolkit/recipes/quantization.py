@@ -52,7 +52,8 @@ def read_quantization(modifier: Modifier, plan: Plan) -> None:
         modifier,
         "INT8 are the inputs and weights of the encoder's linear layers, with a scale per output"
         + (", and word embeddings when exported" if embeddings else "")
-        + "; pooler, head, attention's products and all outputs stay in float32",
+        + "; the inputs' ranges are calibrated, not averaged; pooler, head, attention's products "
+        "and all outputs stay in float32",
     )
     plan.groups["quantization"] = {"start_epoch": float(start), "embeddings": embeddings}
     if freeze is not None and freeze >= 0:

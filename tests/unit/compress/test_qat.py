@@ -86,18 +86,18 @@ def test_the_learning_rate_is_completed_set_back_and_completed_again(tmp_path: P
 
 
 def test_rounding_starts_in_time_and_ranges_are_frozen_late(tmp_path: Path) -> None:
-    seen: list[tuple[int, float]] = []
+    found: list[tuple[int, float]] = []
 
     class Watch(QuantizationCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             modules = quantized_linears(kwargs["model"])
             high = modules["layers.0.query"].input.high if modules else None
-            seen.append((len(modules), 0.0 if high is None else float(high)))
+            found.append((len(modules), 0.0 if high is None else float(high)))
 
     callback = Watch(qat("keep_float=['*.value']", "freeze_epoch=2.5").quantization)
     trainer = trained(tmp_path, callback, epochs=4)
-    assert [count for count, _ in seen] == [0] * 8 + [10] * 24
-    highs = [high for _, high in seen[8:]]
+    assert [count for count, _ in found] == [0] * 8 + [10] * 24
+    highs = [high for _, high in found[8:]]
     for first, last in ((0, 8), (8, 12), (12, 24)):  # epoch 1, half of epoch 2, frozen
         assert len(set(highs[first:last])) == 1
     assert len(set(highs)) == 3
@@ -130,7 +130,7 @@ def test_ranges_are_those_of_calibration(tmp_path: Path) -> None:
     assert at.factor is None  # only an export moves outliers
 
 
-@pytest.mark.parametrize("step", [6, 12, 20])  # before, while learning ranges, once frozen
+@pytest.mark.parametrize("step", [6, 12, 20])  # before, between two calibrations, once frozen
 def test_resumed_run_is_bit_identical(tmp_path: Path, step: int) -> None:
     def callbacks() -> list[Any]:
         return [pruning(0.8, block_shape=[1, 4]), qat("freeze_epoch=2")]
@@ -159,14 +159,16 @@ def test_a_checkpoint_without_its_ranges_is_refused(tmp_path: Path) -> None:
         trained(tmp_path, qat(), resume=str(checkpoint), **saving)
 
 
-def test_what_has_not_been_rounded_cannot_be_the_best() -> None:
+def test_what_has_not_been_rounded_cannot_be_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """`load_best_model_at_end` compares with `best_metric`."""
-    callback = qat()
-    callback.start, callback.freeze, callback.steps_per_epoch = 9, 15, 8  # no step of those below
+    callback, model = qat(), make_model()
+    monkeypatch.setattr(callback, "_calibrate", lambda *_, **__: None)  # there are no examples
+    callback.names, callback.start, callback.freeze = list(encoder_linears(model)), 8, 16
+    callback.steps_per_epoch = 8
     left = []
-    for step in (0, 10, 14, 16):
+    for step in (0, 8, 16, 17):
         state = SimpleNamespace(global_step=step, best_metric=0.5)
-        callback.on_step_begin(None, state, None, model=None)
+        callback.on_step_begin(None, state, None, model=model, train_dataloader=None)
         left.append(state.best_metric)
     assert left == [None, None, None, 0.5]
 
